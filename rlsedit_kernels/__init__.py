@@ -1,0 +1,31 @@
+"""Recursive least squares kernels for writing facts into language models.
+
+The recursion of RLSEdit (arXiv 2601.15686) keeps C = (lambda^2 I + mu^2 K0'K0 + sum K'K)^-1 up to date at a
+cost that depends on the new batch only. See `ops` for the kernels, `Prior`, `CovarianceState` and `RLSFilter`
+for the recursion, and `reference` for float64 SciPy versions of all of it.
+"""
+
+from rlsedit_kernels import ops, reference
+from rlsedit_kernels._version import __version__
+from rlsedit_kernels.backends import BackendInfo, BackendUnavailableError, backends, use_backend
+from rlsedit_kernels.errors import BreakdownError, LeverageError
+from rlsedit_kernels.filter import RLSFilter, Step
+from rlsedit_kernels.priors import Prior
+from rlsedit_kernels.states import CovarianceState, Health
+
+__all__ = [
+    "BackendInfo",
+    "BackendUnavailableError",
+    "BreakdownError",
+    "CovarianceState",
+    "Health",
+    "LeverageError",
+    "Prior",
+    "RLSFilter",
+    "Step",
+    "__version__",
+    "backends",
+    "ops",
+    "reference",
+    "use_backend",
+]

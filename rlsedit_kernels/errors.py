@@ -1,0 +1,16 @@
+"""Errors of the recursion itself; wrong arguments are ValueError and TypeError."""
+
+
+class BreakdownError(ArithmeticError):
+    """The covariance is no longer positive semi-definite to working precision; nothing was written.
+
+    The text names the cause and what to do: another form, float64, or `refactor` from kept batches.
+    """
+
+
+class LeverageError(BreakdownError):
+    """A batch cannot be removed by a downdate because its leverage is too near 1; nothing was written.
+
+    In such a direction the state knows little but this batch, so what is left after removal cannot be
+    recovered from it: rebuild with `refactor` from the batches that stay.
+    """

@@ -1,0 +1,115 @@
+"""Checks of arguments shared by the ops: TypeError and ValueError that name the argument.
+
+Only shapes, types and devices are looked at, never values of tensors, so that nothing synchronises.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def tensor(op: str, name: str, value: object, like: torch.Tensor | None = None) -> torch.Tensor:
+    """`value` as a dense float32 or float64 tensor, of the dtype and device of `like` where given."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {value.layout}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{op}: {name} must be float32 or float64, got {value.dtype}")
+    if like is not None and value.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} must have the dtype of the first argument, {like.dtype}, got {value.dtype}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{op}: {name} must be on the device of the first argument, {like.device}, got {value.device}")
+    return value
+
+
+def square(op: str, name: str, value: object, size: str) -> torch.Tensor:
+    """A tensor (..., n, n), n >= 1; `size` is the letter that the message uses for n."""
+    matrix = tensor(op, name, value)
+    if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.shape[-1] == 0:
+        raise ValueError(
+            f"{op}: {name} must have shape (..., {size}, {size}) with {size} >= 1, got {tuple(matrix.shape)}"
+        )
+    return matrix
+
+
+def keys(op: str, K: object, C: torch.Tensor) -> torch.Tensor:
+    """Keys (..., u, d) that belong to C (..., d, d)."""
+    matrix = tensor(op, "K", K, C)
+    d = C.shape[-1]
+    if matrix.dim() < 2 or matrix.shape[-1] != d:
+        raise ValueError(f"{op}: K must have shape (..., u, d) with d = C.shape[-1] = {d}, got {tuple(matrix.shape)}")
+    if matrix.shape[-2] == 0:
+        raise ValueError(f"{op}: K must have u >= 1 rows, got shape {tuple(matrix.shape)}")
+    _same_batch(op, "K", matrix, "C", C)
+    return matrix
+
+
+def columns(op: str, name: str, value: object, C: torch.Tensor) -> torch.Tensor:
+    """Columns (..., d, u) that belong to C (..., d, d)."""
+    matrix = tensor(op, name, value, C)
+    d = C.shape[-1]
+    if matrix.dim() < 2 or matrix.shape[-2] != d or matrix.shape[-1] == 0:
+        raise ValueError(
+            f"{op}: {name} must have shape (..., d, u) with d = C.shape[-1] = {d} and u >= 1, got {tuple(matrix.shape)}"
+        )
+    _same_batch(op, name, matrix, "C", C)
+    return matrix
+
+
+def _same_batch(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    if value.shape[:-2] != other.shape[:-2]:
+        raise ValueError(
+            f"{op}: {name} and {other_name} must have the same leading dimensions, "
+            f"got {tuple(value.shape[:-2])} and {tuple(other.shape[:-2])}"
+        )
+
+
+def same_batch(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Leading dimensions must be equal; nothing is broadcast, so that a mistake is not hidden."""
+    _same_batch(op, name, value, other_name, other)
+
+
+def writable(op: str, name: str, value: torch.Tensor) -> None:
+    """An argument that is written to must not map two elements to one place, nor need a gradient."""
+    if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+        raise ValueError(
+            f"{op}: {name} is written in place and must not overlap itself (an expanded tensor?), "
+            f"got strides {tuple(value.stride())} for shape {tuple(value.shape)}"
+        )
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: {name} is written in place and must not require a gradient; call it under no_grad")
+
+
+def noise(op: str, value: float) -> float:
+    """Noise of a batch: a finite number >= 0."""
+    number = _number(op, "noise", value)
+    if not (math.isfinite(number) and number >= 0.0):
+        raise ValueError(f"{op}: noise must be finite and >= 0, got {value!r}")
+    return number
+
+
+def forget(op: str, value: float) -> float:
+    """Forgetting factor in (0, 1]."""
+    number = _number(op, "forget", value)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{op}: forget must be in (0, 1], got {value!r}")
+    return number
+
+
+def finite_number(op: str, name: str, value: float) -> float:
+    """A finite Python number."""
+    number = _number(op, name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{op}: {name} must be finite, got {value!r}")
+    return number
+
+
+def _number(op: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a Python number, got {type(value).__name__}")
+    return float(value)

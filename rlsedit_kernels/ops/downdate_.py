@@ -1,0 +1,43 @@
+"""downdate_: C <- C + alpha Z Z' in place, one triangle computed and mirrored."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsedit_kernels.ops import _checks
+from rlsedit_kernels.ops._register import register
+
+OP = "downdate_"
+
+
+def fake(C: torch.Tensor, Z: torch.Tensor, alpha: float = -1.0) -> None:
+    torch._check(Z.shape[-2] == C.shape[-1], lambda: f"{OP}: Z.shape[-2] must be C.shape[-1]")
+
+
+register(OP, fake)
+
+
+def downdate_(C: torch.Tensor, Z: torch.Tensor, alpha: float = -1.0) -> torch.Tensor:
+    """Symmetric rank-u change of the covariance, in place.
+
+    C <- C + alpha Z Z'. With alpha = -1 a batch is written (a downdate of the covariance, an update of the
+    information), with alpha = +1 it is taken back.
+
+    Args:
+        C: (..., d, d) float32 or float64, symmetric, any strides; changed.
+        Z: (..., d, u), dtype, device and leading dimensions of C; u >= 1. Must not share memory with C.
+        alpha: finite factor.
+
+    Returns:
+        C itself, exactly symmetric.
+
+    Raises:
+        TypeError, ValueError: dtype, device or shape do not fit, or C overlaps itself.
+
+    Numerics: accumulated in the dtype of C; no d x d temporary.
+    """
+    C = _checks.square(OP, "C", C, "d")
+    Z = _checks.columns(OP, "Z", Z, C)
+    _checks.writable(OP, "C", C)
+    torch.ops.rlsedit_kernels.downdate_.default(C, Z, _checks.finite_number(OP, "alpha", alpha))
+    return C

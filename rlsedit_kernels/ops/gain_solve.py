@@ -1,0 +1,48 @@
+"""gain_solve: gain = Y (noise I + G)^-1 and the columns Z of the downdate, from one Cholesky factor."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsedit_kernels.ops import _checks
+from rlsedit_kernels.ops._register import register
+
+OP = "gain_solve"
+
+
+def fake(Y: torch.Tensor, G: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch._check(Y.shape[-1] == G.shape[-1], lambda: f"{OP}: Y.shape[-1] must be G.shape[-1]")
+    return Y.new_empty(Y.shape), Y.new_empty(Y.shape), Y.new_empty(Y.shape[:-2], dtype=torch.int32)
+
+
+register(OP, fake)
+
+
+def gain_solve(Y: torch.Tensor, G: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gain of a batch and the columns by which its commit downdates the covariance.
+
+    With L L' = noise I + G:  Z = Y L^-T,  gain = Z L^-1 = Y (noise I + G)^-1,  Z Z' = gain Y'.
+
+    Args:
+        Y: (..., d, u) = C K'.
+        G: (..., u, u) = K Y, symmetric (the lower triangle is read); dtype, device, leading dimensions of Y.
+        noise: finite, >= 0; 0 is a hard write and needs a positive definite G.
+
+    Returns:
+        gain (..., d, u), Z (..., d, u), contiguous, and info (...) int32 as that of `cholesky`; gain and Z
+        are unspecified where info != 0.
+
+    Raises:
+        TypeError, ValueError: dtype, device, shape or noise do not fit.
+
+    Numerics: two triangular solves, row-wise backward stable (Higham, theorem 8.5).
+    """
+    Y = _checks.tensor(OP, "Y", Y)
+    if Y.dim() < 2 or Y.shape[-1] == 0 or Y.shape[-2] == 0:
+        raise ValueError(f"{OP}: Y must have shape (..., d, u) with d, u >= 1, got {tuple(Y.shape)}")
+    u = Y.shape[-1]
+    G = _checks.tensor(OP, "G", G, Y)
+    if G.dim() < 2 or tuple(G.shape[-2:]) != (u, u):
+        raise ValueError(f"{OP}: G must have shape (..., u, u) with u = Y.shape[-1] = {u}, got {tuple(G.shape)}")
+    _checks.same_batch(OP, "G", G, "Y", Y)
+    return torch.ops.rlsedit_kernels.gain_solve.default(Y, G, _checks.noise(OP, noise))

@@ -1,0 +1,21 @@
+"""All schemas of the package, first and in one place.
+
+The contract exists without a compiled library: the public namespace and the private ones of native
+libraries are defined from this table.
+"""
+
+NAMESPACE = "rlsedit_kernels"
+
+SCHEMAS: dict[str, str] = {
+    "gain_products": "(Tensor C, Tensor K) -> (Tensor, Tensor)",
+    "cholesky": "(Tensor A) -> (Tensor, Tensor)",
+    "gain_solve": "(Tensor Y, Tensor G, float noise) -> (Tensor, Tensor, Tensor)",
+    "downdate_": "(Tensor(a!) C, Tensor Z, float alpha=-1.0) -> ()",
+    "downdate_gain_products_": "(Tensor(a!) C, Tensor Z, Tensor K, float alpha=-1.0) -> (Tensor, Tensor)",
+    "rls_update_": "(Tensor(a!) C, Tensor K, float noise=1.0, float forget=1.0) -> (Tensor, Tensor)",
+}
+
+
+def is_in_place(op: str) -> bool:
+    """Whether `op` writes to one of its arguments."""
+    return "!" in SCHEMAS[op]

@@ -1,0 +1,399 @@
+"""CovarianceState: C = S^-1 of a growing least-squares problem, at a cost that depends on the new batch only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rlsedit_kernels.backends.precision import ieee_products
+from rlsedit_kernels.ops import _checks
+from rlsedit_kernels.priors import Prior, PriorFactor
+from rlsedit_kernels.states import batch as batches
+from rlsedit_kernels.states import choice, report, saving
+from rlsedit_kernels.states.batch import BatchFactor
+from rlsedit_kernels.states.health import Health, Probes
+from rlsedit_kernels.states.plain import PlainForm
+from rlsedit_kernels.states.whitened import WhitenedForm
+
+FORMS = ("auto", "plain", "whitened")
+
+_Form = PlainForm | WhitenedForm
+_FORM_CLASSES: dict[str, type[PlainForm] | type[WhitenedForm]] = {
+    "plain": PlainForm,
+    "whitened": WhitenedForm,
+}
+
+
+@dataclass
+class Counters:
+    """What a state remembers of its stream besides C."""
+
+    steps: int = 0
+    largest_key: float = 0.0
+    smallest_pivot: float | None = None
+    largest_leverage: float | None = None
+    singular_writes: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch of which all that can fail has been computed and nothing written.
+
+    Attributes:
+        gain: (d, u), as `CovarianceState.gain` gives it.
+        factored: the u x u system, from which residuals and costs follow.
+        keys, noise, forget: the batch.
+        writes: the moment of the state at which it was prepared.
+    """
+
+    gain: torch.Tensor
+    factored: BatchFactor
+    keys: torch.Tensor
+    noise: float
+    forget: float
+    writes: int
+
+
+class CovarianceState:
+    """The covariance C_t = (S_0 + sum_s K_s'K_s / noise_s)^-1 of a stream of batches.
+
+    With Y = C K', G = K Y and nu the noise of a batch (design, section 2):
+    gain g = Y (nu I + G)^-1, commit C <- C - g Y'. Keys are rows, the weight is in row form:
+    W <- W + g (V - K W).
+
+    Args:
+        prior: what is known before the first batch.
+        form: "plain" (C itself), "whitened" (C = T C~ T' with the prior's root), or "auto": the cheapest
+            form that is safe for the prior and the keys seen; it may move from plain to whitened while the
+            stream runs, and `health()` says what was taken and why.
+        dtype: torch.float32 or torch.float64.
+        device: where the state lives; None for the CPU.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, or a prior that is not positive definite.
+
+    Numerics: the prior is factored in float64 whatever `dtype` is. Every method checks all that could fail
+    before it writes; after an exception the state is what it was before the call.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        *,
+        form: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not isinstance(prior, Prior):
+            raise TypeError(f"CovarianceState: prior must be a Prior, got {type(prior).__name__}")
+        if form not in FORMS:
+            raise ValueError(f"CovarianceState: form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
+        if dtype not in _checks.DTYPES:
+            raise TypeError(f"CovarianceState: dtype must be torch.float32 or torch.float64, got {dtype}")
+        self.prior = prior
+        self.dtype = dtype
+        self.device = torch.device(device or "cpu")
+        self._requested = form
+        self._factor: PriorFactor = prior.factor
+        self._counters = Counters()
+        self._writes = 0
+        self._probes = Probes.start(self._factor, self.device)
+        self._form: _Form | None = None
+        self._reason = "undecided until the first keys are seen"
+        if form != "auto":
+            self._form = self._start(form)
+            self._reason = "asked for"
+
+    @property
+    def d(self) -> int:
+        """Dimension of a key."""
+        return self.prior.d
+
+    @property
+    def form(self) -> str:
+        """The form in use; "undecided" before the first keys of an automatic choice."""
+        return "undecided" if self._form is None else self._form.name
+
+    @property
+    def steps(self) -> int:
+        """Batches committed less batches removed."""
+        return self._counters.steps
+
+    def gain(self, K: torch.Tensor, noise: float = 1.0) -> torch.Tensor:
+        """Gain of a batch, nothing changed: g = Y (noise I + G)^-1.
+
+        Args:
+            K: (u, d) keys, u >= 1, any floating dtype (cast to that of the state).
+            noise: >= 0, the reciprocal of the weight of the batch; 0 is a hard write.
+
+        Returns:
+            (d, u). For noise > 0 it equals C_new K' / noise, C_new the covariance after a commit. For
+            noise = 0 and dependent keys the system is solved on the range of G.
+
+        Raises:
+            TypeError, ValueError: K or noise do not fit; NaN or Inf in K.
+            BreakdownError: the covariance has lost positive semi-definiteness.
+        """
+        with ieee_products():
+            form, factored = self._factored("gain", K, noise, 1.0)
+            return form.back(factored.gain)
+
+    def commit(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> None:
+        """Write a batch into the covariance: C <- (C - Y (forget noise I + G)^-1 Y') / forget.
+
+        Args:
+            K, noise: as for `gain`. With noise = 0 the batch is preserved exactly by all later ones.
+            forget: forgetting factor in (0, 1]; the prior is forgotten too.
+
+        Raises:
+            As `gain`; nothing is written then.
+        """
+        self.update(K, noise, forget)
+
+    def update(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> torch.Tensor:
+        """`gain` and `commit` at once, from one pair of products.
+
+        Returns:
+            The gain (d, u) of the batch, forgetting included: Y (forget noise I + G)^-1.
+        """
+        prepared = self.prepare(K, noise, forget)
+        self.write(prepared)
+        return prepared.gain
+
+    def prepare(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> Prepared:
+        """First half of `update`: everything that can fail, nothing written.
+
+        A caller with several states prepares all of them, changes its weights, and then writes all of them.
+        """
+        with ieee_products():
+            form, factored = self._factored("update", K, noise, forget)
+            keys = K.detach().to(self.dtype)
+            return Prepared(form.back(factored.gain), factored, keys, float(noise), float(forget), self._writes)
+
+    def write(self, prepared: Prepared) -> None:
+        """Second half of `update`.
+
+        Raises:
+            ValueError: the state has changed since `prepare`.
+        """
+        if prepared.writes != self._writes or self._form is None:
+            raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
+        with ieee_products():
+            self._form.change_(prepared.factored.Z, -1.0)
+            if prepared.forget != 1.0:
+                self._form.scale_(1.0 / prepared.forget)
+            self._record(prepared)
+
+    def remove(self, K: torch.Tensor, noise: float = 1.0) -> torch.Tensor:
+        """Take back a batch that was written with this noise (design, fact 5).
+
+        With F = C K' and A = noise I - K F: C <- C + F A^-1 F'. The weight of the stream without the batch
+        is W - g (V - K W) with the returned g = F A^-1.
+
+        Args:
+            K: (u, d), the keys of the batch.
+            noise: > 0, the noise it was written with.
+
+        Returns:
+            (d, u).
+
+        Raises:
+            LeverageError: the state knows these directions by this batch alone; use `refactor`.
+            TypeError, ValueError: K or noise do not fit; a hard write (noise 0) cannot be taken back.
+        """
+        if _checks.noise("remove", noise) == 0.0:
+            raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
+        with ieee_products():
+            K = self._keys("remove", K)
+            form = self._choose(K)
+            F, H = form.products(form.coordinates(K))
+            gain, X, leverage = batches.removal(F, H, noise)
+            gain = form.back(gain)
+            form.change_(X, 1.0)
+            self._probes.remove(K, noise)
+            counters = self._counters
+            self._writes += 1
+            counters.steps -= 1
+            counters.largest_leverage = max(leverage, counters.largest_leverage or 0.0)
+        return gain
+
+    def restrict(self, Q: torch.Tensor) -> None:
+        """Forbid all later edits in the directions Q: C <- C - C Q (Q'C Q)^-1 Q'C (design, fact 9).
+
+        Args:
+            Q: (d, q), orthonormal columns.
+
+        Raises:
+            TypeError, ValueError: Q does not fit or its columns are not orthonormal to 1e-4.
+        """
+        if not isinstance(Q, torch.Tensor):
+            raise TypeError(f"restrict: Q must be a torch.Tensor, got {type(Q).__name__}")
+        if Q.dim() != 2 or Q.shape[0] != self.d or not 1 <= Q.shape[1] <= self.d:
+            raise ValueError(
+                f"restrict: Q must have shape (d, q) with d = {self.d} and 1 <= q <= d, got {tuple(Q.shape)}"
+            )
+        wide = Q.detach().to(torch.float64)
+        off = float((wide.mT @ wide - torch.eye(Q.shape[1], dtype=wide.dtype, device=Q.device)).abs().max())
+        if not off <= 1e-4:
+            raise ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}")
+        with ieee_products():
+            K = self._keys("restrict", Q.mT)
+            form, factored = self._factored("restrict", K, 0.0, 1.0)
+            form.change_(factored.Z, -1.0)
+            self._writes += 1
+            self._singular_write(form)
+
+    def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
+        """Rebuild the covariance from the prior and kept batches, in float64: the cure for every breakdown.
+
+        Args:
+            written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
+        """
+        information = self.prior.factor.precision().to(self.device)
+        fresh = Counters()
+        probes = Probes.start(self._factor, self.device)
+        for K, noise in written:
+            K = self._keys("refactor", K)
+            if _checks.noise("refactor", noise) == 0.0:
+                raise ValueError("refactor: noise must be > 0 for every batch")
+            wide = K.to(torch.float64)
+            information.addmm_(wide.mT, wide, alpha=1.0 / noise)
+            probes.write(K, noise, 1.0)
+            fresh.steps += 1
+            fresh.largest_key = max(fresh.largest_key, _largest_norm(K))
+        C = report.inverse_on_range(information, self._factor)
+        name = self._requested
+        if name == "auto":
+            decided = choice.choose(self._factor, self.dtype, fresh.largest_key)
+            name, self._reason = decided.form, decided.reason
+        self._form = self._from_covariance(name, C)
+        self._counters, self._probes = fresh, probes
+        self._writes += 1
+
+    def covariance(self) -> torch.Tensor:
+        """C (d, d), exactly symmetric, in the dtype of the state; a copy."""
+        with ieee_products():
+            if self._form is None:
+                return self._factor.covariance().to(device=self.device, dtype=self.dtype)
+            return self._form.covariance()
+
+    def precision(self) -> torch.Tensor:
+        """S = C^-1 (d, d) float64, by one dense inversion; the pseudo-inverse where C is singular by design."""
+        if self._form is None:
+            return self._factor.precision().to(self.device)
+        return report.precision(self._form, self._factor)
+
+    def health(self) -> Health:
+        """Form, conditioning and measured drift of the state, and what to do about it.
+
+        Costs one product of C with four vectors. Nothing is changed.
+        """
+        return report.health(self)
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
+        return saving.state_dict(self)
+
+    def load_state_dict(self, saved: Mapping[str, object]) -> None:
+        """Restore what `state_dict` gave, into a state made with the same prior and dtype.
+
+        Raises:
+            ValueError: the prior, dtype, version or a tensor does not fit; the state is unchanged.
+        """
+        saving.load_state_dict(self, saved)
+
+    def clone(self) -> CovarianceState:
+        """An independent copy; the prior is shared."""
+        twin = copy.copy(self)
+        twin._form = copy.deepcopy(self._form)
+        twin._counters = copy.copy(self._counters)
+        twin._probes = Probes(self._probes.z.clone(), self._probes.image.clone())
+        return twin
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CovarianceState:
+        """A copy on another device or in another dtype."""
+        if dtype is not None and dtype not in _checks.DTYPES:
+            raise TypeError(f"CovarianceState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
+        twin = self.clone()
+        twin.device = torch.device(device or self.device)
+        twin.dtype = dtype or self.dtype
+        twin._probes = Probes(self._probes.z.to(twin.device), self._probes.image.to(twin.device))
+        if twin._form is not None:
+            twin._form.to_(twin.device, twin.dtype)
+        return twin
+
+    def __repr__(self) -> str:
+        return (
+            f"CovarianceState({self.prior!r}, form={self.form!r}, dtype={self.dtype}, device={str(self.device)!r}, "
+            f"steps={self.steps})"
+        )
+
+    def _start(self, name: str) -> _Form:
+        return _FORM_CLASSES[name].start(self._factor, self.dtype, self.device)
+
+    def _from_covariance(self, name: str, C: torch.Tensor) -> _Form:
+        return _FORM_CLASSES[name].from_covariance(C, self._factor, self.dtype, self.device)
+
+    def _keys(self, op: str, K: object) -> torch.Tensor:
+        """Keys (u, d) of the stream, checked, in the dtype of the state."""
+        if not isinstance(K, torch.Tensor):
+            raise TypeError(f"{op}: K must be a torch.Tensor, got {type(K).__name__}")
+        if not K.dtype.is_floating_point:
+            raise TypeError(f"{op}: K must be floating point, got {K.dtype}")
+        if K.dim() != 2 or K.shape[1] != self.d or K.shape[0] == 0:
+            raise ValueError(f"{op}: K must have shape (u, d) with u >= 1 and d = {self.d}, got {tuple(K.shape)}")
+        if K.device != self.device:
+            raise ValueError(f"{op}: K must be on the device of the state, {self.device}, got {K.device}")
+        K = K.detach().to(self.dtype)
+        if not bool(torch.isfinite(K).all()):
+            raise ValueError(f"{op}: K must be finite, got NaN or Inf")
+        return K
+
+    def _choose(self, K: torch.Tensor) -> _Form:
+        """The form for these keys; an automatic plain form gives way when larger keys make it unsafe."""
+        if self._form is not None and (self._requested != "auto" or self._form.name != "plain"):
+            return self._form
+        decided = choice.choose(self._factor, self.dtype, max(self._counters.largest_key, _largest_norm(K)))
+        if self._form is None:
+            self._form, self._reason = self._start(decided.form), decided.reason
+        elif decided.form != self._form.name:
+            self._form = self._from_covariance(decided.form, self._form.covariance())
+            self._reason = f"moved from plain after {self.steps} batches: {decided.reason}"
+        return self._form
+
+    def _factored(self, op: str, K: torch.Tensor, noise: float, forget: float) -> tuple[_Form, BatchFactor]:
+        noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
+        K = self._keys(op, K)
+        form = self._choose(K)
+        Y, G = form.products(form.coordinates(K))
+        factored = batches.factor(Y, G, forget * noise)
+        if not bool(torch.isfinite(factored.gain).all()):
+            raise ValueError(
+                f"{op}: the gain is not finite in {self.dtype}: keys of size {float(K.abs().max()):.1e} overflow"
+            )
+        return form, factored
+
+    def _record(self, prepared: Prepared) -> None:
+        counters, pivot = self._counters, prepared.factored.pivot
+        self._writes += 1
+        counters.steps += 1
+        counters.largest_key = max(counters.largest_key, _largest_norm(prepared.keys))
+        if pivot is not None:
+            counters.smallest_pivot = pivot if counters.smallest_pivot is None else min(counters.smallest_pivot, pivot)
+        if prepared.noise > 0.0:
+            self._probes.write(prepared.keys, prepared.noise, prepared.forget)
+        else:
+            assert self._form is not None
+            self._singular_write(self._form)
+
+    def _singular_write(self, form: _Form) -> None:
+        self._counters.singular_writes += 1
+        self._probes.begin_again(form, self._factor, seed=20 + self._counters.singular_writes)
+
+
+def _largest_norm(K: torch.Tensor) -> float:
+    """Largest squared norm of a row."""
+    return float(K.detach().to(torch.float64).square().sum(dim=1).max())

@@ -1,0 +1,146 @@
+"""What a state knows about its own accuracy, and the probes by which it knows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from rlsedit_kernels.priors import PriorFactor
+
+PROBES = 4
+DRIFT_WARNING = 1e-3
+DRIFT_BROKEN = 0.3
+RHO_WARNING = 1e-4
+_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Health:
+    """Report of `CovarianceState.health()`.
+
+    Attributes:
+        status: "ok", "warning" or "broken".
+        form: the form in use, or "undecided" before the first keys of an automatic choice.
+        reason: why this form.
+        dtype: of the state.
+        steps: batches committed less batches removed.
+        rank: dimension of the space in which edits live.
+        columns: columns of a low-rank representation; equal to `rank` once `dense`.
+        dense: whether a matrix is kept.
+        prior: how the prior was factored ("scalar", "basis", "eigen", "cholesky").
+        condition: that of the prior on its range.
+        lifted: eigenvalues of a singular second moment that were raised.
+        rho: unit roundoff * lambda_max(C_0) * largest squared key norm.
+        smallest_pivot: smallest pivot of chol(noise I + G) over the noise so far; below 1 means breakdown.
+        largest_leverage: largest leverage of a removed batch, None if none was removed.
+        drift: largest relative error of C S x - x over random probes x, in whitened coordinates.
+        messages: what a user should know or do, one sentence each.
+    """
+
+    status: str
+    form: str
+    reason: str
+    dtype: str
+    steps: int
+    rank: int
+    columns: int
+    dense: bool
+    prior: str
+    condition: float
+    lifted: int
+    rho: float
+    smallest_pivot: float | None
+    largest_leverage: float | None
+    drift: float
+    messages: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether weights written from this state can be trusted."""
+        return self.status != "broken"
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields as a dictionary, for JSON."""
+        return asdict(self)
+
+
+class Probes:
+    """Random vectors z = T x and their images S z, carried along exactly in float64 at O(d u) a batch.
+
+    C (S z) = z whatever has been written; how far the state is from that, in whitened coordinates, is an
+    estimate of its relative error without any history.
+    """
+
+    def __init__(self, z: torch.Tensor, image: torch.Tensor) -> None:
+        self.z = z
+        self.image = image
+
+    @classmethod
+    def start(cls, factor: PriorFactor, device: torch.device, seed: int = 20) -> Probes:
+        """Images under S_0 of the prior itself."""
+        x = _directions(factor.rank, seed).to(device)
+        if factor.root is None or factor.root_inverse is None:
+            scale = factor.scale or 1.0
+            return cls(x * scale, x / scale)
+        return cls(factor.root.to(device) @ x, factor.root_inverse.to(device).mT @ x)
+
+    def write(self, K: torch.Tensor, noise: float, forget: float) -> None:
+        """S <- forget S + K'K / noise."""
+        K = K.to(torch.float64)
+        if forget != 1.0:
+            self.image *= forget
+        self.image.addmm_(K.mT, K @ self.z, alpha=1.0 / noise)
+
+    def remove(self, K: torch.Tensor, noise: float) -> None:
+        """S <- S - K'K / noise."""
+        K = K.to(torch.float64)
+        self.image.addmm_(K.mT, K @ self.z, alpha=-1.0 / noise)
+
+    def begin_again(self, form, factor: PriorFactor, seed: int) -> None:  # type: ignore[no-untyped-def]
+        """New probes for a covariance that has become singular (noise 0, a restriction): z = C y, S z = y."""
+        fresh = Probes.start(factor, self.z.device, seed)
+        self.image = fresh.image
+        self.z = apply(form, factor, fresh.image)
+
+    def drift(self, form, factor: PriorFactor) -> float:  # type: ignore[no-untyped-def]
+        """max over probes of |T^-1 (C S z - z)| / |T^-1 z|."""
+        error = whiten(factor, apply(form, factor, self.image) - self.z)
+        norm = whiten(factor, self.z).norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+        ratio = error.norm(dim=0) / norm
+        return float(ratio.max()) if bool(torch.isfinite(ratio).all()) else float("inf")
+
+
+def apply(form, factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """C y (d, p) of a form in float64 arithmetic, so that only the error of the state itself is seen."""
+    if form is None:
+        return unwhiten(factor, unwhiten_transposed(factor, y))
+    if form.name == "plain":
+        return form.apply(y)
+    return unwhiten(factor, form.apply(unwhiten_transposed(factor, y)))
+
+
+def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
+    """T^-1 z."""
+    return z / (factor.scale or 1.0) if factor.root_inverse is None else factor.root_inverse.to(z.device) @ z
+
+
+def unwhiten(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
+    """T x."""
+    return x * (factor.scale or 1.0) if factor.root is None else factor.root.to(x.device) @ x
+
+
+def unwhiten_transposed(factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:
+    """T' y."""
+    return y * (factor.scale or 1.0) if factor.root is None else factor.root.to(y.device).mT @ y
+
+
+def rows_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A x in float64 for A of any dtype, without a float64 copy of A."""
+    return torch.cat([A[i : i + _ROWS].to(torch.float64) @ x for i in range(0, A.shape[0], _ROWS)])
+
+
+def _directions(rank: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rank, min(PROBES, rank), dtype=torch.float64, generator=generator)
+    return x / x.norm(dim=0)

@@ -1,0 +1,85 @@
+"""The plain form: C itself, d x d, downdated in place. Cheapest per batch; safe while rho is small."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from rlsedit_kernels import ops
+from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.states.health import rows_product
+from rlsedit_kernels.states.saving import saved_tensor
+
+
+class PlainForm:
+    """C (d, d) in the coordinates of the keys."""
+
+    name = "plain"
+
+    def __init__(self, C: torch.Tensor) -> None:
+        self.C = C
+
+    @classmethod
+    def start(cls, factor: PriorFactor, dtype: torch.dtype, device: torch.device) -> PlainForm:
+        """C_0 from the float64 factor of the prior, rounded once."""
+        return cls(factor.covariance().to(device=device, dtype=dtype))
+
+    @classmethod
+    def from_covariance(
+        cls, C: torch.Tensor, factor: PriorFactor, dtype: torch.dtype, device: torch.device
+    ) -> PlainForm:
+        """The form that holds a given C."""
+        return cls(C.to(device=device, dtype=dtype, copy=True))
+
+    def to_(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move in place."""
+        self.C = self.C.to(device=device, dtype=dtype)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the representation: all of them."""
+        return self.C.shape[-1]
+
+    @property
+    def dense(self) -> bool:
+        return True
+
+    def coordinates(self, K: torch.Tensor) -> torch.Tensor:
+        """Keys (u, d) in the coordinates of the form."""
+        return K
+
+    def products(self, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Y (d, u) = C K' and G (u, u) = K Y for keys in the coordinates of the form."""
+        return ops.gain_products(self.C, K)
+
+    def back(self, gain: torch.Tensor) -> torch.Tensor:
+        """A gain (d, u) of the form, in the coordinates of the keys."""
+        return gain
+
+    def change_(self, Z: torch.Tensor, sign: float) -> None:
+        """C <- C + sign Z Z'."""
+        ops.downdate_(self.C, Z, sign)
+
+    def scale_(self, factor: float) -> None:
+        """C <- factor C."""
+        self.C.mul_(factor)
+
+    def covariance(self) -> torch.Tensor:
+        """C (d, d), a copy."""
+        return self.C.clone()
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """C x for float64 columns x (d, p), in float64 arithmetic."""
+        return rows_product(self.C, x)
+
+    def saved(self) -> dict[str, object]:
+        """What `restore` needs."""
+        return {"C": self.C.clone()}
+
+    @classmethod
+    def restore(
+        cls, saved: Mapping[str, object], factor: PriorFactor, dtype: torch.dtype, device: torch.device
+    ) -> PlainForm:
+        """The form that `saved` was taken from."""
+        return cls(saved_tensor(saved, "C", (factor.d, factor.d), dtype, device))

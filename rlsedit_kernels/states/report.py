@@ -1,0 +1,95 @@
+"""Dense float64 views of a state: its precision matrix and its health."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.priors.factor import CONDITION_WARNING
+from rlsedit_kernels.states import choice
+from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, RHO_WARNING, Health, unwhiten
+
+if TYPE_CHECKING:
+    from rlsedit_kernels.states.covariance import CovarianceState
+    from rlsedit_kernels.states.plain import PlainForm
+    from rlsedit_kernels.states.whitened import WhitenedForm
+
+_RANGE = 1e3
+
+
+def whitened(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
+    """C~ = T^-1 C T^-T (r, r) float64 of a covariance (d, d)."""
+    C = C.to(torch.float64)
+    if factor.root_inverse is None:
+        assert factor.scale is not None
+        return C / factor.scale**2
+    inverse = factor.root_inverse.to(C.device)
+    return inverse @ C @ inverse.mT
+
+
+def precision(form: PlainForm | WhitenedForm, factor: PriorFactor) -> torch.Tensor:
+    """S = T^-T C~^-1 T^-1 (d, d) float64."""
+    matrix = whitened(form.C, factor) if form.name == "plain" else form.whitened_covariance().to(torch.float64)  # type: ignore[union-attr]
+    matrix = (matrix + matrix.mT) * 0.5
+    L, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0:
+        inverse = torch.cholesky_inverse(L)
+    else:  # singular by a hard write or a restriction
+        tolerance = _RANGE * torch.finfo(form.covariance().dtype).eps
+        inverse = torch.linalg.pinv(matrix, rtol=tolerance, hermitian=True)
+    if factor.root_inverse is None:
+        assert factor.scale is not None
+        S = inverse / factor.scale**2
+    else:
+        map_ = factor.root_inverse.to(inverse.device)
+        S = map_.mT @ inverse @ map_
+    return (S + S.mT) * 0.5
+
+
+def inverse_on_range(S: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
+    """C = T (T' S T)^-1 T' (d, d) float64 of an information matrix S."""
+    if factor.root is None:
+        return torch.cholesky_inverse(torch.linalg.cholesky(S))
+    root = factor.root.to(S.device)
+    inner = root.mT @ S @ root
+    solved = torch.cholesky_inverse(torch.linalg.cholesky((inner + inner.mT) * 0.5))
+    C = unwhiten(factor, unwhiten(factor, solved).mT)
+    return (C + C.mT) * 0.5
+
+
+def health(state: CovarianceState) -> Health:
+    """See `CovarianceState.health`."""
+    factor, counters, form = state._factor, state._counters, state._form
+    rho = choice.rho(factor, state.dtype, counters.largest_key)
+    drift = state._probes.drift(form, factor)
+    messages = list(factor.notes)
+    status = "warning" if factor.lifted or factor.condition >= CONDITION_WARNING else "ok"
+    if form is not None and form.name == "plain" and rho > RHO_WARNING:
+        status = "warning"
+        messages.append(f"rho {rho:.1e} is high for the plain form in {state.dtype}: use form='whitened' or float64")
+    if drift > DRIFT_WARNING:
+        status = "warning"
+        messages.append(f"probes of C S have drifted by {drift:.1e}: refactor(batches), or use float64")
+    if not drift < DRIFT_BROKEN:
+        status = "broken"
+        messages.append("do not write weights from this state")
+    return Health(
+        status=status,
+        form=state.form,
+        reason=state._reason,
+        dtype=str(state.dtype),
+        steps=counters.steps,
+        rank=factor.rank,
+        columns=0 if form is None else form.columns,
+        dense=form is not None and form.dense,
+        prior=factor.method,
+        condition=factor.condition,
+        lifted=factor.lifted,
+        rho=rho,
+        smallest_pivot=counters.smallest_pivot,
+        largest_leverage=counters.largest_leverage,
+        drift=drift,
+        messages=tuple(messages),
+    )

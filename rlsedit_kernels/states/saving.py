@@ -1,0 +1,92 @@
+"""Saving a state and loading it again, to the bit, with everything checked before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from rlsedit_kernels.states.covariance import CovarianceState
+
+VERSION = 1
+_SAME_PRIOR = 1e-9
+
+
+def state_dict(state: CovarianceState) -> dict[str, object]:
+    """Tensors (copies) and plain values."""
+    form = state._form
+    return {
+        "version": VERSION,
+        "prior": state.prior.signature(),
+        "dtype": str(state.dtype),
+        "requested": state._requested,
+        "reason": state._reason,
+        "form": None if form is None else form.name,
+        "tensors": {} if form is None else form.saved(),
+        "counters": asdict(state._counters),
+        "probes": {"z": state._probes.z.clone(), "image": state._probes.image.clone()},
+    }
+
+
+def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
+    """Restore into `state`; see `CovarianceState.load_state_dict`."""
+    from rlsedit_kernels.states.covariance import _FORM_CLASSES, FORMS, Counters
+    from rlsedit_kernels.states.health import Probes
+
+    missing = sorted(
+        {"version", "prior", "dtype", "requested", "reason", "form", "tensors", "counters", "probes"} - set(saved)
+    )
+    if missing:
+        raise ValueError(f"load_state_dict: the saved state lacks {', '.join(missing)}")
+    if saved["version"] != VERSION:
+        raise ValueError(f"load_state_dict: version must be {VERSION}, got {saved['version']!r}")
+    if saved["dtype"] != str(state.dtype):
+        raise ValueError(f"load_state_dict: the saved state is {saved['dtype']}, this state is {state.dtype}")
+    if not _same_prior(saved["prior"], state.prior.signature()):
+        raise ValueError(f"load_state_dict: the saved state was made with another prior: {saved['prior']}")
+    name = saved["form"]
+    if saved["requested"] not in FORMS or (name is not None and name not in _FORM_CLASSES):
+        raise ValueError(f"load_state_dict: unknown form {name!r} (asked for: {saved['requested']!r})")
+    form = None
+    if name is not None:
+        form = _FORM_CLASSES[name].restore(saved["tensors"], state._factor, state.dtype, state.device)
+    width = state._probes.z.shape[1]
+    z, image = (
+        saved_tensor(saved["probes"], key, (state.d, width), torch.float64, state.device) for key in ("z", "image")
+    )
+    counters = Counters(**saved["counters"])
+    state._form, state._counters, state._probes = form, counters, Probes(z, image)
+    state._writes += 1
+    state._requested, state._reason = saved["requested"], saved["reason"]
+
+
+def saved_tensor(
+    saved: Mapping[str, object],
+    name: str,
+    shape: tuple[int | None, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    """A copy of a saved tensor on `device`; ValueError unless shape (None: any), dtype and values are right."""
+    value = saved.get(name)
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"load_state_dict: {name} must be a tensor, got {type(value).__name__}")
+    fits = value.dim() == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=False))
+    if not fits or value.dtype != dtype:
+        raise ValueError(
+            f"load_state_dict: {name} must be {dtype} of shape {shape}, got {value.dtype} of {tuple(value.shape)}"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"load_state_dict: {name} must be finite, got NaN or Inf")
+    return value.to(device=device, copy=True)
+
+
+def _same_prior(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if any(one.get(key) != other.get(key) for key in ("kind", "d", "lam", "mu", "l2")):
+        return False
+    mine, theirs = other["sums"], one.get("sums", {})
+    return mine.keys() == theirs.keys() and all(math.isclose(mine[n], theirs[n], rel_tol=_SAME_PRIOR) for n in mine)

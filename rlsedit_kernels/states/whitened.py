@@ -1,0 +1,209 @@
+"""The whitened form: C = T C~ T' with the prior's root T, C~ started at the identity.
+
+C~ keeps its eigenvalues in (0, 1], so that an ill-conditioned prior does no harm in float32. While few
+columns have been written, C~ = c I + sum_i s_i Z_i Z_i' (c > 0, s_i = +-1) is kept as these columns, in
+chunks; from 0.75 r columns on it is cheaper as a matrix. Both give the same gains to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rlsedit_kernels import ops
+from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.states.health import rows_product
+from rlsedit_kernels.states.saving import saved_tensor
+
+DENSE_FROM = 0.75
+"""Fraction of r from which on a matrix is cheaper than columns: 4 r m u flops against 3 r^2 u a batch."""
+
+CHUNK = 256
+
+
+@dataclass
+class Chunk:
+    """Columns Z[:, :used] that enter C~ with one sign."""
+
+    Z: torch.Tensor
+    used: int
+    sign: float
+
+    @property
+    def filled(self) -> torch.Tensor:
+        return self.Z[:, : self.used]
+
+
+class WhitenedForm:
+    """C~ (r, r), as columns while they are few, as a matrix afterwards."""
+
+    name = "whitened"
+
+    def __init__(
+        self,
+        root: torch.Tensor | None,
+        root_scale: float,
+        rank: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.root = root
+        self.root_scale = root_scale
+        self.rank = rank
+        self.dtype = dtype
+        self.device = device
+        self.identity = 1.0
+        self.chunks: list[Chunk] = []
+        self.matrix: torch.Tensor | None = None
+
+    @classmethod
+    def start(cls, factor: PriorFactor, dtype: torch.dtype, device: torch.device) -> WhitenedForm:
+        """C~_0 = I; the root is rounded once from float64 (a ridge keeps a number only)."""
+        root = None if factor.root is None else factor.root.to(device=device, dtype=dtype).contiguous()
+        return cls(root, factor.scale or 1.0, factor.rank, dtype, device)
+
+    @classmethod
+    def from_covariance(
+        cls, C: torch.Tensor, factor: PriorFactor, dtype: torch.dtype, device: torch.device
+    ) -> WhitenedForm:
+        """The form that holds C = T C~ T', computed in float64: a change of form in the middle of a stream."""
+        form = cls.start(factor, dtype, device)
+        C = C.to(torch.float64)
+        if factor.root_inverse is None:
+            matrix = C / form.root_scale**2
+        else:
+            inverse = factor.root_inverse.to(C.device)
+            matrix = inverse @ C @ inverse.mT
+        form.matrix = ((matrix + matrix.mT) * 0.5).to(device=device, dtype=dtype)
+        return form
+
+    @property
+    def columns(self) -> int:
+        return self.rank if self.matrix is not None else sum(chunk.used for chunk in self.chunks)
+
+    @property
+    def dense(self) -> bool:
+        return self.matrix is not None
+
+    def coordinates(self, K: torch.Tensor) -> torch.Tensor:
+        """K~ = K T (u, r)."""
+        return K * self.root_scale if self.root is None else K @ self.root
+
+    def products(self, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Y~ (r, u) = C~ K~' and G (u, u) = K~ Y~."""
+        if self.matrix is not None:
+            return ops.gain_products(self.matrix, K)
+        Y = (K.mT * self.identity).contiguous()
+        for chunk in self.chunks:
+            Z = chunk.filled
+            Y.addmm_(Z, Z.mT @ K.mT, alpha=chunk.sign)
+        G = K @ Y
+        return Y, (G + G.mT).mul_(0.5)
+
+    def back(self, gain: torch.Tensor) -> torch.Tensor:
+        """g = T g~ (d, u)."""
+        return gain * self.root_scale if self.root is None else self.root @ gain
+
+    def change_(self, Z: torch.Tensor, sign: float) -> None:
+        """C~ <- C~ + sign Z Z'."""
+        if self.matrix is None and self.columns + Z.shape[1] > DENSE_FROM * self.rank:
+            self._densify()
+        if self.matrix is not None:
+            ops.downdate_(self.matrix, Z, sign)
+        else:
+            self._append(Z, sign)
+
+    def scale_(self, factor: float) -> None:
+        """C~ <- factor C~."""
+        if self.matrix is not None:
+            self.matrix.mul_(factor)
+            return
+        self.identity *= factor
+        for chunk in self.chunks:
+            chunk.filled.mul_(factor**0.5)
+
+    def whitened_covariance(self) -> torch.Tensor:
+        """C~ (r, r), a copy."""
+        if self.matrix is not None:
+            return self.matrix.clone()
+        matrix = torch.eye(self.rank, dtype=self.dtype, device=self.device).mul_(self.identity)
+        for chunk in self.chunks:
+            ops.downdate_(matrix, chunk.filled, chunk.sign)
+        return matrix
+
+    def covariance(self) -> torch.Tensor:
+        """C = T C~ T' (d, d)."""
+        matrix = self.whitened_covariance()
+        if self.root is None:
+            return matrix.mul_(self.root_scale**2)
+        product = self.root @ matrix @ self.root.mT
+        return (product + product.mT).mul_(0.5)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """C~ x for float64 columns x (r, p), in float64 arithmetic."""
+        if self.matrix is not None:
+            return rows_product(self.matrix, x)
+        y = x * self.identity
+        for chunk in self.chunks:
+            Z = chunk.filled
+            y += chunk.sign * rows_product(Z, rows_product(Z.mT, x))
+        return y
+
+    def to_(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move in place."""
+        self.device, self.dtype = device, dtype
+        if self.root is not None:
+            self.root = self.root.to(device=device, dtype=dtype)
+        if self.matrix is not None:
+            self.matrix = self.matrix.to(device=device, dtype=dtype)
+        for chunk in self.chunks:
+            chunk.Z = chunk.Z.to(device=device, dtype=dtype)
+
+    def saved(self) -> dict[str, object]:
+        """What `restore` needs; the root comes from the prior."""
+        if self.matrix is not None:
+            return {"matrix": self.matrix.clone()}
+        return {
+            "identity": self.identity,
+            "signs": [chunk.sign for chunk in self.chunks],
+            "chunks": [chunk.filled.clone() for chunk in self.chunks],
+        }
+
+    @classmethod
+    def restore(
+        cls, saved: Mapping[str, object], factor: PriorFactor, dtype: torch.dtype, device: torch.device
+    ) -> WhitenedForm:
+        """The form that `saved` was taken from."""
+        form = cls.start(factor, dtype, device)
+        if "matrix" in saved:
+            form.matrix = saved_tensor(saved, "matrix", (form.rank, form.rank), dtype, device)
+            return form
+        form.identity = float(saved["identity"])  # type: ignore[arg-type]
+        chunks, signs = saved["chunks"], saved["signs"]
+        for Z, sign in zip(chunks, signs, strict=True):  # type: ignore[call-overload]
+            checked = saved_tensor({"chunk": Z}, "chunk", (form.rank, None), dtype, device)
+            form.chunks.append(form._chunk(sign))
+            form.chunks[-1].Z[:, : checked.shape[1]].copy_(checked)
+            form.chunks[-1].used = checked.shape[1]
+        return form
+
+    def _chunk(self, sign: float) -> Chunk:
+        """An empty chunk; columns contiguous in memory, so that its filled part is one block."""
+        return Chunk(torch.empty(CHUNK, self.rank, dtype=self.dtype, device=self.device).mT, 0, sign)
+
+    def _append(self, Z: torch.Tensor, sign: float) -> None:
+        while Z.shape[1]:
+            last = self.chunks[-1] if self.chunks else None
+            if last is None or last.sign != sign or last.used == last.Z.shape[1]:
+                last = self._chunk(sign)
+                self.chunks.append(last)
+            width = min(Z.shape[1], last.Z.shape[1] - last.used)
+            last.Z[:, last.used : last.used + width].copy_(Z[:, :width])
+            last.used += width
+            Z = Z[:, width:]
+
+    def _densify(self) -> None:
+        self.matrix = self.whitened_covariance()
+        self.chunks.clear()
