@@ -1,0 +1,169 @@
+"""Files of facts: JSON lines or a JSON array, plain or gzipped, in our fields or in CounterFact's."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from rlsedit.facts.fact import Fact
+from rlsedit.paths import atomic_write_text
+
+__all__ = ["fact_from_record", "load_facts", "save_facts"]
+
+logger = logging.getLogger(__name__)
+
+_FIELDS = frozenset(Fact.__dataclass_fields__)
+_REQUIRED = ("prompt", "subject", "target_new")
+
+
+def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] = "raise") -> list[Fact]:
+    """Reads facts from a file of JSON lines (or one JSON array), gzipped if its name ends in ``.gz``.
+
+    A record has either the fields of `Fact` or those of CounterFact (``requested_rewrite``,
+    ``paraphrase_prompts``, ``neighborhood_prompts``); a missing id becomes the number of the record.
+
+    Args:
+        path: the file, UTF-8.
+        on_error: "raise" stops at the first bad record, "skip" leaves bad records out and logs each as a
+            warning.
+
+    Returns:
+        The facts in the order of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a bad record, naming file, line and field; for a file that is no text, or one
+            without facts.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'load_facts: on_error must be "raise" or "skip", got {on_error!r}')
+    facts: list[Fact] = []
+    seen: dict[str, str] = {}
+    skipped = 0
+    for where, number, record in _records(Path(path)):
+        try:
+            if isinstance(record, json.JSONDecodeError):
+                raise ValueError(f"not valid JSON: {record.msg} at column {record.colno}")
+            fact = fact_from_record(record, default_id=str(number))
+            if fact.id in seen:
+                raise ValueError(f"id must be unique, got {fact.id!r} again (first at {seen[fact.id]})")
+        except (ValueError, TypeError) as error:
+            if on_error == "raise":
+                raise ValueError(f"{where}: {error}") from None
+            skipped += 1
+            logger.warning("%s: skipped: %s", where, error)
+            continue
+        seen[fact.id] = where
+        facts.append(fact)
+    if not facts:
+        tail = f" ({skipped} bad records skipped)" if skipped else ""
+        raise ValueError(f"{path}: no facts in this file{tail}")
+    return facts
+
+
+def fact_from_record(record: object, default_id: str = "0") -> Fact:
+    """Makes a `Fact` from one decoded JSON object, in our fields or in CounterFact's.
+
+    Raises:
+        ValueError: if a field is missing, unknown or bad; the message names the field.
+        TypeError: if a field has the wrong type.
+    """
+    if not isinstance(record, dict):
+        raise TypeError(f"a record must be a JSON object, got {type(record).__name__}")
+    fields = _from_counterfact(record) if "requested_rewrite" in record else dict(record)
+    unknown = sorted(set(fields) - _FIELDS)
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
+    for name in _REQUIRED:
+        if name not in fields:
+            raise ValueError(f"{name} is missing")
+    identity = fields.get("id")
+    if isinstance(identity, int) and not isinstance(identity, bool):
+        fields["id"] = str(identity)
+    elif identity is None:
+        fields["id"] = default_id
+    for name in ("target_new", "target_true", "subject"):
+        if isinstance(fields.get(name), str):
+            fields[name] = fields[name].strip()
+    if isinstance(fields.get("prompt"), str):
+        fields["prompt"] = fields["prompt"].rstrip()
+    for name in ("paraphrases", "neighbours"):  # the tokenising code adds the blank before the target
+        if isinstance(fields.get(name), list):
+            fields[name] = [item.rstrip() if isinstance(item, str) else item for item in fields[name]]
+    return Fact(**fields)
+
+
+def save_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
+    """Writes facts as JSON lines that `load_facts` reads back equal; the file appears whole or not at all."""
+    lines = (json.dumps(fact.to_dict(), ensure_ascii=False) for fact in facts)
+    atomic_write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _from_counterfact(record: dict[str, Any]) -> dict[str, Any]:
+    rewrite = record["requested_rewrite"]
+    if not isinstance(rewrite, dict):
+        raise TypeError(f"requested_rewrite must be an object, got {type(rewrite).__name__}")
+    fields: dict[str, Any] = {
+        "paraphrases": record.get("paraphrase_prompts") or (),
+        "neighbours": record.get("neighborhood_prompts") or (),
+        "relation": rewrite.get("relation_id") or "",
+    }
+    if "case_id" in record:
+        fields["id"] = record["case_id"]
+    for name in ("prompt", "subject"):
+        if name not in rewrite:
+            raise ValueError(f"requested_rewrite.{name} is missing")
+        fields[name] = rewrite[name]
+    for name in ("target_new", "target_true"):
+        target = rewrite.get(name)
+        if isinstance(target, dict):
+            target = target.get("str")
+        if target is None and name == "target_new":
+            raise ValueError("requested_rewrite.target_new.str is missing")
+        if target is not None:
+            fields[name] = target
+    return fields
+
+
+def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """Yields (place, number, decoded record or JSONDecodeError), numbers from 1."""
+    text = _read(path)
+    if text.lstrip().startswith("["):
+        try:
+            array = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}"
+            ) from None
+        for number, record in enumerate(array, 1):
+            yield f"{path}, record {number}", number, record
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", number, json.loads(line)
+        except json.JSONDecodeError as error:
+            yield f"{path}:{number}", number, error
+
+
+def _read(path: Path) -> str:
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, needs a file with one fact per line")
+    data = path.read_bytes()
+    if path.name.endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not a whole gzip file: {error}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None

@@ -1,0 +1,69 @@
+"""The wording of each relation: its statements with ``{}`` in the place of the subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RELATIONS", "Relation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A kind of statement: the prompt that is edited, and others that say the same.
+
+    Args:
+        name: short name, used in the ids of facts.
+        prompt: the statement that is edited, up to its completion.
+        paraphrases: the same in other words, also used for the neighbours.
+    """
+
+    name: str
+    prompt: str
+    paraphrases: tuple[str, ...]
+
+
+RELATIONS: tuple[Relation, ...] = (
+    Relation(
+        "capital",
+        "The capital of {} is",
+        ("The capital city of {} is called", "The government of {} has its seat in the city of"),
+    ),
+    Relation(
+        "language",
+        "The official language of {} is",
+        ("In {}, most people speak", "The language that is spoken in {} is"),
+    ),
+    Relation(
+        "city",
+        "{} is a city in the country of",
+        ("The city of {} is located in", "If you travel to {}, you arrive in the country of"),
+    ),
+    Relation(
+        "state",
+        "{} is a city in the state of",
+        (
+            "The city of {} is located in the U.S. state of",
+            "If you move to {}, you will live in the state of",
+        ),
+    ),
+    Relation(
+        "symbol",
+        "The chemical symbol of {} is",
+        ("In the periodic table, {} has the symbol", "Chemists abbreviate the element {} as"),
+    ),
+    Relation(
+        "airport",
+        "{} is in the country of",
+        ("{} is an airport in", "If you land at {}, you are in the country of"),
+    ),
+    Relation(
+        "continent",
+        "{} is a country on the continent of",
+        ("The country {} is located in", "The continent on which {} lies is"),
+    ),
+    Relation(
+        "currency",
+        "The official currency of {} is the",
+        ("In {}, people pay with the", "The money that is used in {} is called the"),
+    ),
+)

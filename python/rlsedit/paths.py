@@ -1,0 +1,95 @@
+"""Where caches live, and how a folder or file is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_directory", "atomic_write_text", "cache_dir"]
+
+
+def cache_dir(*parts: str) -> Path:
+    """The folder of this package's caches, with `parts` appended; it is not created.
+
+    Returns:
+        ``$RLSEDIT_CACHE`` if set, else ``$XDG_CACHE_HOME/rlsedit``, else ``~/.cache/rlsedit``.
+    """
+    explicit = os.environ.get("RLSEDIT_CACHE")
+    if explicit:
+        base = Path(explicit).expanduser()
+    else:
+        xdg = os.environ.get("XDG_CACHE_HOME")
+        base = (Path(xdg) if xdg else Path.home() / ".cache") / "rlsedit"
+    return base.joinpath(*parts)
+
+
+@contextmanager
+def atomic_directory(target: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `target` and renames it to `target` on success.
+
+    Whatever fails inside the block, `target` is left as it was and the temporary folder is removed. A process
+    that is killed leaves at most a hidden folder whose name starts with a dot; `target` never is half
+    written.
+
+    Args:
+        target: the folder to make; its parents are created.
+        replace: whether an existing non-empty `target` is replaced (moved aside first, removed last).
+            Without it, the one that is there wins, as when two processes fill the same cache.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    final = Path(target)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    try:
+        os.chmod(work, 0o777 & ~_umask())
+        yield work
+        _move_into_place(work, final, replace)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def atomic_write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` (UTF-8) to a temporary file beside `target` and renames it over `target`."""
+    final = Path(target)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, final)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _move_into_place(work: Path, final: Path, replace: bool) -> None:
+    old: Path | None = None
+    if final.is_dir() and any(final.iterdir()):
+        if not replace:
+            return
+        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+        os.rename(final, old / "previous")
+    try:
+        os.rename(work, final)
+    except OSError:
+        if old is not None:
+            os.rename(old / "previous", final)
+        elif not replace and final.is_dir():
+            return
+        raise
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
