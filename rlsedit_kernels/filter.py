@@ -178,7 +178,8 @@ class RLSFilter:
             raise TypeError(f"{op}: V must be floating point, got {V.dtype}")
         if tuple(V.shape) != (K.shape[0], outputs):
             raise ValueError(
-                f"{op}: V must have shape (u, v) with u = K.shape[0] = {K.shape[0]} and v = {outputs}, got {tuple(V.shape)}"
+                f"{op}: V must have shape (u, v) with u = K.shape[0] = {K.shape[0]} and v = {outputs}, "
+                f"got {tuple(V.shape)}"
             )
         if V.device != K.device:
             raise ValueError(f"{op}: V must be on the device of the state, {K.device}, got {V.device}")

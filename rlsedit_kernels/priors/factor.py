@@ -122,8 +122,9 @@ def _by_eigen(S: torch.Tensor, *, name: str, lift: bool) -> PriorFactor:
     if lifted:
         values = values.clamp_min(floor)
         notes.append(
-            f"{lifted} of {values.numel()} eigenvalues of {name} were below {LIFT:g} of the largest (smallest {low:.2e}) "
-            f"and were lifted to {floor:.2e}: keys in these directions are hardly held back; a ridge (lam > 0) would"
+            f"{lifted} of {values.numel()} eigenvalues of {name} were below {LIFT:g} of the largest "
+            f"(smallest {low:.2e}) and were lifted to {floor:.2e}: keys in these directions are hardly held back; "
+            "a ridge (lam > 0) would"
         )
     smallest = float(values[0])
     if high / smallest >= CONDITION_WARNING:

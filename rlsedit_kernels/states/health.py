@@ -135,6 +135,11 @@ def unwhiten_transposed(factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:
     return y * (factor.scale or 1.0) if factor.root is None else factor.root.to(y.device).mT @ y
 
 
+def whitened64(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
+    """C~ = T^-1 C T^-T (r, r) float64 of a covariance C (d, d)."""
+    return whiten(factor, whiten(factor, C.to(torch.float64)).mT)
+
+
 def rows_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x in float64 for A of any dtype, without a float64 copy of A."""
     return torch.cat([A[i : i + _ROWS].to(torch.float64) @ x for i in range(0, A.shape[0], _ROWS)])

@@ -8,7 +8,7 @@ import torch
 
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
-from rlsedit_kernels.states.health import rows_product
+from rlsedit_kernels.states.health import rows_product, whitened64
 from rlsedit_kernels.states.saving import saved_tensor
 
 
@@ -42,6 +42,10 @@ class PlainForm:
         return self.C.shape[-1]
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.C.dtype
+
+    @property
     def dense(self) -> bool:
         return True
 
@@ -68,6 +72,10 @@ class PlainForm:
     def covariance(self) -> torch.Tensor:
         """C (d, d), a copy."""
         return self.C.clone()
+
+    def whitened64(self, factor: PriorFactor) -> torch.Tensor:
+        """C~ = T^-1 C T^-T (r, r) float64."""
+        return whitened64(self.C, factor)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """C x for float64 columns x (d, p), in float64 arithmetic."""

@@ -19,25 +19,15 @@ if TYPE_CHECKING:
 _RANGE = 1e3
 
 
-def whitened(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
-    """C~ = T^-1 C T^-T (r, r) float64 of a covariance (d, d)."""
-    C = C.to(torch.float64)
-    if factor.root_inverse is None:
-        assert factor.scale is not None
-        return C / factor.scale**2
-    inverse = factor.root_inverse.to(C.device)
-    return inverse @ C @ inverse.mT
-
-
 def precision(form: PlainForm | WhitenedForm, factor: PriorFactor) -> torch.Tensor:
     """S = T^-T C~^-1 T^-1 (d, d) float64."""
-    matrix = whitened(form.C, factor) if form.name == "plain" else form.whitened_covariance().to(torch.float64)  # type: ignore[union-attr]
+    matrix = form.whitened64(factor)
     matrix = (matrix + matrix.mT) * 0.5
     L, info = torch.linalg.cholesky_ex(matrix)
     if int(info) == 0:
         inverse = torch.cholesky_inverse(L)
     else:  # singular by a hard write or a restriction
-        tolerance = _RANGE * torch.finfo(form.covariance().dtype).eps
+        tolerance = _RANGE * torch.finfo(form.dtype).eps
         inverse = torch.linalg.pinv(matrix, rtol=tolerance, hermitian=True)
     if factor.root_inverse is None:
         assert factor.scale is not None

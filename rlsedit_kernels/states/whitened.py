@@ -14,7 +14,7 @@ import torch
 
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
-from rlsedit_kernels.states.health import rows_product
+from rlsedit_kernels.states.health import rows_product, whitened64
 from rlsedit_kernels.states.saving import saved_tensor
 
 DENSE_FROM = 0.75
@@ -70,12 +70,7 @@ class WhitenedForm:
     ) -> WhitenedForm:
         """The form that holds C = T C~ T', computed in float64: a change of form in the middle of a stream."""
         form = cls.start(factor, dtype, device)
-        C = C.to(torch.float64)
-        if factor.root_inverse is None:
-            matrix = C / form.root_scale**2
-        else:
-            inverse = factor.root_inverse.to(C.device)
-            matrix = inverse @ C @ inverse.mT
+        matrix = whitened64(C, factor)
         form.matrix = ((matrix + matrix.mT) * 0.5).to(device=device, dtype=dtype)
         return form
 
@@ -132,6 +127,10 @@ class WhitenedForm:
         for chunk in self.chunks:
             ops.downdate_(matrix, chunk.filled, chunk.sign)
         return matrix
+
+    def whitened64(self, factor: PriorFactor) -> torch.Tensor:
+        """C~ (r, r) float64."""
+        return self.whitened_covariance().to(torch.float64)
 
     def covariance(self) -> torch.Tensor:
         """C = T C~ T' (d, d)."""
