@@ -1,0 +1,75 @@
+// The product engine: a handful of small kernels, compiled once per instruction set, that every op is made
+// of.
+//
+// Why not a BLAS: torch's wheel exports no syrk, a second BLAS brings a second thread pool that spins against
+// torch's, and global switches (bf16 "medium" precision) reach torch's own products. Here each result element
+// is computed by one thread in one fixed order, so results do not depend on the number of threads.
+//
+// Packed operands. A "left" operand (m x k) is stored in panels of mr rows, a "right" operand (n x k) in
+// panels of nr rows; inside a panel the mr (nr) entries of one column lie side by side, zero-padded at the
+// end:
+//   panel(i)[p * mr + r] = A[i * mr + r, p]
+#pragma once
+
+#include <cstdint>
+
+namespace rlsedit {
+
+// Columns of k that one pass of a micro-kernel takes: its nr-wide panel then stays in the first-level cache.
+constexpr int64_t kBlockBytes = 16 * 1024;
+
+// C (m x n, any strides) <- beta C + alpha A B'. With beta = 0, C is written without being read.
+template <class T>
+struct Tile {
+  const T* a;        // first panel of the left operand
+  int64_t a_stride;  // from one left panel to the next
+  const T* b;        // first panel of the right operand
+  int64_t b_stride;  // from one right panel to the next
+  int64_t m, n, k;
+  T alpha, beta;
+  T* c;
+  int64_t rs, cs;  // strides of C
+  bool lower;      // diagonal tile: blocks wholly above the diagonal may be left out
+};
+
+template <class T>
+struct Engine {
+  const char* name;
+  int64_t mr, nr;  // rows of a left and of a right panel
+  int64_t kc;      // columns taken at a time
+
+  // src (rows x k, strides rs and cs) -> panels, panel_stride apart; the last panel is padded with zeros
+  void (*pack_left)(T* dst, int64_t panel_stride, const T* src, int64_t rows, int64_t k, int64_t rs,
+                    int64_t cs);
+  void (*pack_right)(T* dst, int64_t panel_stride, const T* src, int64_t rows, int64_t k, int64_t rs,
+                     int64_t cs);
+  // one right panel -> dst (rows <= nr, k), row-major with stride ld
+  void (*unpack_right)(T* dst, int64_t ld, const T* panel, int64_t rows, int64_t k);
+
+  void (*tile)(const Tile<T>& t);
+  // C[j, i] <- C[i, j] for i in [i0, i1), j in [j0, min(j1, i))
+  void (*mirror)(T* c, int64_t rs, int64_t cs, int64_t i0, int64_t i1, int64_t j0, int64_t j1);
+
+  // One right panel X (u entries per row), in place: x <- L^-1 x, and x <- L^-T x; L (u, u) row-major.
+  void (*solve_lower)(T* panel, const T* L, int64_t ld, int64_t u);
+  void (*solve_upper)(T* panel, const T* L, int64_t ld, int64_t u);
+
+  // Unblocked Cholesky factor of the lower triangle of A (n <= 64, row-major) in place.
+  // Returns 0, or the order (1-based) of the first leading minor that is not positive definite or not finite.
+  int64_t (*factor)(T* A, int64_t ld, int64_t n);
+};
+
+constexpr int64_t kFactorBlock = 64;
+
+// The engine of the best instruction set that this processor has; RLSEDIT_CPU_ENGINE=baseline forces the
+// plain one.
+template <class T>
+const Engine<T>& engine();
+
+// One instruction set each; nullptr where it was not compiled in.
+template <class T>
+const Engine<T>* baseline_engine();
+template <class T>
+const Engine<T>* avx2_engine();
+
+}  // namespace rlsedit

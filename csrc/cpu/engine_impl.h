@@ -1,0 +1,271 @@
+// The kernels of the engine, written once over vectors of VB bytes. Included by one translation unit per
+// instruction set, inside an anonymous namespace: code compiled for a newer processor must never be the copy
+// that the linker keeps for an older one, so nothing here has external linkage and nothing comes from <std>.
+#pragma once
+
+#include "engine.h"
+
+namespace rlsedit {
+namespace {
+
+template <class T, int VB>
+struct Kernels {
+  typedef T V __attribute__((vector_size(VB)));
+  typedef T U __attribute__((vector_size(VB), aligned(sizeof(T))));  // the same vector at any address
+  static constexpr int W = VB / static_cast<int>(sizeof(T));
+  static constexpr int MR = 6;  // 6 x 2 accumulators, 2 loads and a broadcast: 15 of 16 registers
+  static constexpr int NR = 2 * W;
+  static constexpr int64_t KC = kBlockBytes / (NR * static_cast<int64_t>(sizeof(T)));
+
+  static V load(const T* p) { return *reinterpret_cast<const U*>(p); }
+  static void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
+  static V splat(T x) { return V{} + x; }
+  static int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
+
+  // ---- products -------------------------------------------------------------------------------------------
+
+  // c (MR x NR, unit column stride) <- beta c + alpha a b'
+  static void micro(int64_t k, const T* __restrict a, const T* __restrict b, T alpha, T beta, T* c,
+                    int64_t rs) {
+    V acc[MR][2] = {};
+    // The block of C comes from memory while the products run.
+    for (int i = 0; i < MR; ++i) __builtin_prefetch(c + i * rs, 1);
+    for (int64_t p = 0; p < k; ++p, a += MR, b += NR) {
+      const V b0 = load(b), b1 = load(b + W);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        acc[i][0] += a[i] * b0;
+        acc[i][1] += a[i] * b1;
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i, c += rs) {
+      if (beta == T(0)) {
+        store(c, alpha * acc[i][0]);
+        store(c + W, alpha * acc[i][1]);
+      } else {
+        store(c, beta * load(c) + alpha * acc[i][0]);
+        store(c + W, beta * load(c + W) + alpha * acc[i][1]);
+      }
+    }
+  }
+
+  // The same for a block that is cut by the edge of C or whose columns are not adjacent: nothing outside is
+  // touched, neither written nor read.
+  static void micro_edge(int64_t k, const T* a, const T* b, T alpha, T beta, T* c, int64_t rs, int64_t cs,
+                         int64_t m, int64_t n) {
+    T block[MR * NR];
+    micro(k, a, b, alpha, T(0), block, NR);
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) {
+        T& x = c[i * rs + j * cs];
+        x = beta == T(0) ? block[i * NR + j] : beta * x + block[i * NR + j];
+      }
+  }
+
+  static void tile(const Tile<T>& t) {
+    for (int64_t k0 = 0; k0 < t.k; k0 += KC) {
+      const int64_t kb = least(KC, t.k - k0);
+      const T beta = k0 == 0 ? t.beta : T(1);
+      for (int64_t j = 0; j < t.n; j += NR) {
+        const T* b = t.b + (j / NR) * t.b_stride + k0 * NR;
+        // First block row that reaches the diagonal.
+        const int64_t first = t.lower ? j / MR * MR : 0;
+        for (int64_t i = first; i < t.m; i += MR) {
+          const T* a = t.a + (i / MR) * t.a_stride + k0 * MR;
+          T* c = t.c + i * t.rs + j * t.cs;
+          const int64_t m = least(MR, t.m - i), n = least(NR, t.n - j);
+          if (t.cs == 1 && m == MR && n == NR)
+            micro(kb, a, b, t.alpha, beta, c, t.rs);
+          else
+            micro_edge(kb, a, b, t.alpha, beta, c, t.rs, t.cs, m, n);
+        }
+      }
+    }
+  }
+
+  // ---- layout ---------------------------------------------------------------------------------------------
+
+  // One step of the butterfly that transposes W x W: exchange off-diagonal S x S blocks of two rows.
+  typedef decltype(V{} < V{}) Index;
+  template <int S>
+  static void exchange(V& x, V& y) {
+    Index low, high;
+    for (int i = 0; i < W; ++i) {
+      const bool odd = (i / S) % 2 != 0;
+      low[i] = odd ? W + i - S : i;
+      high[i] = odd ? W + i : i + S;
+    }
+#if defined(__clang__)
+    V a, b;  // clang has no shuffle with a variable index; it folds this loop into one
+    for (int i = 0; i < W; ++i) {
+      a[i] = low[i] < W ? x[low[i]] : y[low[i] - W];
+      b[i] = high[i] < W ? x[high[i]] : y[high[i] - W];
+    }
+#else
+    const V a = __builtin_shuffle(x, y, low), b = __builtin_shuffle(x, y, high);
+#endif
+    x = a;
+    y = b;
+  }
+
+  template <int S>
+  static void transpose_step(V* r) {
+    if constexpr (S > 0) {
+#pragma GCC unroll 8
+      for (int i = 0; i < W; ++i)
+        if ((i & S) == 0) exchange<S>(r[i], r[i + S]);
+      transpose_step<S / 2>(r);
+    }
+  }
+
+  // dst[j, i] <- src[i, j], W x W
+  static void transpose(T* dst, int64_t ldd, const T* src, int64_t lds) {
+    V r[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W; ++i) r[i] = load(src + i * lds);
+    transpose_step<W / 2>(r);
+#pragma GCC unroll 8
+    for (int i = 0; i < W; ++i) store(dst + i * ldd, r[i]);
+  }
+
+  template <int R>
+  static void pack(T* dst, int64_t panel_stride, const T* src, int64_t rows, int64_t k, int64_t rs,
+                   int64_t cs) {
+    for (int64_t r0 = 0; r0 < rows; r0 += R, dst += panel_stride, src += R * rs) {
+      const int64_t n = least(R, rows - r0);
+      int64_t p = 0;
+      if (n == R && cs == 1 && R % W == 0)
+        for (; p + W <= k; p += W)
+          for (int r = 0; r < R; r += W) transpose(dst + p * R + r, R, src + r * rs + p, rs);
+      for (; p < k; ++p) {
+        for (int64_t r = 0; r < n; ++r) dst[p * R + r] = src[r * rs + p * cs];
+        for (int64_t r = n; r < R; ++r) dst[p * R + r] = T(0);
+      }
+    }
+  }
+
+  static void unpack_right(T* dst, int64_t ld, const T* panel, int64_t rows, int64_t k) {
+    int64_t p = 0;
+    if (rows == NR)
+      for (; p + W <= k; p += W)
+        for (int r = 0; r < NR; r += W) transpose(dst + r * ld + p, ld, panel + p * NR + r, NR);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t q = p; q < k; ++q) dst[r * ld + q] = panel[q * NR + r];
+  }
+
+  static void mirror(T* c, int64_t rs, int64_t cs, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    for (int64_t i = i0; i < i1; i += W)
+      for (int64_t j = j0; j < least(j1, i1); j += W) {
+        if (cs == 1 && i + W <= i1 && j + W <= j1 && j + W <= i) {
+          transpose(c + j * rs + i, rs, c + i * rs + j, rs);
+          continue;
+        }
+        for (int64_t x = i; x < least(i + W, i1); ++x)
+          for (int64_t y = j; y < least(least(j + W, j1), x); ++y) c[y * rs + x * cs] = c[x * rs + y * cs];
+      }
+  }
+
+  // ---- triangular solves and the factor -------------------------------------------------------------------
+
+  // Four unknowns at a time, for the NR right-hand sides of a panel side by side: the loads of x[p] are
+  // shared.
+  static void solve_lower(T* x, const T* L, int64_t ld, int64_t u) {
+    for (int64_t i = 0; i < u; i += 4) {
+      const int64_t n = least(4, u - i);
+      V acc[4][2] = {};
+      if (n == 4) {
+        const T* l = L + i * ld;
+        for (int64_t p = 0; p < i; ++p) {
+          const V x0 = load(x + p * NR), x1 = load(x + p * NR + W);
+#pragma GCC unroll 4
+          for (int r = 0; r < 4; ++r) {
+            acc[r][0] += l[r * ld + p] * x0;
+            acc[r][1] += l[r * ld + p] * x1;
+          }
+        }
+      } else {
+        for (int64_t p = 0; p < i; ++p)
+          for (int64_t r = 0; r < n; ++r) {
+            acc[r][0] += L[(i + r) * ld + p] * load(x + p * NR);
+            acc[r][1] += L[(i + r) * ld + p] * load(x + p * NR + W);
+          }
+      }
+      for (int64_t r = 0; r < n; ++r)
+        finish(x, L + (i + r) * ld, 1, L[(i + r) * ld + i + r], acc[r], i + r, i, i + r);
+    }
+  }
+
+  static void solve_upper(T* x, const T* L, int64_t ld, int64_t u) {
+    for (int64_t end = u; end > 0; end -= least(4, end)) {
+      const int64_t n = least(4, end), i = end - n;
+      V acc[4][2] = {};
+      if (n == 4) {
+        for (int64_t p = end; p < u; ++p) {
+          const V x0 = load(x + p * NR), x1 = load(x + p * NR + W);
+          const T* l = L + p * ld + i;
+#pragma GCC unroll 4
+          for (int r = 0; r < 4; ++r) {
+            acc[r][0] += l[r] * x0;
+            acc[r][1] += l[r] * x1;
+          }
+        }
+      } else {
+        for (int64_t p = end; p < u; ++p)
+          for (int64_t r = 0; r < n; ++r) {
+            acc[r][0] += L[p * ld + i + r] * load(x + p * NR);
+            acc[r][1] += L[p * ld + i + r] * load(x + p * NR + W);
+          }
+      }
+      for (int64_t r = n - 1; r >= 0; --r)
+        finish(x, L + i + r, ld, L[(i + r) * ld + i + r], acc[r], i + r, i + r + 1, end);
+    }
+  }
+
+  // x[row] <- (x[row] - acc - sum_{p in [p0, p1)} l[p * step] x[p]) / pivot
+  static void finish(T* x, const T* l, int64_t step, T pivot, V* acc, int64_t row, int64_t p0, int64_t p1) {
+    for (int64_t p = p0; p < p1; ++p) {
+      acc[0] += l[p * step] * load(x + p * NR);
+      acc[1] += l[p * step] * load(x + p * NR + W);
+    }
+    T* y = x + row * NR;
+    store(y, (load(y) - acc[0]) / splat(pivot));
+    store(y + W, (load(y + W) - acc[1]) / splat(pivot));
+  }
+
+  // Right-looking on the transposed copy: the inner loop runs along contiguous memory.
+  static int64_t factor(T* A, int64_t ld, int64_t n) {
+    T t[kFactorBlock * kFactorBlock];
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j <= i; ++j) t[j * kFactorBlock + i] = A[i * ld + j];
+    int64_t info = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      T* row = t + j * kFactorBlock;
+      const T pivot = row[j];
+      if (!(pivot > T(0)) || pivot - pivot != T(0)) {  // not positive, NaN or infinite
+        info = j + 1;
+        break;
+      }
+      const T root = sizeof(T) == 4 ? static_cast<T>(__builtin_sqrtf(static_cast<float>(pivot)))
+                                    : static_cast<T>(__builtin_sqrt(static_cast<double>(pivot)));
+      row[j] = root;
+      for (int64_t i = j + 1; i < n; ++i) row[i] /= root;
+      for (int64_t i = j + 1; i < n; ++i) {
+        const T factor = row[i];
+        T* __restrict below = t + i * kFactorBlock;
+        for (int64_t p = i; p < n; ++p) below[p] -= factor * row[p];
+      }
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j <= i; ++j) A[i * ld + j] = t[j * kFactorBlock + i];
+    return info;
+  }
+
+  static constexpr Engine<T> table(const char* name) {
+    return {name,         MR,   NR,     KC,          pack<MR>,    pack<NR>,
+            unpack_right, tile, mirror, solve_lower, solve_upper, factor};
+  }
+};
+
+}  // namespace
+}  // namespace rlsedit

@@ -1,0 +1,105 @@
+#include "products.h"
+
+#include <algorithm>
+
+#include "parallel.h"
+
+namespace rlsedit {
+namespace {
+
+template <class T>
+using Pack = void (*)(T*, int64_t, const T*, int64_t, int64_t, int64_t, int64_t);
+
+template <class T>
+Panels<T> pack(Pack<T> kernel, int64_t width, Matrix<const T> A, int64_t rows, int64_t k) {
+  Panels<T> panels(rows, k, width, width * k);
+  const int64_t step = 16;  // panels per task
+  for_each_task((panels.count() + step - 1) / step, [&](int64_t task) {
+    const int64_t first = task * step, row = first * width;
+    kernel(panels.panel(first), panels.stride, A.at(row, 0), std::min(step * width, rows - row), k, A.rs,
+           A.cs);
+  });
+  return panels;
+}
+
+}  // namespace
+
+template <class T>
+Panels<T> pack_left(Matrix<const T> A, int64_t rows, int64_t k) {
+  return pack<T>(engine<T>().pack_left, engine<T>().mr, A, rows, k);
+}
+
+template <class T>
+Panels<T> pack_right(Matrix<const T> A, int64_t rows, int64_t k) {
+  return pack<T>(engine<T>().pack_right, engine<T>().nr, A, rows, k);
+}
+
+// Y' = K C: the keys are the left operand, rows of C (columns, C being symmetric) are packed on the fly, so
+// that C is read along its rows and only once. A group of panels shares each block of keys while that is in
+// the cache.
+template <class T>
+Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys) {
+  const Engine<T>& e = engine<T>();
+  const int64_t d = keys.k, u = keys.rows;
+  constexpr int64_t kGroup = 4;      // panels of C packed together
+  constexpr int64_t kKeyRows = 192;  // keys per block: with kGroup panels, half of the second-level cache
+  C = by_rows(C);
+  Panels<T> Y(d, u, e.nr, e.nr * keys.count() * e.mr);  // padded to whole left panels
+  for_each_task((Y.count() + kGroup - 1) / kGroup, [&](int64_t task) {
+    alignas(64) T packed[kGroup * kBlockBytes / sizeof(T)];
+    const int64_t first = task * kGroup, row = first * e.nr;
+    const int64_t rows = std::min(kGroup * e.nr, d - row), panels = (rows + e.nr - 1) / e.nr;
+    for (int64_t k0 = 0; k0 < d; k0 += e.kc) {
+      const int64_t kb = std::min(e.kc, d - k0);
+      e.pack_right(packed, e.nr * e.kc, C.at(row, k0), rows, kb, C.rs, C.cs);
+      for (int64_t u0 = 0; u0 < u; u0 += kKeyRows) {
+        const int64_t m = std::min(kKeyRows, (keys.count() * e.mr) - u0);
+        for (int64_t q = 0; q < panels; ++q) {
+          // The padding of keys and of C is zero, so whole blocks can be computed.
+          e.tile({keys.panel(u0 / e.mr) + k0 * e.mr, keys.stride, packed + q * e.nr * e.kc, 0, m, e.nr, kb,
+                  T(1), T(k0 == 0 ? 0 : 1), Y.panel(first + q) + u0 * e.nr, e.nr, 1, false});
+        }
+      }
+    }
+  });
+  return Y;
+}
+
+template <class T>
+void gram(const Panels<T>& keys, const Panels<T>& Y, Matrix<T> G) {
+  const Engine<T>& e = engine<T>();
+  const int64_t u = keys.rows, d = keys.k;
+  Panels<T> right(u, d, e.nr, e.nr * d);  // Y' as a right operand: transpose each panel of Y
+  for_each_task(Y.count(), [&](int64_t i) {
+    const int64_t k0 = i * e.nr, kb = std::min(e.nr, d - k0);
+    e.pack_right(right.panel(0) + k0 * e.nr, right.stride, Y.panel(i), u, kb, e.nr, 1);
+  });
+  lower_product(keys, right, T(1), T(0), G, true, u > 4 * kTile ? kTile : kSmallTile);
+}
+
+template <class T>
+void lower_product(const Panels<T>& A, const Panels<T>& B, T alpha, T beta, Matrix<T> C, bool mirrored,
+                   int64_t tile) {
+  const Engine<T>& e = engine<T>();
+  const int64_t m = A.rows, blocks = (m + tile - 1) / tile;
+  for_each_task(blocks * (blocks + 1) / 2, [&](int64_t task) {
+    int64_t I = 0, J = task;  // task = I (I + 1) / 2 + J
+    while (J > I) J -= ++I;
+    const int64_t i0 = I * tile, i1 = std::min(m, i0 + tile), j0 = J * tile, j1 = std::min(m, j0 + tile);
+    e.tile({A.panel(i0 / e.mr), A.stride, B.panel(j0 / e.nr), B.stride, i1 - i0, j1 - j0, A.k, alpha, beta,
+            C.at(i0, j0), C.rs, C.cs, I == J});
+    if (mirrored) e.mirror(C.data, C.rs, C.cs, i0, i1, j0, j1);
+  });
+}
+
+#define RLSEDIT_INSTANTIATE(T)                                                 \
+  template Panels<T> pack_left(Matrix<const T>, int64_t, int64_t);             \
+  template Panels<T> pack_right(Matrix<const T>, int64_t, int64_t);            \
+  template Panels<T> covariance_times_keys(Matrix<const T>, const Panels<T>&); \
+  template void gram(const Panels<T>&, const Panels<T>&, Matrix<T>);           \
+  template void lower_product(const Panels<T>&, const Panels<T>&, T, T, Matrix<T>, bool, int64_t);
+RLSEDIT_INSTANTIATE(float)
+RLSEDIT_INSTANTIATE(double)
+#undef RLSEDIT_INSTANTIATE
+
+}  // namespace rlsedit

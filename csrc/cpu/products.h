@@ -1,0 +1,35 @@
+// The large products that the ops share, each over all threads.
+#pragma once
+
+#include "engine.h"
+#include "matrix.h"
+
+namespace rlsedit {
+
+// A (rows x k) as a left and as a right operand.
+template <class T>
+Panels<T> pack_left(Matrix<const T> A, int64_t rows, int64_t k);
+template <class T>
+Panels<T> pack_right(Matrix<const T> A, int64_t rows, int64_t k);
+
+// Y = C K' (d x u) as right panels, from the symmetric C (d x d) and the left panels of K (u x d); one pass
+// over C.
+template <class T>
+Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys);
+
+// G = K Y (u x u), exactly symmetric: the lower triangle is computed and mirrored.
+template <class T>
+void gram(const Panels<T>& keys, const Panels<T>& Y, Matrix<T> G);
+
+// Lower triangle of C (m x m) <- beta C + alpha A B', where A B' is symmetric; with `mirrored`, the upper one
+// too.
+template <class T>
+void lower_product(const Panels<T>& A, const Panels<T>& B, T alpha, T beta, Matrix<T> C, bool mirrored,
+                   int64_t tile);
+
+// Rows of a tile of C: four tiles' worth of C and operands fit the second-level cache. A multiple of every mr
+// and nr.
+constexpr int64_t kTile = 192;
+constexpr int64_t kSmallTile = 48;
+
+}  // namespace rlsedit

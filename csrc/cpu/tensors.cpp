@@ -1,0 +1,82 @@
+#include "tensors.h"
+
+#include <sstream>
+
+namespace rlsedit {
+
+using torch::headeronly::ScalarType;
+
+std::string describe(const Tensor& t) {
+  std::ostringstream out;
+  out << '(';
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i > 0 ? ", " : "") << t.size(i);
+  out << ')';
+  return out.str();
+}
+
+void check_floating(const char* op, const char* name, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op, ": ", name,
+                  " must be float32 or float64, got scalar type ", static_cast<int>(type));
+  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU");
+  STD_TORCH_CHECK(t.dim() >= 2, op, ": ", name, " must have at least 2 dimensions, got shape ", describe(t));
+}
+
+void check_alike(const char* op, const char* name, const Tensor& t, const char* first_name,
+                 const Tensor& first) {
+  check_floating(op, name, t);
+  STD_TORCH_CHECK(t.scalar_type() == first.scalar_type(), op, ": ", name, " must have the dtype of ",
+                  first_name);
+}
+
+void check_square(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(rows(t) == columns(t) && rows(t) > 0, op, ": ", name,
+                  " must have shape (..., n, n) with n >= 1, got ", describe(t));
+}
+
+void check_shape(const char* op, const char* name, const Tensor& t, const Tensor& first, int64_t want_rows,
+                 int64_t want_columns) {
+  bool good = t.dim() == first.dim() && rows(t) > 0 && columns(t) > 0 &&
+              (want_rows < 0 || rows(t) == want_rows) && (want_columns < 0 || columns(t) == want_columns);
+  for (int64_t i = 0; good && i < t.dim() - 2; ++i) good = t.size(i) == first.size(i);
+  const auto text = [](int64_t n) { return n < 0 ? std::string("u >= 1") : std::to_string(n); };
+  STD_TORCH_CHECK(good, op, ": ", name, " must have shape (..., ", text(want_rows), ", ", text(want_columns),
+                  ") and the leading dimensions of a tensor of shape ", describe(first), ", got ",
+                  describe(t));
+}
+
+void check_writable(const char* op, const char* name, const Tensor& t) {
+  for (int64_t i = 0; i < t.dim(); ++i)
+    STD_TORCH_CHECK(t.size(i) <= 1 || t.stride(i) != 0, op, ": ", name,
+                    " is written in place and must not be expanded (stride 0 in dimension ", i, ")");
+}
+
+int64_t batch_count(const Tensor& t) {
+  int64_t count = 1;
+  for (int64_t i = 0; i < t.dim() - 2; ++i) count *= t.size(i);
+  return count;
+}
+
+int64_t batch_offset(const Tensor& t, int64_t b) {
+  int64_t offset = 0;
+  for (int64_t i = t.dim() - 3; i >= 0; --i) {
+    offset += b % t.size(i) * t.stride(i);
+    b /= t.size(i);
+  }
+  return offset;
+}
+
+Tensor new_output(const Tensor& like, const Sizes& last) {
+  Sizes sizes;
+  for (int64_t i = 0; i < like.dim() - 2; ++i) sizes.push_back(like.size(i));
+  sizes.insert(sizes.end(), last.begin(), last.end());
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
+}
+
+Tensor new_info(const Tensor& like) {
+  Sizes sizes;
+  for (int64_t i = 0; i < like.dim() - 2; ++i) sizes.push_back(like.size(i));
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, ScalarType::Int);
+}
+
+}  // namespace rlsedit
