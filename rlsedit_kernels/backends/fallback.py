@@ -68,9 +68,10 @@ def rls_update_(
     Y, G = gain_products(C, K)
     gain, Z, info = gain_solve(Y, G, forget * noise)
     good = (info == 0)[..., None, None]
-    downdate_(C, torch.where(good, Z, torch.zeros((), dtype=Z.dtype, device=Z.device)))
+    downdate_(C, torch.where(good, Z, torch.zeros_like(Z)))
     if forget != 1.0:
-        C.mul_(torch.where(good, 1.0 / forget, 1.0).to(C.dtype))
+        one = torch.ones_like(good, dtype=C.dtype)
+        C.mul_(torch.where(good, one / forget, one))
     return gain, info
 
 

@@ -1,0 +1,108 @@
+"""The schema table is the contract: every op has all its parts, and each part agrees with the schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import builders
+
+import rlsedit_kernels as rk
+from rlsedit_kernels.ops.schemas import SCHEMAS
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = {
+    "wrapper": "rlsedit_kernels/ops/{op}.py",
+    "reference": "rlsedit_kernels/reference/{op}.py",
+    "native CPU kernel": "csrc/cpu/{op}.cpp",
+    "test": "tests/ops/test_{op}.py",
+    "benchmark": "bench/ops/bench_{op}.py",
+}
+
+
+def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = ()) -> tuple[object, ...]:
+    d, u = 12, 5
+    C = builders.symmetric(batch, d, dtype, 0)
+    K = builders.key_batch(batch, u, d, dtype, 1)
+    Z = builders.columns(batch, d, u, dtype, 2) * 0.1
+    G = builders.symmetric(batch, u, dtype, 3)
+    return {
+        "gain_products": (C, K),
+        "cholesky": (G,),
+        "gain_solve": (builders.columns(batch, d, u, dtype, 4), G, 0.5),
+        "downdate_": (C, Z, -1.0),
+        "downdate_gain_products_": (C, Z, K, -1.0),
+        "rls_update_": (C, K, 0.5, 0.9),
+    }[op]
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+@pytest.mark.parametrize("part", PARTS)
+def test_every_op_has_every_part(op: str, part: str) -> None:
+    path = ROOT / PARTS[part].format(op=op)
+    assert path.is_file(), f"{op} has no {part}: {path.relative_to(ROOT)} is missing"
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_wrapper_and_reference_are_public(op: str) -> None:
+    assert callable(getattr(rk.ops, op))
+    assert callable(getattr(rk.reference, op))
+    assert (getattr(rk.ops, op).__doc__ or "").count("Args:") == 1
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_registered_schema_is_the_table(op: str) -> None:
+    schema = getattr(torch.ops.rlsedit_kernels, op).default._schema
+    assert schema == torch._C.parse_schema(f"rlsedit_kernels::{op}{SCHEMAS[op]}")
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("batch", [(), (2,)], ids=["single", "batched"])
+def test_opcheck(op: str, dtype: torch.dtype, batch: tuple[int, ...], backend: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.rlsedit_kernels, op).default, arguments(op, dtype, batch))
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_compiles_without_a_break(op: str, backend: str) -> None:
+    function = getattr(rk.ops, op)
+    first, *rest = arguments(op, torch.float64)
+    assert isinstance(first, torch.Tensor)
+    eager_in, compiled_in = first.clone(), first.clone()
+    expected = function(eager_in, *rest)
+    torch._dynamo.reset()
+    got = torch.compile(function, fullgraph=True, backend="aot_eager")(compiled_in, *rest)
+    torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(compiled_in, eager_in, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("op", ["gain_products", "cholesky", "gain_solve"])
+def test_backward_raises(op: str) -> None:
+    first, *rest = arguments(op, torch.float64)
+    assert isinstance(first, torch.Tensor)
+    out = getattr(rk.ops, op)(first.requires_grad_(), *rest)[0]
+    with pytest.raises(NotImplementedError, match="no gradient"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("op", ["downdate_", "downdate_gain_products_", "rls_update_"])
+def test_in_place_ops_refuse_a_leaf_that_needs_a_gradient(op: str) -> None:
+    first, *rest = arguments(op, torch.float64)
+    assert isinstance(first, torch.Tensor)
+    before = first.clone()
+    with pytest.raises(ValueError, match="must not require a gradient"):
+        getattr(rk.ops, op)(first.requires_grad_(), *rest)
+    assert torch.equal(first.detach(), before)
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_results_are_the_same_bits_from_run_to_run(op: str, backend: str) -> None:
+    outputs = []
+    for _ in range(3):
+        first, *rest = arguments(op, torch.float32, (2,))
+        assert isinstance(first, torch.Tensor)
+        result = getattr(rk.ops, op)(first, *rest)
+        outputs.append((first, *(result if isinstance(result, tuple) else (result,))))
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outputs[0], other, strict=True))
