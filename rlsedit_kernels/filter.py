@@ -126,8 +126,9 @@ class RLSFilter:
             prepared = self.state.prepare(K, noise, forget)
             self._check_size(prepared.gain, innovation)
             factored = prepared.factored
-            whitened = factored.root.mT @ innovation
-            residual = innovation - factored.G @ (factored.root @ whitened)
+            error = innovation.to(factored.G.dtype)
+            whitened = factored.root.mT @ error
+            residual = error - factored.G @ (factored.root @ whitened)
             self._row_form().addmm_(prepared.gain, innovation)
             self.state.write(prepared)
             cost = forget * _norm(whitened) ** 2

@@ -51,11 +51,7 @@ def load_library(path: Path, note: Path) -> tuple[bool, str]:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return False, f"the native CPU library cannot be loaded by torch {torch.__version__}: {error}"
-    missing = [
-        op
-        for op in SCHEMAS
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", "CPU")
-    ]
+    missing = [op for op in SCHEMAS if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", "CPU")]
     if missing:
         return False, f"the native CPU library lacks {', '.join(missing)}: build it again"
     return True, ""

@@ -19,6 +19,10 @@ a breakdown: the rounding error of G itself."""
 TRUNCATION = 8.0
 """Eigenvalues of G below this many times max(u, 8) eps max(G) count as zero when noise = 0."""
 
+CAREFUL_FROM = 1e-5
+"""From this value of (unit roundoff) max(K C K') / noise on, a batch is worked out in float64: what it leaves
+of C is then smaller than C by the reciprocal, and a difference formed in working precision would lose it."""
+
 LEVERAGE_MARGIN = 1e4
 """Removal is refused where 1 - leverage is below this many eps: four digits are then left at least."""
 
@@ -45,14 +49,29 @@ class BatchFactor:
     rank: int
 
 
-def factor(Y: torch.Tensor, G: torch.Tensor, noise: float) -> BatchFactor:
+def needs_care(G: torch.Tensor, noise: float) -> bool:
+    """Whether this batch tells so much more than the state knew that working precision would not do.
+
+    The update is a difference, C - Y (noise I + G)^-1 Y'; with s = max(G) / noise it leaves about C / s in the
+    direction of the keys, at a rounding error of eps |C|. Stored values may well be of working precision: errors
+    that C brings along are contracted by the update, those of the difference itself are not.
+    """
+    eps = 0.5 * torch.finfo(G.dtype).eps
+    return G.dtype == torch.float32 and noise > 0.0 and eps * float(G.diagonal().max()) > CAREFUL_FROM * noise
+
+
+def factor(Y: torch.Tensor, G: torch.Tensor, noise: float, eps: float) -> BatchFactor:
     """Factor noise I + G; for noise = 0, or a system singular to rounding, on the range of G.
+
+    Args:
+        Y, G: products of the batch.
+        noise: >= 0.
+        eps: machine epsilon of the covariance they were made with (Y and G may be wider).
 
     Raises:
         BreakdownError: G has a negative eigenvalue beyond its rounding error: the covariance is broken.
     """
     u = G.shape[-1]
-    eps = torch.finfo(G.dtype).eps
     largest = float(G.diagonal().max())
     if noise > 0.0:
         shifted = G.clone()
@@ -65,12 +84,11 @@ def factor(Y: torch.Tensor, G: torch.Tensor, noise: float) -> BatchFactor:
                 identity = torch.eye(u, dtype=G.dtype, device=G.device)
                 root = torch.linalg.solve_triangular(L.mT, identity, upper=True)
                 return BatchFactor(gain, Z, G, root, pivot / noise, u)
-    return _truncated(Y, G, noise)
+    return _truncated(Y, G, noise, eps)
 
 
-def _truncated(Y: torch.Tensor, G: torch.Tensor, noise: float) -> BatchFactor:
+def _truncated(Y: torch.Tensor, G: torch.Tensor, noise: float, eps: float) -> BatchFactor:
     u = G.shape[-1]
-    eps = torch.finfo(G.dtype).eps
     values, vectors = torch.linalg.eigh(G.to(torch.float64))
     low, high = float(values[0]), float(values[-1])
     tolerance = TRUNCATION * max(u, 8) * eps * max(abs(high), abs(low))
@@ -88,15 +106,16 @@ def _truncated(Y: torch.Tensor, G: torch.Tensor, noise: float) -> BatchFactor:
     return BatchFactor(Z @ inverse_roots.mT, Z, G, inverse_roots, pivot, int(keep.sum()))
 
 
-def removal(F: torch.Tensor, H: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+def removal(F: torch.Tensor, H: torch.Tensor, noise: float, eps: float) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Gain and columns for taking a batch back (design, fact 5).
 
     With F = C K' and A = noise I - K F: gain = F A^-1 and X = F chol(A)^-T, so that C <- C + X X'.
 
     Args:
-        F: (r, u).
-        H: (u, u) = K F, symmetric.
+        F: (r, u) float64.
+        H: (u, u) float64 = K F, symmetric.
         noise: > 0, that of the batch when it was written.
+        eps: machine epsilon of the covariance.
 
     Returns:
         gain (r, u), X (r, u) and the leverage, the largest eigenvalue of K F / noise.
@@ -104,19 +123,18 @@ def removal(F: torch.Tensor, H: torch.Tensor, noise: float) -> tuple[torch.Tenso
     Raises:
         LeverageError: the leverage is 1 to working precision.
     """
-    values = torch.linalg.eigvalsh(H.to(torch.float64))
-    leverage = float(values[-1]) / noise
-    margin = LEVERAGE_MARGIN * torch.finfo(H.dtype).eps
+    leverage = float(torch.linalg.eigvalsh(H)[-1]) / noise
+    margin = LEVERAGE_MARGIN * eps
     if not 1.0 - leverage > margin:
         raise LeverageError(
-            f"the batch has leverage {leverage:.9g} (1 - leverage must exceed {margin:.1e} in {H.dtype}): this state "
-            "knows these directions by this batch alone, or the batch was never written; nothing was changed. "
+            f"the batch has leverage {leverage:.9g} and 1 - leverage must exceed {margin:.1e} in this precision: the "
+            "state knows these directions by this batch alone, or the batch was never written; nothing was changed. "
             "Rebuild with refactor(batches that stay)"
         )
-    A = (-H).to(torch.float64)
+    A = -H
     A.diagonal().add_(noise)
     L = torch.linalg.cholesky(A)
-    root = torch.linalg.solve_triangular(L.mT, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device), upper=True)
-    root = root.to(F.dtype)
+    identity = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    root = torch.linalg.solve_triangular(L.mT, identity, upper=True)
     X = F @ root
     return X @ root.mT, X, leverage

@@ -36,6 +36,7 @@ class Counters:
     smallest_pivot: float | None = None
     largest_leverage: float | None = None
     singular_writes: int = 0
+    careful_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,7 @@ class CovarianceState:
             TypeError, ValueError: K or noise do not fit; NaN or Inf in K.
             BreakdownError: the covariance has lost positive semi-definiteness.
         """
-        with ieee_products():
-            form, factored = self._factored("gain", K, noise, 1.0)
-            return form.back(factored.gain)
+        return self.prepare(K, noise).gain
 
     def commit(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> None:
         """Write a batch into the covariance: C <- (C - Y (forget noise I + G)^-1 Y') / forget.
@@ -169,9 +168,12 @@ class CovarianceState:
         A caller with several states prepares all of them, changes its weights, and then writes all of them.
         """
         with ieee_products():
-            form, factored = self._factored("update", K, noise, forget)
-            keys = K.detach().to(self.dtype)
-            return Prepared(form.back(factored.gain), factored, keys, float(noise), float(forget), self._writes)
+            form, factored, keys = self._factored("update", K, noise, forget)
+            careful = factored.Z.dtype != self.dtype
+            gain = (form.back64 if careful else form.back)(factored.gain).to(self.dtype)
+            if not bool(torch.isfinite(gain).all()):
+                raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {float(keys.abs().max()):.1e}")
+            return Prepared(gain, factored, keys, float(noise), float(forget), self._writes)
 
     def write(self, prepared: Prepared) -> None:
         """Second half of `update`.
@@ -182,7 +184,7 @@ class CovarianceState:
         if prepared.writes != self._writes or self._form is None:
             raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
         with ieee_products():
-            self._form.change_(prepared.factored.Z, -1.0)
+            self._change(self._form, prepared.factored)
             if prepared.forget != 1.0:
                 self._form.scale_(1.0 / prepared.forget)
             self._record(prepared)
@@ -209,10 +211,10 @@ class CovarianceState:
         with ieee_products():
             K = self._keys("remove", K)
             form = self._choose(K)
-            F, H = form.products(form.coordinates(K))
-            gain, X, leverage = batches.removal(F, H, noise)
-            gain = form.back(gain)
-            form.change_(X, 1.0)
+            F, H = form.products64(form.coordinates64(K))
+            wide_gain, X, leverage = batches.removal(F, H, noise, torch.finfo(self.dtype).eps)
+            gain = form.back64(wide_gain).to(self.dtype)
+            form.change64_(X, 1.0)
             self._probes.remove(K, noise)
             counters = self._counters
             self._writes += 1
@@ -240,9 +242,8 @@ class CovarianceState:
         if not off <= 1e-4:
             raise ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}")
         with ieee_products():
-            K = self._keys("restrict", Q.mT)
-            form, factored = self._factored("restrict", K, 0.0, 1.0)
-            form.change_(factored.Z, -1.0)
+            form, factored, _ = self._factored("restrict", Q.mT, 0.0, 1.0)
+            self._change(form, factored)
             self._writes += 1
             self._singular_write(form)
 
@@ -364,17 +365,28 @@ class CovarianceState:
             self._reason = f"moved from plain after {self.steps} batches: {decided.reason}"
         return self._form
 
-    def _factored(self, op: str, K: torch.Tensor, noise: float, forget: float) -> tuple[_Form, BatchFactor]:
+    def _factored(
+        self, op: str, K: torch.Tensor, noise: float, forget: float
+    ) -> tuple[_Form, BatchFactor, torch.Tensor]:
+        """The form, the factored batch (float64 where it needs care) and the keys in the dtype of the state."""
         noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
         K = self._keys(op, K)
         form = self._choose(K)
         Y, G = form.products(form.coordinates(K))
-        factored = batches.factor(Y, G, forget * noise)
-        if not bool(torch.isfinite(factored.gain).all()):
+        if not bool(torch.isfinite(G).all()):
             raise ValueError(
-                f"{op}: the gain is not finite in {self.dtype}: keys of size {float(K.abs().max()):.1e} overflow"
+                f"{op}: K C K' overflows {self.dtype}: keys of size {float(K.abs().max()):.1e} are too large"
             )
-        return form, factored
+        if batches.needs_care(G, forget * noise):
+            Y, G = form.products64(form.coordinates64(K))
+        return form, batches.factor(Y, G, forget * noise, torch.finfo(self.dtype).eps), K
+
+    def _change(self, form: _Form, factored: BatchFactor) -> None:
+        if factored.Z.dtype == self.dtype:
+            form.change_(factored.Z, -1.0)
+        else:
+            form.change64_(factored.Z, -1.0)
+            self._counters.careful_steps += 1
 
     def _record(self, prepared: Prepared) -> None:
         counters, pivot = self._counters, prepared.factored.pivot

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whiten
 
 PROBES = 4
 DRIFT_WARNING = 1e-3
 DRIFT_BROKEN = 0.3
 RHO_WARNING = 1e-4
-_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Health:
         rho: unit roundoff * lambda_max(C_0) * largest squared key norm.
         smallest_pivot: smallest pivot of chol(noise I + G) over the noise so far; below 1 means breakdown.
         largest_leverage: largest leverage of a removed batch, None if none was removed.
+        careful_steps: batches that were worked out in float64 because they told far more than was known.
         drift: largest relative error of C S x - x over random probes x, in whitened coordinates.
         messages: what a user should know or do, one sentence each.
     """
@@ -52,6 +53,7 @@ class Health:
     rho: float
     smallest_pivot: float | None
     largest_leverage: float | None
+    careful_steps: int
     drift: float
     messages: tuple[str, ...]
 
@@ -118,31 +120,6 @@ def apply(form, factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:  # type: 
     if form.name == "plain":
         return form.apply(y)
     return unwhiten(factor, form.apply(unwhiten_transposed(factor, y)))
-
-
-def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
-    """T^-1 z."""
-    return z / (factor.scale or 1.0) if factor.root_inverse is None else factor.root_inverse.to(z.device) @ z
-
-
-def unwhiten(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
-    """T x."""
-    return x * (factor.scale or 1.0) if factor.root is None else factor.root.to(x.device) @ x
-
-
-def unwhiten_transposed(factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:
-    """T' y."""
-    return y * (factor.scale or 1.0) if factor.root is None else factor.root.to(y.device).mT @ y
-
-
-def whitened64(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
-    """C~ = T^-1 C T^-T (r, r) float64 of a covariance C (d, d)."""
-    return whiten(factor, whiten(factor, C.to(torch.float64)).mT)
-
-
-def rows_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A x in float64 for A of any dtype, without a float64 copy of A."""
-    return torch.cat([A[i : i + _ROWS].to(torch.float64) @ x for i in range(0, A.shape[0], _ROWS)])
 
 
 def _directions(rank: int, seed: int) -> torch.Tensor:

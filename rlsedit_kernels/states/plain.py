@@ -8,7 +8,8 @@ import torch
 
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
-from rlsedit_kernels.states.health import rows_product, whitened64
+from rlsedit_kernels.states import wide
+from rlsedit_kernels.states.coordinates import whitened64
 from rlsedit_kernels.states.saving import saved_tensor
 
 
@@ -65,6 +66,22 @@ class PlainForm:
         """C <- C + sign Z Z'."""
         ops.downdate_(self.C, Z, sign)
 
+    def coordinates64(self, K: torch.Tensor) -> torch.Tensor:
+        """`coordinates` in float64."""
+        return K.to(torch.float64)
+
+    def products64(self, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`products` in float64 arithmetic, row block by row block: no float64 copy of C."""
+        return wide.products(self.C, K)
+
+    def back64(self, gain: torch.Tensor) -> torch.Tensor:
+        """`back` in float64."""
+        return gain
+
+    def change64_(self, Z: torch.Tensor, sign: float) -> None:
+        """`change_` with a float64 Z: the difference is formed in float64 and rounded once."""
+        wide.change_(self.C, Z, sign)
+
     def scale_(self, factor: float) -> None:
         """C <- factor C."""
         self.C.mul_(factor)
@@ -79,7 +96,7 @@ class PlainForm:
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """C x for float64 columns x (d, p), in float64 arithmetic."""
-        return rows_product(self.C, x)
+        return wide.product(self.C, x)
 
     def saved(self) -> dict[str, object]:
         """What `restore` needs."""

@@ -9,7 +9,8 @@ import torch
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.priors.factor import CONDITION_WARNING
 from rlsedit_kernels.states import choice
-from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, RHO_WARNING, Health, unwhiten
+from rlsedit_kernels.states.coordinates import unwhiten
+from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, RHO_WARNING, Health
 
 if TYPE_CHECKING:
     from rlsedit_kernels.states.covariance import CovarianceState
@@ -80,6 +81,7 @@ def health(state: CovarianceState) -> Health:
         rho=rho,
         smallest_pivot=counters.smallest_pivot,
         largest_leverage=counters.largest_leverage,
+        careful_steps=counters.careful_steps,
         drift=drift,
         messages=tuple(messages),
     )

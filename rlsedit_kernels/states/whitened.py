@@ -14,7 +14,8 @@ import torch
 
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
-from rlsedit_kernels.states.health import rows_product, whitened64
+from rlsedit_kernels.states import wide
+from rlsedit_kernels.states.coordinates import whitened64
 from rlsedit_kernels.states.saving import saved_tensor
 
 DENSE_FROM = 0.75
@@ -110,6 +111,33 @@ class WhitenedForm:
         else:
             self._append(Z, sign)
 
+    def coordinates64(self, K: torch.Tensor) -> torch.Tensor:
+        """`coordinates` in float64, from the root that the state works with."""
+        K = K.to(torch.float64)
+        return K * self.root_scale if self.root is None else wide.product(self.root.mT, K.mT).mT
+
+    def products64(self, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`products` in float64 arithmetic, without a float64 copy of C~."""
+        if self.matrix is not None:
+            return wide.products(self.matrix, K)
+        Y = self.apply(K.mT)
+        G = K @ Y
+        return Y, (G + G.mT).mul_(0.5)
+
+    def back64(self, gain: torch.Tensor) -> torch.Tensor:
+        """`back` in float64."""
+        return gain * self.root_scale if self.root is None else wide.product(self.root, gain)
+
+    def change64_(self, Z: torch.Tensor, sign: float) -> None:
+        """`change_` with a float64 Z: the difference is formed in float64 and rounded once.
+
+        Columns rounded one by one would lose what the difference leaves, so the matrix is formed here.
+        """
+        if self.matrix is None:
+            self._densify()
+        assert self.matrix is not None
+        wide.change_(self.matrix, Z, sign)
+
     def scale_(self, factor: float) -> None:
         """C~ <- factor C~."""
         if self.matrix is not None:
@@ -143,11 +171,11 @@ class WhitenedForm:
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """C~ x for float64 columns x (r, p), in float64 arithmetic."""
         if self.matrix is not None:
-            return rows_product(self.matrix, x)
+            return wide.product(self.matrix, x)
         y = x * self.identity
         for chunk in self.chunks:
             Z = chunk.filled
-            y += chunk.sign * rows_product(Z, rows_product(Z.mT, x))
+            y += chunk.sign * wide.product(Z, wide.product(Z.mT, x))
         return y
 
     def to_(self, device: torch.device, dtype: torch.dtype) -> None:

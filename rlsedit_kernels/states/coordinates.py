@@ -1,0 +1,27 @@
+"""Between the coordinates of the keys and the whitened ones, by the float64 factor C_0 = T T' of the prior."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsedit_kernels.priors import PriorFactor
+
+
+def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
+    """T^-1 z."""
+    return z / (factor.scale or 1.0) if factor.root_inverse is None else factor.root_inverse.to(z.device) @ z
+
+
+def unwhiten(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
+    """T x."""
+    return x * (factor.scale or 1.0) if factor.root is None else factor.root.to(x.device) @ x
+
+
+def unwhiten_transposed(factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:
+    """T' y."""
+    return y * (factor.scale or 1.0) if factor.root is None else factor.root.to(y.device).mT @ y
+
+
+def whitened64(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
+    """C~ = T^-1 C T^-T (r, r) float64 of a covariance C (d, d)."""
+    return whiten(factor, whiten(factor, C.to(torch.float64)).mT)

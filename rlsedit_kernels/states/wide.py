@@ -1,0 +1,34 @@
+"""Float64 arithmetic on a float32 matrix, row block by row block: no float64 copy of it is ever made."""
+
+from __future__ import annotations
+
+import torch
+
+_ROWS = 512
+
+
+def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A x (n, p) in float64 for A (n, m) of any dtype and a float64 x (m, p)."""
+    return torch.cat([A[i : i + _ROWS].to(torch.float64) @ x for i in range(0, A.shape[0], _ROWS)])
+
+
+def products(C: torch.Tensor, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Y (d, u) = C K' and an exactly symmetric G (u, u) = K Y, float64."""
+    Y = product(C, K.mT.contiguous())
+    G = K @ Y
+    return Y, (G + G.mT).mul_(0.5)
+
+
+def change_(C: torch.Tensor, Z: torch.Tensor, sign: float) -> None:
+    """C <- C + sign Z Z' in place for a float64 Z (d, u), rounded once; exactly symmetric.
+
+    One triangle is computed, in blocks of rows, and mirrored.
+    """
+    for start in range(0, C.shape[0], _ROWS):
+        stop = min(start + _ROWS, C.shape[0])
+        rows = C[start:stop, :stop].to(torch.float64)
+        rows.addmm_(Z[start:stop], Z[:stop].mT, alpha=sign)
+        diagonal = rows[:, start:]
+        diagonal.copy_(diagonal.tril() + diagonal.tril(-1).mT)
+        C[start:stop, :stop].copy_(rows)
+        C[:start, start:stop].copy_(C[start:stop, :start].mT)
