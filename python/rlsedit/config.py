@@ -1,0 +1,102 @@
+"""Hyper-parameters of an edit, with the published presets and derived values for other models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Hyper-parameters; `EditConfig.for_model` fills in what depends on the model.
+
+    Attributes:
+        layers: edited layers, ascending; the target hidden state is taken behind the last of them.
+        steps: evaluations of the target's loss at most (one Adam step less).
+        lr: step size of Adam.
+        clamp: bound of |delta| as a multiple of |h|.
+        kl: weight of the KL term on "{subject} is a".
+        decay: weight of |delta| / |h|^2.
+        stop_loss: a fact whose loss is below is done.
+        contexts: number of random prefixes besides the bare prompt.
+        context_length: sampled tokens in each prefix.
+        seed: of the prefixes.
+        mom2_weight: weight of the second moment E[k k'] in the anchor.
+        mu: weight of the anchor term (RLSEdit, MEMIT).
+        lam: weight lambda of the distance to the first weights (RLSEdit); 0 leaves the anchor alone.
+        l2: regularisation of AlphaEdit.
+        null_threshold: eigenvalues of E[k k'] below it span AlphaEdit's null space.
+        noise: 1 / weight of a batch of facts.
+        batch_size: facts of one batch where `Editor.edit` is not told.
+        max_tokens: token budget of one forward and backward pass; bounds memory, not results.
+    """
+
+    layers: tuple[int, ...] = ()
+    steps: int = 25
+    lr: float = 0.1
+    clamp: float = 0.75
+    kl: float = 0.0625
+    decay: float = 0.5
+    stop_loss: float = 0.05
+    contexts: int = 5
+    context_length: int = 10
+    seed: int = 0
+    mom2_weight: float = 15000.0
+    mu: float = 1.0
+    lam: float = 0.0
+    l2: float = 10.0
+    null_threshold: float = 2e-2
+    noise: float = 1.0
+    batch_size: int = 100
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"EditConfig: layers must be ascending and distinct, got {self.layers}")
+        for name in ("steps", "context_length", "batch_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EditConfig: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "clamp", "mom2_weight", "l2", "null_threshold"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"EditConfig: {name} must be positive, got {getattr(self, name)}")
+        for name in ("kl", "decay", "stop_loss", "contexts", "mu", "lam", "noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"EditConfig: {name} must not be negative, got {getattr(self, name)}")
+
+    @classmethod
+    def for_model(cls, model: Any, **changes: Any) -> EditConfig:
+        """The preset of a known model, or values derived from its depth; `changes` go on top.
+
+        Args:
+            model: a transformers causal LM, or its config.
+            **changes: fields of `EditConfig`.
+        """
+        if unknown := set(changes) - {field.name for field in fields(cls)}:
+            raise TypeError(f"EditConfig.for_model: unknown fields {sorted(unknown)}")
+        config = getattr(model, "config", model).get_text_config()
+        shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
+        preset = PRESETS.get(shape)
+        values = dict(preset) if preset is not None else derived(config.num_hidden_layers)
+        return replace(cls(), **{**values, **changes})
+
+
+def _span(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+# (model_type, layers, hidden size) -> fields that differ from the defaults of EditConfig
+PRESETS: dict[tuple[str, int, int], dict[str, Any]] = {
+    ("llama", 32, 4096): {"layers": _span(4, 8)},  # Llama-3-8B
+    ("llama", 28, 3072): {"layers": _span(2, 6)},  # Llama-3.2-3B
+    ("qwen2", 28, 3584): {"layers": _span(7, 11)},  # Qwen2.5-7B
+    ("gpt2", 48, 1600): {"layers": _span(13, 17), "lr": 0.5},  # GPT-2 XL
+    ("gptj", 28, 4096): {"layers": _span(3, 8), "lr": 0.5},  # GPT-J
+    ("llama", 30, 576): {"layers": _span(4, 8), "lr": 0.5},  # SmolLM2-135M
+}
+
+
+def derived(num_layers: int) -> dict[str, Any]:
+    """Values for a model without a preset: up to five layers that end at about 0.3 of its depth."""
+    last = max(0, round(0.3 * num_layers) - 1)
+    return {"layers": _span(max(0, last - 4), last)}

@@ -1,0 +1,80 @@
+"""How far one layer has moved, term by term of the objective, without any history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .config import EditConfig
+from .methods import Method, Proposal
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """Running figures of one layer; never changed, `after` gives those behind a batch.
+
+    With D = W - W_0, A = mom2_weight E[k k'] (K_0'K_0 of the anchor) and the pseudo-targets V = K W + E of each batch:
+        cost       J += <E, E - K dW> / noise                       (cost recursion, fact 6 of the design)
+        parameter  |D|^2
+        anchor     tr(D' A D) = |K_0 D|^2, increased by 2 <D, A dW> + <dW, A dW>
+        innovation sum of |V - K W_0|^2 / noise, from which the bounds of fact 7 follow
+
+    Attributes:
+        shift: D in row form (d, v).
+        gram: A (d, d).
+    """
+
+    shift: Tensor
+    gram: Tensor
+    cost: float = 0.0
+    parameter: float = 0.0
+    anchor: float = 0.0
+    innovation: float = 0.0
+    last_fit: float = 0.0
+
+    def after(self, keys: Tensor, residual: Tensor, proposal: Proposal, noise: float) -> Deviations:
+        """Figures after a batch with keys (u, d), residual E (u, v) and the proposed change."""
+        change = proposal.update
+        posterior = residual - keys @ change
+        narrow = proposal.gain is not None  # A dW = (A gain) E costs d d u instead of d d v
+        moved = (self.gram @ proposal.gain) @ residual if narrow else self.gram @ change
+        shift = self.shift + change
+        scale = noise if noise > 0 else 1.0
+        return replace(
+            self,
+            shift=shift,
+            cost=self.cost + _dot(residual, posterior) / scale,
+            parameter=_dot(shift, shift),
+            anchor=self.anchor + 2 * _dot(self.shift, moved) + _dot(change, moved),
+            innovation=self.innovation + _square(residual + keys @ self.shift) / scale,
+            last_fit=_square(posterior) / scale,
+        )
+
+    def fit(self, method: Method, config: EditConfig) -> float:
+        """sum_s |K_s W - V_s|^2 / noise over all batches; of the last batch alone where a method commits nothing."""
+        if not method.commit:
+            return self.last_fit
+        if method.objective == "null_space":
+            return max(0.0, self.cost - config.l2 * self.parameter)
+        lam = config.lam if method.ridge else 0.0
+        return max(0.0, self.cost - lam**2 * self.parameter - config.mu**2 * self.anchor)
+
+    def bounds(self, method: Method, config: EditConfig) -> tuple[float | None, float | None]:
+        """Bounds of |D|_F and |K_0 D|_F (fact 7); None where the objective lacks the term or nothing is committed."""
+        size = self.innovation**0.5
+        if not method.commit:
+            return None, None
+        if method.objective == "null_space":
+            return size / (2 * config.l2**0.5), None
+        lam = config.lam if method.ridge else 0.0
+        return (size / (2 * lam) if lam > 0 else None), (size / (2 * config.mu) if config.mu > 0 else None)
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.sum(a * b, dtype=torch.float64))
+
+
+def _square(a: Tensor) -> float:
+    return _dot(a, a)

@@ -1,0 +1,6 @@
+"""Measuring what an edit did: scores of the CounterFact benchmark."""
+
+from .counterfact import Estimate, EvalReport, evaluate, summarise
+from .scoring import Answer, score_answers
+
+__all__ = ["Answer", "Estimate", "EvalReport", "evaluate", "score_answers", "summarise"]

@@ -1,0 +1,124 @@
+"""Log-probabilities of answers after prompts, batched: each prompt is read once, whatever the number of its answers.
+
+The logits behind a prompt give the first token of all its answers; further tokens are read on top of the prompt's keys
+and values. Logits are formed for these positions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from ..models.adapter import Adapter
+from ..models.replay import capture, frozen_cache
+from ..prompts import Aligned, Encoding, align, encode
+
+Query = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Score of one answer: mean log-probability of its tokens, and whether each is the likeliest at its place."""
+
+    log_probability: float
+    is_argmax: bool
+
+
+def score_answers(
+    adapter: Adapter,
+    tokenizer: Any,
+    queries: Iterable[Query],
+    *,
+    max_tokens: int = 2048,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Query, Answer]:
+    """Score (prompt, answer) pairs; equal pairs once.
+
+    Args:
+        adapter: the model.
+        queries: prompts without a space at the end, answers without one in front.
+        max_tokens: token budget of one forward pass; does not change results beyond rounding.
+        progress: called with (prompts done, all prompts).
+    """
+    encodings = {query: encode(tokenizer, query[0], target=query[1]) for query in dict.fromkeys(queries)}
+    by_prompt: dict[tuple[int, ...], list[Query]] = {}
+    for query, encoding in encodings.items():
+        by_prompt.setdefault(encoding.ids[: encoding.prompt_len], []).append(query)
+    prompts = sorted(by_prompt, key=len)
+    found: dict[Query, Answer] = {}
+    done = 0
+    with adapter.frozen(), torch.no_grad():
+        for group in _groups(prompts, max_tokens):
+            wanted = [[(query, encodings[query]) for query in by_prompt[prompt]] for prompt in group]
+            found |= _score_group(adapter, group, wanted)
+            done += len(group)
+            if progress is not None:
+                progress(done, len(prompts))
+    return found
+
+
+def _score_group(
+    adapter: Adapter, prompts: Sequence[tuple[int, ...]], wanted: Sequence[Sequence[tuple[Query, Encoding]]]
+) -> dict[Query, Answer]:
+    batch = align(prompts, [len(p) - 1 for p in prompts], adapter.device)
+    longer = [(b, query, enc) for b, part in enumerate(wanted) for query, enc in part if len(enc.target) > 1]
+    cache: Cache | None = DynamicCache() if longer else None
+    calls = capture(adapter, batch.ids, batch.mask, batch.positions, cache)
+    last = calls.run(adapter, calls.hidden, 0, adapter.num_layers)[:, -1]
+    pairs = [(b, query, enc) for b, part in enumerate(wanted) for query, enc in part]
+    total, right = _read(adapter, last, [b for b, _, _ in pairs], [enc.target[0] for _, _, enc in pairs])
+    sums = {query: (t, r) for (_, query, _), t, r in zip(pairs, total, right, strict=True)}
+    if longer:
+        assert cache is not None
+        for query, t, r in _continue(adapter, batch, cache, longer):
+            sums[query] = (sums[query][0] + t, sums[query][1] and r)
+    return {query: Answer(sums[query][0] / len(enc.target), sums[query][1]) for _, query, enc in pairs}
+
+
+def _continue(
+    adapter: Adapter, batch: Aligned, cache: Cache, longer: Sequence[tuple[int, Query, Encoding]]
+) -> list[tuple[Query, float, bool]]:
+    """Log-probabilities of the second and later tokens of answers, and whether all of them are likeliest."""
+    rows = torch.tensor([b for b, _, _ in longer], device=adapter.device)
+    tails = align([enc.target[:-1] for _, _, enc in longer], [0] * len(longer), adapter.device)
+    mask = torch.cat([batch.mask[rows], tails.mask], 1)
+    positions = tails.positions + batch.mask[rows].sum(1, keepdim=True)
+    past = frozen_cache(cache, batch.mask.shape[1], adapter.num_layers, rows)
+    calls = capture(adapter, tails.ids, mask, positions, past)
+    hidden = calls.run(adapter, calls.hidden, 0, adapter.num_layers)
+    places = [(i, t) for i, (_, _, enc) in enumerate(longer) for t in range(len(enc.target) - 1)]
+    picked = hidden[[i for i, _ in places], [t for _, t in places]]
+    tokens = [longer[i][2].target[t + 1] for i, t in places]
+    logs, likeliest = _read(adapter, picked, list(range(len(places))), tokens)
+    result = []
+    at = 0
+    for _, query, enc in longer:
+        n = len(enc.target) - 1
+        result.append((query, sum(logs[at : at + n]), all(likeliest[at : at + n])))
+        at += n
+    return result
+
+
+def _read(adapter: Adapter, hidden: Tensor, rows: list[int], tokens: list[int]) -> tuple[list[float], list[bool]]:
+    """log p and argmax flags of `tokens`, token i read from hidden state `rows[i]`."""
+    logits = adapter.logits(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    norm, best = torch.logsumexp(logits, -1), logits.argmax(-1)
+    at = torch.tensor(rows, device=hidden.device)
+    token = torch.tensor(tokens, device=hidden.device)
+    return (logits[at, token] - norm[at]).tolist(), (best[at] == token).tolist()
+
+
+def _groups(prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[list[tuple[int, ...]]]:
+    groups: list[list[tuple[int, ...]]] = []
+    for prompt in prompts:  # ascending length
+        if groups and (len(groups[-1]) + 1) * len(prompt) <= max_tokens:
+            groups[-1].append(prompt)
+        else:
+            groups.append([prompt])
+    return groups

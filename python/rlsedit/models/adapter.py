@@ -1,0 +1,163 @@
+"""One view of a Hugging Face causal LM for the editor: layers, edited module, norm and head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .families import FAMILIES, Family
+from .probe import probe
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Parts of a causal LM that the editor reads or writes; build it with `Adapter.for_model`.
+
+    Attributes:
+        model: the causal LM.
+        base: the decoder inside it, called with `input_ids`, `attention_mask`, `position_ids`, `past_key_values`.
+        layers: its decoder layers.
+        module: path of the edited linear map inside a layer, such as "mlp.down_proj".
+        norm: final norm.
+        head: output embedding.
+        layout: "out_in" for `nn.Linear` (weight (v, d)), "in_out" for `Conv1D` (weight (d, v)); from the class of the
+            module, never from shapes.
+        softcap: bound of the logits (c tanh(x / c)) or None.
+        tuples: whether a decoder layer returns a tuple rather than a tensor.
+    """
+
+    model: nn.Module
+    base: nn.Module
+    layers: nn.ModuleList
+    module: str
+    norm: nn.Module
+    head: nn.Module
+    layout: str
+    softcap: float | None = None
+    tuples: bool = False
+
+    @classmethod
+    def for_model(cls, model: nn.Module, *, edit: bool = True, **overrides: Any) -> Adapter:
+        """Find the parts of `model`.
+
+        Args:
+            model: a causal LM of transformers (tested with transformers 5.23).
+            edit: whether it is to be edited; False only measures, which every known family allows.
+            **overrides: `layers`, `module`, `norm`, `head` (dotted paths, `module` relative to a layer) for an
+                architecture that is not in the table, or to edit another module of a known one.
+
+        Raises:
+            ValueError: unknown architecture, a path that does not exist, a family or module that cannot be edited.
+            TypeError: unknown override.
+        """
+        names = {"layers", "module", "norm", "head"}
+        if unknown := set(overrides) - names:
+            raise TypeError(f"Adapter.for_model: overrides must be among {sorted(names)}, got {sorted(unknown)}")
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        family = FAMILIES.get(kind) if isinstance(kind, str) else None
+        if family is None and not names <= set(overrides):
+            raise ValueError(
+                f"Adapter.for_model: architecture {kind!r} ({type(model).__name__}) is unknown; known ones are "
+                f"{sorted(FAMILIES)}. Pass layers= (e.g. 'model.layers'), module= (the MLP's output projection inside "
+                f"a layer, e.g. 'mlp.down_proj'), norm= (e.g. 'model.norm') and head= (e.g. 'lm_head'); "
+                f"missing: {sorted(names - set(overrides))}"
+            )
+        family = replace(family, **overrides) if family is not None else Family(**overrides)
+        if edit and family.refusal:
+            raise ValueError(f"Adapter.for_model: {kind!r} cannot be edited: {family.refusal}")
+        layers = _part(model, family.layers, "layers")
+        if not isinstance(layers, nn.ModuleList):
+            raise ValueError(
+                f"Adapter.for_model: layers={family.layers!r} must be an nn.ModuleList, got {type(layers)}"
+            )
+        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        adapter = cls(
+            model=model,
+            base=_part(model, family.layers.rpartition(".")[0], "layers"),
+            layers=layers,
+            module=family.module,
+            norm=_part(model, family.norm, "norm"),
+            head=_part(model, family.head, "head"),
+            layout=_layout(_part(layers[0], family.module, "module"), family.module),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+        return replace(adapter, tuples=probe(adapter, edit))
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first edited weight."""
+        return self.edited(0).weight.device  # type: ignore[return-value]
+
+    def edited(self, layer: int) -> nn.Module:
+        """The edited linear module of `layer`, checked to be a plain floating-point one."""
+        if not 0 <= layer < self.num_layers:
+            raise ValueError(f"Adapter.edited: layer must be in [0, {self.num_layers}), got {layer}")
+        module = _part(self.layers[layer], self.module, "module")
+        layout = _layout(module, f"{self.module} of layer {layer}")
+        if layout != self.layout:
+            raise ValueError(f"Adapter.edited: layer {layer} has layout {layout!r}, layer 0 has {self.layout!r}")
+        return module
+
+    def rows(self, layer: int) -> Tensor:
+        """Row form (d, v) of the edited weight: a view of the parameter."""
+        weight: Tensor = self.edited(layer).weight.detach()  # type: ignore[operator, union-attr]
+        return weight if self.layout == "in_out" else weight.T
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states (..., d) behind the last layer: head(norm(hidden)), soft-capped if the model is."""
+        logits: Tensor = self.head(self.norm(hidden))
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode and no weight gradients inside; the former flags come back on exit."""
+        training = [m for m in self.model.modules() if m.training]
+        wanted = [p for p in self.model.parameters() if p.requires_grad]
+        for m in training:
+            m.training = False
+        for p in wanted:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for m in training:
+                m.training = True
+            for p in wanted:
+                p.requires_grad_(True)
+
+
+def _part(root: nn.Module, path: str, name: str) -> nn.Module:
+    try:
+        return root.get_submodule(path)
+    except AttributeError as error:
+        children = [n for n, _ in root.named_children()]
+        raise ValueError(
+            f"Adapter: {name}={path!r} is not in {type(root).__name__} ({error}); its children are {children}"
+        ) from None
+
+
+def _layout(module: nn.Module, name: str) -> str:
+    weight = getattr(module, "weight", None)
+    layout = {nn.Linear: "out_in", Conv1D: "in_out"}.get(type(module))
+    if layout is None or not isinstance(weight, Tensor) or weight.dtype not in _FLOATS:
+        raise ValueError(
+            f"Adapter: {name} must be a plain nn.Linear or Conv1D with a floating-point weight, got "
+            f"{type(module).__name__} with weight of {getattr(weight, 'dtype', type(weight).__name__)}; load a "
+            f"quantised model unquantised (dtype=torch.bfloat16); merge adapters such as LoRA first"
+        )
+    if weight.is_meta:
+        raise ValueError(f"Adapter: {name} is on the meta device (offloaded); load the edited layers onto a device")
+    return layout

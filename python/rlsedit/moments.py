@@ -1,0 +1,171 @@
+"""Uncentred second moments E[k k'] of the inputs of edited modules, measured on text and cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .models.adapter import Adapter
+from .models.replay import capture
+from .prompts import align
+
+logger = logging.getLogger(__name__)
+
+
+def second_moments(
+    model: nn.Module,
+    tokenizer: Any,
+    layers: Sequence[int],
+    texts: Iterable[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    max_length: int = 256,
+    max_tokens: int = 2048,
+    adapter: Adapter | None = None,
+) -> dict[int, Tensor]:
+    """E[k k'] over the tokens of `texts` for the edited module of each layer.
+
+        E[k k'] = 1/N sum_n k_n k_n'          (Meng et al. 2022, ROME, sec. 3.1)
+
+    Args:
+        model: a causal LM; its weights should be the unedited ones.
+        tokenizer: its tokenizer.
+        layers: layers wanted, at least one.
+        texts: texts, each tokenised by itself; should hold several times d tokens (d: inputs of the module).
+        cache_dir: where results are kept as safetensors; None for no cache. The key is a fingerprint of the model
+            with the hash of the texts, the layer, the module and `max_length`.
+        max_length: longer texts are cut into pieces of this many tokens.
+        max_tokens: token budget of one forward pass.
+        adapter: for architectures that `Adapter.for_model` does not know.
+
+    Returns:
+        {layer: (d, d) float64, symmetric}.
+
+    Raises:
+        ValueError: no layers, no tokens, or activations that are not finite.
+
+    Numerics:
+        Products and sums in float64.
+    """
+    adapter = adapter or Adapter.for_model(model)
+    layers = sorted(set(layers))
+    if not layers:
+        raise ValueError("second_moments: layers must name at least one layer, got none")
+    texts = list(texts)
+    files: dict[int, Path] = {}
+    if cache_dir is not None:
+        base = f"{fingerprint(model)}|{_text_hash(texts)}|{adapter.module}|{max_length}"
+        files = {
+            n: Path(cache_dir)
+            / f"moment-{n}-{hashlib.blake2b(f'{base}|{n}'.encode(), digest_size=16).hexdigest()}.safetensors"
+            for n in layers
+        }
+    found = {n: load_file(path)["moment"] for n, path in files.items() if path.exists()}
+    missing = [n for n in layers if n not in found]
+    if missing:
+        measured = _measure(adapter, tokenizer, missing, texts, max_length, max_tokens)
+        for n, moment in measured.items():
+            if n in files:
+                _save(files[n], moment)
+        found |= measured
+    return {n: found[n] for n in layers}
+
+
+@torch.no_grad()
+def _measure(
+    adapter: Adapter, tokenizer: Any, layers: Sequence[int], texts: Sequence[str], max_length: int, max_tokens: int
+) -> dict[int, Tensor]:
+    pieces: list[list[int]] = []
+    for text in texts:
+        ids = tokenizer(text, truncation=False, verbose=False)["input_ids"] if text.strip() else []
+        pieces += [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
+    count = sum(map(len, pieces))
+    if count == 0:
+        raise ValueError(f"second_moments: texts must hold at least one token, got {len(texts)} texts without any")
+    sums: dict[int, Tensor] = {}
+    with adapter.frozen():
+        for group in _groups(sorted(pieces, key=len, reverse=True), max_tokens):
+            _add(adapter, layers, group, sums)
+    width = next(iter(sums.values())).shape[0]
+    if count < 2 * width:
+        logger.warning("second moments from %d tokens for %d inputs: E[k k'] is singular or nearly so", count, width)
+    for n, total in sums.items():
+        if not bool(total.isfinite().all()):
+            raise ValueError(f"second_moments: activations must be finite, got NaN or Inf in layer {n}")
+    return {n: (total + total.T) / (2 * count) for n, total in sums.items()}
+
+
+def _add(adapter: Adapter, layers: Sequence[int], group: Sequence[Sequence[int]], sums: dict[int, Tensor]) -> None:
+    batch = align(group, [0] * len(group), adapter.device)
+    real = batch.mask.bool()
+
+    def look(n: int) -> Any:
+        def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
+            keys = args[0][real].double()
+            sums[n] = torch.addmm(sums[n], keys.T, keys) if n in sums else keys.T @ keys
+
+        return hook
+
+    handles = [adapter.edited(n).register_forward_pre_hook(look(n)) for n in layers]
+    try:
+        calls = capture(adapter, batch.ids, batch.mask, batch.positions)
+        calls.run(adapter, calls.hidden, 0, layers[-1] + 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _groups(pieces: Sequence[Sequence[int]], max_tokens: int) -> list[list[Sequence[int]]]:
+    groups: list[list[Sequence[int]]] = []
+    for piece in pieces:
+        if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= max_tokens:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return groups
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of architecture and weights (name, shape, dtype and up to 1,024 evenly spaced values of each parameter)."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = getattr(model, "config", None)
+    if config is not None:
+        known = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].double().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _text_hash(texts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _save(path: Path, moment: Tensor) -> None:
+    """Write under another name and rename, so that no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file({"moment": moment.contiguous().cpu()}, name)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,7 @@
+"""From facts to token rows: encoding with the subject's place, random-prefix contexts, padding that lines rows up."""
+
+from .align import Aligned, align
+from .contexts import Context, make_contexts
+from .encode import Encoding, encode
+
+__all__ = ["Aligned", "Context", "Encoding", "align", "encode", "make_contexts"]

@@ -1,0 +1,73 @@
+"""Edited weights in row form, with float32 masters for half-precision models and bit-exact undo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .models.adapter import Adapter
+
+
+class EditedWeights:
+    """The weights of the edited layers.
+
+    A float32 or float64 weight is changed in place. A bf16 or fp16 weight is a rounding of a float32 master, so that
+    many small changes are not rounded away one by one.
+
+    Args:
+        adapter: the model.
+        layers: edited layers.
+
+    Raises:
+        ValueError: a weight holds NaN or Inf.
+    """
+
+    def __init__(self, adapter: Adapter, layers: Sequence[int]) -> None:
+        self._views = {n: adapter.rows(n) for n in layers}
+        for n, view in self._views.items():
+            if not bool(view.isfinite().all()):
+                raise ValueError(
+                    f"Editor: model must have finite weights, got NaN or Inf in {adapter.module} of layer {n}"
+                )
+        self._masters = {
+            n: view.to(torch.float32, copy=True)
+            for n, view in self._views.items()
+            if view.dtype in (torch.float16, torch.bfloat16)
+        }
+        self._saved: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def dtype(self, layer: int) -> torch.dtype:
+        """Precision in which this layer is edited: float32, or float64 for a float64 model."""
+        return torch.float64 if self._views[layer].dtype == torch.float64 else torch.float32
+
+    @torch.no_grad()
+    def add(self, layer: int, update: Tensor) -> None:
+        """W += update (d, v), remembering what was there until `keep` or `undo`.
+
+        Raises:
+            ValueError: the update, or the weight with it, is not finite; nothing is changed.
+        """
+        view, master = self._views[layer], self._masters.get(layer)
+        changed = (view if master is None else master) + update
+        rounded = changed.to(view.dtype)
+        if not bool(rounded.isfinite().all()):
+            raise ValueError(f"Editor: the update of layer {layer} must be finite in {view.dtype}, got NaN or Inf")
+        self._saved.setdefault(layer, (view.clone(), master))
+        view.copy_(rounded)
+        if master is not None:
+            self._masters[layer] = changed
+
+    def keep(self) -> None:
+        """Make the changes since the last `keep` final."""
+        self._saved = {}
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back, bit for bit, what was there at the last `keep`."""
+        for layer, (weight, master) in self._saved.items():
+            self._views[layer].copy_(weight)
+            if master is not None:
+                self._masters[layer] = master
+        self._saved = {}

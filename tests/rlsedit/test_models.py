@@ -1,0 +1,102 @@
+"""Adapters find the right parts in every family and refuse what cannot be edited; replay equals the model's forward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import language_models as lm
+from torch import nn
+from transformers.cache_utils import DynamicCache
+from transformers.pytorch_utils import Conv1D
+
+from rlsedit.models import FAMILIES, Adapter
+from rlsedit.models.replay import capture, frozen_cache
+from rlsedit.prompts import align
+
+
+@pytest.mark.parametrize("family", lm.FAMILIES)
+def test_parts(family: str) -> None:
+    model = lm.tiny(family)
+    adapter = Adapter.for_model(model)
+    module = adapter.edited(1)
+    assert adapter.num_layers == 5
+    assert adapter.layout == ("in_out" if isinstance(module, Conv1D) else "out_in")
+    assert adapter.rows(1).shape == (48, 32)
+    x = torch.randn(3, 48, dtype=torch.float64)
+    bias = 0 if module.bias is None else module.bias
+    torch.testing.assert_close(module(x), x @ adapter.rows(1) + bias)
+    adapter.rows(1)[0, 0] = 7.0  # a view, not a copy
+    assert module.weight.detach()[0, 0] == 7.0
+
+
+def test_a_square_conv1d_is_not_taken_for_a_linear() -> None:
+    adapter = Adapter.for_model(lm.tiny("gpt2", n_inner=32))
+    assert adapter.layout == "in_out"
+    assert adapter.rows(0).data_ptr() == adapter.edited(0).weight.data_ptr()
+    assert adapter.rows(0).stride() == adapter.edited(0).weight.stride()
+
+
+@pytest.mark.parametrize("family", [*lm.FAMILIES, *lm.REFUSED])
+@pytest.mark.parametrize("window", [False, True])
+def test_replay_equals_the_model(family: str, window: bool) -> None:
+    """Padded rows, split in the middle: first part into a cache, second part on top of it, logits at chosen places."""
+    # Gemma 2 computes its softmax in float32, where the mask value of float64 is minus infinity: test it in float32.
+    dtype = torch.float32 if family == "gemma2" else torch.float64
+    known = {**lm.FAMILIES, **lm.REFUSED}[family]
+    model = lm.tiny(family, dtype, **({"sliding_window": 3} if window and "sliding_window" in known else {}))
+    adapter = Adapter.for_model(model, edit=False)
+    rows = [[5, 9, 40, 41, 7, 300], [77, 8, 6], [12, 13, 14, 15, 16, 17, 18, 19, 20]]
+    pivots = [3, 0, 6]
+    batch = align(rows, pivots)
+    p = batch.column
+    cache = DynamicCache()
+    with torch.no_grad():
+        first = capture(adapter, batch.ids[:, :p], batch.mask[:, :p], batch.positions[:, :p], cache)
+        first.run(adapter, first.hidden, 0, 5)
+        past = frozen_cache(cache, p, 5)
+        for _ in range(2):  # the cache is read, not written
+            second = capture(adapter, batch.ids[:, p:], batch.mask, batch.positions[:, p:], past)
+            logits = adapter.logits(second.run(adapter, second.hidden, 0, 5))
+        for i, (row, pivot) in enumerate(zip(rows, pivots, strict=True)):
+            wanted = model(torch.tensor([row])).logits[0, pivot:]
+            tolerance = 1e-4 if family in ("gemma2", "gptj") else 1e-9
+            torch.testing.assert_close(logits[i, : len(row) - pivot], wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", lm.REFUSED)
+def test_a_norm_behind_the_mlp_is_refused_with_the_reason(family: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{family}' cannot be edited: a norm follows the MLP"):
+        Adapter.for_model(lm.tiny(family))
+
+
+def test_the_probe_finds_a_norm_that_the_table_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "gemma2", FAMILIES["llama"])
+    with pytest.raises(ValueError, match=r"does not move one for one with 'mlp.down_proj'"):
+        Adapter.for_model(lm.tiny("gemma2"))
+
+
+def test_unknown_architectures_are_told_what_to_pass() -> None:
+    model = lm.tiny("llama")
+    model.config.model_type = "mystery"
+    with pytest.raises(ValueError, match=r"architecture 'mystery' .* Pass layers= .* module= .* norm= .* head="):
+        Adapter.for_model(model)
+    parts = dict(layers="model.layers", module="mlp.down_proj", norm="model.norm", head="lm_head")
+    assert Adapter.for_model(model, **parts).edited(3) is model.model.layers[3].mlp.down_proj
+    with pytest.raises(ValueError, match=r"module='mlp.fc9' is not in LlamaDecoderLayer .* children are"):
+        Adapter.for_model(model, **{**parts, "module": "mlp.fc9"})
+    with pytest.raises(TypeError, match=r"overrides must be among"):
+        Adapter.for_model(model, weights="x")
+
+
+def test_quantised_layers_are_refused_with_advice() -> None:
+    model = lm.tiny("llama", torch.float32)
+    quantised = nn.Module()
+    quantised.weight = nn.Parameter(torch.zeros(32, 48, dtype=torch.int8), requires_grad=False)
+    model.model.layers[0].mlp.down_proj = quantised
+    with pytest.raises(ValueError, match=r"must be a plain nn.Linear or Conv1D .* got Module .*int8; load a quantised"):
+        Adapter.for_model(model)
+
+
+def test_layers_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"layer must be in \[0, 5\), got 5"):
+        Adapter.for_model(lm.tiny("llama")).edited(5)

@@ -1,0 +1,87 @@
+"""Tiny randomly initialised language models of every supported family, and a tokenizer, made without a network."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from rlsedit.config import EditConfig
+from rlsedit.facts import Fact
+
+SENTENCES = [
+    "The mother tongue of Danielle Darrieux is French and the capital of Norway is Oslo",
+    "Oslo is a city in Norway. Lima is the capital of Peru. Peru is a country",
+    "Because the twin city of Wellington is Sydney, you and I think the atomic number is seven",
+    "Therefore Quito belongs to Ecuador. The currency of Japan is yen. Tokyo lies in Japan",
+] * 4
+
+SIZES = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, max_position_embeddings=96
+)
+ROTARY = dict(SIZES, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": ROTARY,
+    "mistral": dict(ROTARY, sliding_window=6),
+    "qwen2": dict(ROTARY, use_sliding_window=True, sliding_window=6, max_window_layers=2),
+    "qwen3": ROTARY,
+    "gemma": ROTARY,
+    "phi": dict(SIZES, pad_token_id=0, partial_rotary_factor=0.5),
+    "phi3": dict(ROTARY, rope_scaling=None),
+    "gpt2": dict(n_embd=32, n_inner=48, n_layer=5, n_head=4, n_positions=96, resid_pdrop=0.1, embd_pdrop=0.1),
+    "gptj": dict(n_embd=32, n_inner=48, n_layer=5, n_head=4, n_positions=96, rotary_dim=4),
+}
+REFUSED: dict[str, dict[str, object]] = {"gemma2": ROTARY, "gemma3_text": dict(ROTARY, sliding_window=6)}
+
+CONFIG = EditConfig(layers=(1, 2), steps=8, lr=0.2, contexts=2, context_length=4, mom2_weight=20.0, max_tokens=64)
+
+FACTS = [
+    Fact("a", "The mother tongue of {} is", "Danielle Darrieux", "English", "French",
+         ("Danielle Darrieux speaks",), ("The mother tongue of Lima is",), ("French",)),
+    Fact("b", "{} is the capital of", "Lima", "Norway", "Peru",
+         ("The city Lima belongs to",), ("Oslo is the capital of",)),
+    Fact("c", "The twin city of {} is", "Wellington", "Quito in Ecuador", "Sydney"),
+    Fact("d", "I think {} lies in the country", "Tokyo", "Peru", "Japan", ("Tokyo is in",)),
+]  # fmt: skip
+
+
+@lru_cache
+def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on a few sentences; with `bos` it puts <s> in front."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    core.train_from_iterator(SENTENCES, trainer)
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def tiny(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> torch.nn.Module:
+    """A model of `family` with weights large enough that attention and MLP matter."""
+    values = {**{**FAMILIES, **REFUSED}[family], **changes}
+    config = CONFIG_MAPPING[family](vocab_size=400, bos_token_id=1, eos_token_id=2, **values)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    return model.to(dtype).eval()
+
+
+def random_moments(model: torch.nn.Module, layers: tuple[int, ...], width: int = 48) -> dict[int, torch.Tensor]:
+    """Well-conditioned second moments of the right size."""
+    generator = torch.Generator().manual_seed(7)
+    found = {}
+    for layer in layers:
+        keys = torch.randn(4 * width, width, generator=generator, dtype=torch.float64)
+        found[layer] = keys.T @ keys / len(keys)
+    return found
