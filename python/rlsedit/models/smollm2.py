@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rlsedit.paths import atomic_directory, cache_dir
 
-__all__ = ["PACKAGE", "cached_copy", "find_gguf", "load", "load_model"]
+__all__ = ["PACKAGE", "cached_copy", "find_gguf", "is_cached", "load", "load_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +49,21 @@ def cached_copy() -> Path:
         ImportError: if `transformers`, `gguf` or `accelerate` is missing.
     """
     gguf = find_gguf()
-    target = cache_dir("models", f"smollm2-135m-instruct-{_fingerprint(gguf)}")
-    if not (target / "config.json").is_file():
+    target = _target(gguf)
+    if not is_cached():
         logger.info("converting %s to safetensors in %s (once, about half a minute)", gguf.name, target)
         with atomic_directory(target) as work:
             _convert(gguf, work)
     return target
+
+
+def is_cached() -> bool:
+    """Whether the conversion has been done on this machine.
+
+    Raises:
+        FileNotFoundError: if the package is missing.
+    """
+    return (_target(find_gguf()) / "config.json").is_file()
 
 
 def load(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> tuple[Any, Any]:
@@ -137,6 +146,10 @@ def _forget_quantisation(model: Any) -> None:
         del model.quantization_method
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+
+
+def _target(gguf: Path) -> Path:
+    return cache_dir("models", f"smollm2-135m-instruct-{_fingerprint(gguf)}")
 
 
 def _fingerprint(file: Path) -> str:

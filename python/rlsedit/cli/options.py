@@ -1,0 +1,170 @@
+"""Options that several commands share, and the values they take."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlsedit.config import EditConfig
+    from rlsedit.facts import Fact
+    from rlsedit.models import Adapter
+
+__all__ = [
+    "add_facts", "add_model", "add_settings", "config_for", "device_of", "layer_list", "load_any", "positive",
+    "read_facts", "setting",
+]  # fmt: skip
+
+_DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {text!r}") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {value}")
+    return value
+
+
+def layer_list(text: str) -> tuple[int, ...]:
+    """Layers as in "4-8" or "4,5,8", ascending."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise argparse.ArgumentTypeError(f'needs layers such as "4-8" or "4,5,8", got {text!r}')
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += range(first, last + 1)
+    if not found or found != sorted(set(found)):
+        raise argparse.ArgumentTypeError(f"needs layers in ascending order, each once, got {text!r}")
+    return tuple(found)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE with a number for a value."""
+    name, sign, value = text.partition("=")
+    try:
+        parsed = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        parsed = None
+    if not sign or isinstance(parsed, bool) or not isinstance(parsed, (int, float)):
+        raise argparse.ArgumentTypeError(f"needs NAME=NUMBER such as steps=10, got {text!r}")
+    return name.strip(), parsed
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --device and --dtype."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a Hugging Face causal LM, or smollm2 for the one of the demo"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights; auto keeps that of the files")
+
+
+def add_facts(parser: argparse.ArgumentParser) -> None:
+    """--facts, --limit and --skip-bad."""
+    parser.add_argument(
+        "--facts", required=True, type=Path, metavar="FILE", help="one JSON fact a line, ours or CounterFact's; .gz too"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N facts")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad records out, with a warning for each")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """--layers, --seed and --set, which change the preset of the model."""
+    parser.add_argument("--layers", type=layer_list, metavar="LIST", help='edited layers, "4-8" or "4,5,8"')
+    parser.add_argument("--seed", type=int, help="of the random prefixes")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        type=setting,
+        metavar="NAME=VALUE",
+        help="any other hyper-parameter of EditConfig, such as steps=10; may be repeated",
+    )
+
+
+def config_for(model: Any, args: argparse.Namespace) -> EditConfig:
+    """The preset of the model with what the command line changes.
+
+    Raises:
+        ValueError: for a name that `EditConfig` does not have or a value that it refuses.
+    """
+    from dataclasses import fields
+
+    from rlsedit.config import EditConfig
+
+    known = {field.name: field for field in fields(EditConfig) if field.name != "layers"}
+    changes: dict[str, Any] = {}
+    for name, value in args.settings:
+        if name not in known:
+            raise ValueError(f"--set: no hyper-parameter {name!r}; there are {', '.join(sorted(known))}")
+        if isinstance(known[name].default, int) and not isinstance(value, int):
+            raise ValueError(f"--set: {name} needs a whole number, got {value}")
+        changes[name] = value
+    if args.layers is not None:
+        changes["layers"] = args.layers
+    if args.seed is not None:
+        changes["seed"] = args.seed
+    config = EditConfig.for_model(model, **changes)
+    return config
+
+
+def device_of(name: str) -> torch.device:
+    """The device called `name`, checked to be there.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"--device: {name!r} is not there: {reason}") from None
+    if device.type == "meta":
+        raise ValueError("--device: 'meta' holds no weights; needs cpu or cuda")
+    return device
+
+
+def load_any(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and tokenizer that MODEL, --device and --dtype name."""
+    import torch
+
+    from rlsedit.models import smollm2
+
+    device = device_of(args.device)
+    dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    folder = smollm2.cached_copy() if args.model == "smollm2" else Path(args.model)
+    return smollm2.load_model(folder, dtype=dtype, device=device)
+
+
+def read_facts(args: argparse.Namespace) -> list[Fact]:
+    """The facts that --facts, --limit and --skip-bad name."""
+    from rlsedit.facts import load_facts
+
+    facts = load_facts(args.facts, on_error="skip" if args.skip_bad else "raise")
+    return facts[: args.limit]
+
+
+def check_layers(adapter: Adapter, config: EditConfig) -> None:
+    """Refuses layers that the model does not have.
+
+    Raises:
+        ValueError: naming the layers there are.
+    """
+    if not config.layers or config.layers[-1] >= adapter.num_layers:
+        raise ValueError(f"--layers: must be within 0 to {adapter.num_layers - 1}, got {list(config.layers)}")

@@ -1,0 +1,5 @@
+"""The demonstration: real facts into a real model on the CPU, beside the published solve."""
+
+from rlsedit.demo.run import DemoOptions, run_demo
+
+__all__ = ["DemoOptions", "run_demo"]
