@@ -11,15 +11,24 @@ from rlsedit_kernels.priors import PriorFactor
 PLAIN_LIMIT = 1e-6
 """Largest rho at which the plain form is taken (design, section 2): above it the error of W grows with rho."""
 
+PLAIN_CONDITION = 1e-3
+"""Largest (unit roundoff) * condition of the prior at which it is taken: C_0 itself, rounded, is off by that
+much in whitened coordinates."""
+
 BATCH = 100
 """Batch size at which costs of forms are compared; the comparison hardly depends on it."""
 
 
+WHITENED_LIMIT = 1e-3
+"""Largest rho at which a float32 covariance is kept at all; above it only float64 holds (or a square root)."""
+
+
 @dataclass(frozen=True)
 class Choice:
-    """A form by name, and why."""
+    """A form by name, the dtype in which it is kept, and why."""
 
     form: str
+    storage: torch.dtype
     reason: str
 
 
@@ -41,17 +50,41 @@ def flops(form: str, factor: PriorFactor, columns: int, dense: bool) -> float:
 
 
 def choose(factor: PriorFactor, dtype: torch.dtype, largest_key: float) -> Choice:
-    """Take a form for a stream whose largest squared key norm so far is `largest_key`."""
+    """Take a form for a stream whose largest squared key norm so far is `largest_key`.
+
+    A prior too weak for float32 (rho above `WHITENED_LIMIT`) gets a covariance kept in float64, whatever the
+    dtype of keys and gains.
+    """
     level = rho(factor, dtype, largest_key)
+    if dtype == torch.float32 and not level <= WHITENED_LIMIT:
+        kept = choose(factor, torch.float64, largest_key)
+        why = f"rho {level:.1e} is above {WHITENED_LIMIT:g}: no float32 covariance would hold, kept in float64"
+        return Choice(kept.form, torch.float64, why)
     if factor.root is None:
-        return Choice("whitened", f"a ridge needs no matrix to whiten by (rho {level:.1e})")
+        return Choice("whitened", dtype, f"a ridge needs no matrix to whiten by (rho {level:.1e})")
     if not level <= PLAIN_LIMIT:
-        return Choice(
-            "whitened",
-            f"rho {level:.1e} is above {PLAIN_LIMIT:g}: the plain form would lose digits in {dtype}",
-        )
-    plain = flops("plain", factor, 0, True)
-    whitened = flops("whitened", factor, factor.rank, True)
-    if whitened < plain:
-        return Choice("whitened", f"the prior has rank {factor.rank} of {factor.d}: cheaper than the plain form")
-    return Choice("plain", f"rho {level:.1e} is at most {PLAIN_LIMIT:g}: the plain form is safe and the cheapest")
+        why = f"rho {level:.1e} is above {PLAIN_LIMIT:g}: the plain form would lose digits in {dtype}"
+        return Choice("whitened", dtype, why)
+    if not 0.5 * torch.finfo(dtype).eps * factor.condition <= PLAIN_CONDITION:
+        why = f"the prior has condition {factor.condition:.1e}: too much to round C_0 to {dtype}"
+        return Choice("whitened", dtype, why)
+    if flops("whitened", factor, factor.rank, True) < flops("plain", factor, 0, True):
+        why = f"the prior has rank {factor.rank} of {factor.d}: cheaper than the plain form"
+        return Choice("whitened", dtype, why)
+    return Choice(
+        "plain", dtype, f"rho {level:.1e} is at most {PLAIN_LIMIT:g}: the plain form is safe and the cheapest"
+    )
+
+
+def _rank(form: str, storage: torch.dtype) -> tuple[bool, bool]:
+    return storage == torch.float64, form == "whitened"
+
+
+def safest(form: str, storage: torch.dtype) -> bool:
+    """Whether an automatic state has nowhere safer to go."""
+    return _rank(form, storage) == (True, True)
+
+
+def safer(decided: Choice, form: str, storage: torch.dtype) -> bool:
+    """Whether a choice is safer than what is in use; a state never goes back."""
+    return _rank(decided.form, decided.storage) > _rank(form, storage)

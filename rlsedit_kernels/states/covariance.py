@@ -68,9 +68,11 @@ class CovarianceState:
     Args:
         prior: what is known before the first batch.
         form: "plain" (C itself), "whitened" (C = T C~ T' with the prior's root), or "auto": the cheapest
-            form that is safe for the prior and the keys seen; it may move from plain to whitened while the
-            stream runs, and `health()` says what was taken and why.
-        dtype: torch.float32 or torch.float64.
+            form that is safe for the prior and the keys seen. It may move to a safer one while the stream
+            runs, and keeps the covariance in float64 where the prior is too weak for float32; `health()`
+            says what was taken and why.
+        dtype: torch.float32 or torch.float64, of keys and gains, and of the covariance unless "auto" finds
+            float32 too narrow for it.
         device: where the state lives; None for the CPU.
 
     Raises:
@@ -105,7 +107,7 @@ class CovarianceState:
         self._form: _Form | None = None
         self._reason = "undecided until the first keys are seen"
         if form != "auto":
-            self._form = self._start(form)
+            self._form = self._start(form, dtype)
             self._reason = "asked for"
 
     @property
@@ -169,7 +171,7 @@ class CovarianceState:
         """
         with ieee_products():
             form, factored, keys = self._factored("update", K, noise, forget)
-            careful = factored.Z.dtype != self.dtype
+            careful = factored.Z.dtype != form.dtype
             gain = (form.back64 if careful else form.back)(factored.gain).to(self.dtype)
             if not bool(torch.isfinite(gain).all()):
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {float(keys.abs().max()):.1e}")
@@ -212,7 +214,7 @@ class CovarianceState:
             K = self._keys("remove", K)
             form = self._choose(K)
             F, H = form.products64(form.coordinates64(K))
-            wide_gain, X, leverage = batches.removal(F, H, noise, torch.finfo(self.dtype).eps)
+            wide_gain, X, leverage = batches.removal(F, H, noise, torch.finfo(form.dtype).eps)
             gain = form.back64(wide_gain).to(self.dtype)
             form.change64_(X, 1.0)
             self._probes.remove(K, noise)
@@ -266,11 +268,11 @@ class CovarianceState:
             fresh.steps += 1
             fresh.largest_key = max(fresh.largest_key, _largest_norm(K))
         C = report.inverse_on_range(information, self._factor)
-        name = self._requested
+        name, storage = self._requested, self.dtype
         if name == "auto":
             decided = choice.choose(self._factor, self.dtype, fresh.largest_key)
-            name, self._reason = decided.form, decided.reason
-        self._form = self._from_covariance(name, C)
+            name, storage, self._reason = decided.form, decided.storage, decided.reason
+        self._form = self._from_covariance(name, storage, C)
         self._counters, self._probes = fresh, probes
         self._writes += 1
 
@@ -279,7 +281,7 @@ class CovarianceState:
         with ieee_products():
             if self._form is None:
                 return self._factor.covariance().to(device=self.device, dtype=self.dtype)
-            return self._form.covariance()
+            return self._form.covariance().to(self.dtype)
 
     def precision(self) -> torch.Tensor:
         """S = C^-1 (d, d) float64, by one dense inversion; the pseudo-inverse where C is singular by design."""
@@ -323,7 +325,8 @@ class CovarianceState:
         twin.dtype = dtype or self.dtype
         twin._probes = Probes(self._probes.z.to(twin.device), self._probes.image.to(twin.device))
         if twin._form is not None:
-            twin._form.to_(twin.device, twin.dtype)
+            kept = self._form.dtype if dtype is None and self._form is not None else twin.dtype
+            twin._form.to_(twin.device, kept)
         return twin
 
     def __repr__(self) -> str:
@@ -332,11 +335,11 @@ class CovarianceState:
             f"steps={self.steps})"
         )
 
-    def _start(self, name: str) -> _Form:
-        return _FORM_CLASSES[name].start(self._factor, self.dtype, self.device)
+    def _start(self, name: str, storage: torch.dtype) -> _Form:
+        return _FORM_CLASSES[name].start(self._factor, storage, self.device)
 
-    def _from_covariance(self, name: str, C: torch.Tensor) -> _Form:
-        return _FORM_CLASSES[name].from_covariance(C, self._factor, self.dtype, self.device)
+    def _from_covariance(self, name: str, storage: torch.dtype, C: torch.Tensor) -> _Form:
+        return _FORM_CLASSES[name].from_covariance(C, self._factor, storage, self.device)
 
     def _keys(self, op: str, K: object) -> torch.Tensor:
         """Keys (u, d) of the stream, checked, in the dtype of the state."""
@@ -354,15 +357,18 @@ class CovarianceState:
         return K
 
     def _choose(self, K: torch.Tensor) -> _Form:
-        """The form for these keys; an automatic plain form gives way when larger keys make it unsafe."""
-        if self._form is not None and (self._requested != "auto" or self._form.name != "plain"):
-            return self._form
-        decided = choice.choose(self._factor, self.dtype, max(self._counters.largest_key, _largest_norm(K)))
-        if self._form is None:
-            self._form, self._reason = self._start(decided.form), decided.reason
-        elif decided.form != self._form.name:
-            self._form = self._from_covariance(decided.form, self._form.covariance())
-            self._reason = f"moved from plain after {self.steps} batches: {decided.reason}"
+        """The form for these keys; an automatic one gives way when larger keys make it unsafe."""
+        form = self._form
+        if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
+            return form
+        largest = max(self._counters.largest_key, _largest_norm(K))
+        decided = choice.choose(self._factor, self.dtype, largest)
+        if form is None:
+            self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
+        elif choice.safer(decided, form.name, form.dtype):
+            self._form = self._from_covariance(decided.form, decided.storage, form.covariance())
+            self._reason = f"moved from {form.name} after {self.steps} batches: {decided.reason}"
+        assert self._form is not None
         return self._form
 
     def _factored(
@@ -372,17 +378,17 @@ class CovarianceState:
         noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
         K = self._keys(op, K)
         form = self._choose(K)
-        Y, G = form.products(form.coordinates(K))
+        Y, G = form.products(form.coordinates(K.to(form.dtype)))
         if not bool(torch.isfinite(G).all()):
             raise ValueError(
                 f"{op}: K C K' overflows {self.dtype}: keys of size {float(K.abs().max()):.1e} are too large"
             )
         if batches.needs_care(G, forget * noise):
             Y, G = form.products64(form.coordinates64(K))
-        return form, batches.factor(Y, G, forget * noise, torch.finfo(self.dtype).eps), K
+        return form, batches.factor(Y, G, forget * noise, torch.finfo(form.dtype).eps), K
 
     def _change(self, form: _Form, factored: BatchFactor) -> None:
-        if factored.Z.dtype == self.dtype:
+        if factored.Z.dtype == form.dtype:
             form.change_(factored.Z, -1.0)
         else:
             form.change64_(factored.Z, -1.0)

@@ -23,7 +23,8 @@ class Health:
         status: "ok", "warning" or "broken".
         form: the form in use, or "undecided" before the first keys of an automatic choice.
         reason: why this form.
-        dtype: of the state.
+        dtype: of keys and gains.
+        storage: dtype in which the covariance is kept.
         steps: batches committed less batches removed.
         rank: dimension of the space in which edits live.
         columns: columns of a low-rank representation; equal to `rank` once `dense`.
@@ -31,7 +32,7 @@ class Health:
         prior: how the prior was factored ("scalar", "basis", "eigen", "cholesky").
         condition: that of the prior on its range.
         lifted: eigenvalues of a singular second moment that were raised.
-        rho: unit roundoff * lambda_max(C_0) * largest squared key norm.
+        rho: unit roundoff of the storage * lambda_max(C_0) * largest squared key norm.
         smallest_pivot: smallest pivot of chol(noise I + G) over the noise so far; below 1 means breakdown.
         largest_leverage: largest leverage of a removed batch, None if none was removed.
         careful_steps: batches that were worked out in float64 because they told far more than was known.
@@ -43,6 +44,7 @@ class Health:
     form: str
     reason: str
     dtype: str
+    storage: str
     steps: int
     rank: int
     columns: int

@@ -53,13 +53,14 @@ def inverse_on_range(S: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
 def health(state: CovarianceState) -> Health:
     """See `CovarianceState.health`."""
     factor, counters, form = state._factor, state._counters, state._form
-    rho = choice.rho(factor, state.dtype, counters.largest_key)
+    storage = state.dtype if form is None else form.dtype
+    rho = choice.rho(factor, storage, counters.largest_key)
     drift = state._probes.drift(form, factor)
     messages = list(factor.notes)
     status = "warning" if factor.lifted or factor.condition >= CONDITION_WARNING else "ok"
     if form is not None and form.name == "plain" and rho > RHO_WARNING:
         status = "warning"
-        messages.append(f"rho {rho:.1e} is high for the plain form in {state.dtype}: use form='whitened' or float64")
+        messages.append(f"rho {rho:.1e} is high for the plain form in {storage}: use form='whitened' or float64")
     if drift > DRIFT_WARNING:
         status = "warning"
         messages.append(f"probes of C S have drifted by {drift:.1e}: refactor(batches), or use float64")
@@ -71,6 +72,7 @@ def health(state: CovarianceState) -> Health:
         form=state.form,
         reason=state._reason,
         dtype=str(state.dtype),
+        storage=str(storage),
         steps=counters.steps,
         rank=factor.rank,
         columns=0 if form is None else form.columns,

@@ -26,6 +26,7 @@ def state_dict(state: CovarianceState) -> dict[str, object]:
         "requested": state._requested,
         "reason": state._reason,
         "form": None if form is None else form.name,
+        "storage": None if form is None else str(form.dtype),
         "tensors": {} if form is None else form.saved(),
         "counters": asdict(state._counters),
         "probes": {"z": state._probes.z.clone(), "image": state._probes.image.clone()},
@@ -38,7 +39,8 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
     from rlsedit_kernels.states.health import Probes
 
     missing = sorted(
-        {"version", "prior", "dtype", "requested", "reason", "form", "tensors", "counters", "probes"} - set(saved)
+        {"version", "prior", "dtype", "requested", "reason", "form", "storage", "tensors", "counters", "probes"}
+        - set(saved)
     )
     if missing:
         raise ValueError(f"load_state_dict: the saved state lacks {', '.join(missing)}")
@@ -53,7 +55,12 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
         raise ValueError(f"load_state_dict: unknown form {name!r} (asked for: {saved['requested']!r})")
     form = None
     if name is not None:
-        form = _FORM_CLASSES[name].restore(saved["tensors"], state._factor, state.dtype, state.device)
+        storage = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}.get(saved["storage"])
+        if storage is None:
+            raise ValueError(
+                f"load_state_dict: storage must be torch.float32 or torch.float64, got {saved['storage']!r}"
+            )
+        form = _FORM_CLASSES[name].restore(saved["tensors"], state._factor, storage, state.device)
     width = state._probes.z.shape[1]
     z, image = (
         saved_tensor(saved["probes"], key, (state.d, width), torch.float64, state.device) for key in ("z", "image")
@@ -68,15 +75,15 @@ def saved_tensor(
     saved: Mapping[str, object],
     name: str,
     shape: tuple[int | None, ...],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
 ) -> torch.Tensor:
-    """A copy of a saved tensor on `device`; ValueError unless shape (None: any), dtype and values are right."""
+    """A copy of a saved tensor on `device`; ValueError unless shape and dtype (None: any) and values are right."""
     value = saved.get(name)
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"load_state_dict: {name} must be a tensor, got {type(value).__name__}")
     fits = value.dim() == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=False))
-    if not fits or value.dtype != dtype:
+    if not fits or dtype not in (None, value.dtype):
         raise ValueError(
             f"load_state_dict: {name} must be {dtype} of shape {shape}, got {value.dtype} of {tuple(value.shape)}"
         )

@@ -91,6 +91,9 @@ class WhitenedForm:
         """Y~ (r, u) = C~ K~' and G (u, u) = K~ Y~."""
         if self.matrix is not None:
             return ops.gain_products(self.matrix, K)
+        if any(chunk.Z.dtype != self.dtype for chunk in self.chunks):
+            Y, G = self.products64(K.to(torch.float64))
+            return Y.to(self.dtype), G.to(self.dtype)
         Y = (K.mT * self.identity).contiguous()
         for chunk in self.chunks:
             Z = chunk.filled
@@ -129,14 +132,17 @@ class WhitenedForm:
         return gain * self.root_scale if self.root is None else wide.product(self.root, gain)
 
     def change64_(self, Z: torch.Tensor, sign: float) -> None:
-        """`change_` with a float64 Z: the difference is formed in float64 and rounded once.
+        """`change_` with a float64 Z: the difference is formed in float64 and a matrix rounded once.
 
-        Columns rounded one by one would lose what the difference leaves, so the matrix is formed here.
+        Columns stay in float64: rounded one by one they would lose what the difference leaves.
         """
-        if self.matrix is None:
+        if self.matrix is not None:
+            wide.change_(self.matrix, Z, sign)
+            return
+        full = self.columns + Z.shape[1] > DENSE_FROM * self.rank
+        self._append(Z, sign)
+        if full:
             self._densify()
-        assert self.matrix is not None
-        wide.change_(self.matrix, Z, sign)
 
     def scale_(self, factor: float) -> None:
         """C~ <- factor C~."""
@@ -147,26 +153,21 @@ class WhitenedForm:
         for chunk in self.chunks:
             chunk.filled.mul_(factor**0.5)
 
-    def whitened_covariance(self) -> torch.Tensor:
-        """C~ (r, r), a copy."""
-        if self.matrix is not None:
-            return self.matrix.clone()
-        matrix = torch.eye(self.rank, dtype=self.dtype, device=self.device).mul_(self.identity)
-        for chunk in self.chunks:
-            ops.downdate_(matrix, chunk.filled, chunk.sign)
-        return matrix
-
-    def whitened64(self, factor: PriorFactor) -> torch.Tensor:
+    def whitened64(self, factor: PriorFactor | None = None) -> torch.Tensor:
         """C~ (r, r) float64."""
-        return self.whitened_covariance().to(torch.float64)
+        if self.matrix is not None:
+            return self.matrix.to(torch.float64, copy=True)
+        terms = [(chunk.filled, chunk.sign) for chunk in self.chunks]
+        return wide.assemble(self.rank, self.identity, terms, torch.float64, self.device)
 
     def covariance(self) -> torch.Tensor:
-        """C = T C~ T' (d, d)."""
-        matrix = self.whitened_covariance()
+        """C = T C~ T' (d, d), worked out in float64."""
+        matrix = self.whitened64()
         if self.root is None:
-            return matrix.mul_(self.root_scale**2)
-        product = self.root @ matrix @ self.root.mT
-        return (product + product.mT).mul_(0.5)
+            return matrix.mul_(self.root_scale**2).to(self.dtype)
+        root = self.root.to(torch.float64)
+        product = root @ matrix @ root.mT
+        return (product + product.mT).mul_(0.5).to(self.dtype)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """C~ x for float64 columns x (r, p), in float64 arithmetic."""
@@ -186,7 +187,7 @@ class WhitenedForm:
         if self.matrix is not None:
             self.matrix = self.matrix.to(device=device, dtype=dtype)
         for chunk in self.chunks:
-            chunk.Z = chunk.Z.to(device=device, dtype=dtype)
+            chunk.Z = chunk.Z.to(device=device, dtype=torch.promote_types(chunk.Z.dtype, dtype))
 
     def saved(self) -> dict[str, object]:
         """What `restore` needs; the root comes from the prior."""
@@ -210,21 +211,21 @@ class WhitenedForm:
         form.identity = float(saved["identity"])  # type: ignore[arg-type]
         chunks, signs = saved["chunks"], saved["signs"]
         for Z, sign in zip(chunks, signs, strict=True):  # type: ignore[call-overload]
-            checked = saved_tensor({"chunk": Z}, "chunk", (form.rank, None), dtype, device)
-            form.chunks.append(form._chunk(sign))
+            checked = saved_tensor({"chunk": Z}, "chunk", (form.rank, None), None, device)
+            form.chunks.append(form._chunk(sign, checked.dtype))
             form.chunks[-1].Z[:, : checked.shape[1]].copy_(checked)
             form.chunks[-1].used = checked.shape[1]
         return form
 
-    def _chunk(self, sign: float) -> Chunk:
+    def _chunk(self, sign: float, dtype: torch.dtype) -> Chunk:
         """An empty chunk; columns contiguous in memory, so that its filled part is one block."""
-        return Chunk(torch.empty(CHUNK, self.rank, dtype=self.dtype, device=self.device).mT, 0, sign)
+        return Chunk(torch.empty(CHUNK, self.rank, dtype=dtype, device=self.device).mT, 0, sign)
 
     def _append(self, Z: torch.Tensor, sign: float) -> None:
         while Z.shape[1]:
             last = self.chunks[-1] if self.chunks else None
-            if last is None or last.sign != sign or last.used == last.Z.shape[1]:
-                last = self._chunk(sign)
+            if last is None or last.sign != sign or last.Z.dtype != Z.dtype or last.used == last.Z.shape[1]:
+                last = self._chunk(sign, Z.dtype)
                 self.chunks.append(last)
             width = min(Z.shape[1], last.Z.shape[1] - last.used)
             last.Z[:, last.used : last.used + width].copy_(Z[:, :width])
@@ -232,5 +233,6 @@ class WhitenedForm:
             Z = Z[:, width:]
 
     def _densify(self) -> None:
-        self.matrix = self.whitened_covariance()
+        terms = [(chunk.filled, chunk.sign) for chunk in self.chunks]
+        self.matrix = wide.assemble(self.rank, self.identity, terms, self.dtype, self.device)
         self.chunks.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 _ROWS = 512
@@ -19,6 +21,21 @@ def products(C: torch.Tensor, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return Y, (G + G.mT).mul_(0.5)
 
 
+def assemble(
+    n: int, identity: float, terms: Sequence[tuple[torch.Tensor, float]], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """identity I + sum_i s_i Z_i Z_i' (n, n), formed in float64 and rounded once to `dtype`; exactly symmetric."""
+    C = torch.empty(n, n, dtype=dtype, device=device)
+    for start in range(0, n, _ROWS):
+        stop = min(start + _ROWS, n)
+        rows = torch.zeros(stop - start, stop, dtype=torch.float64, device=device)
+        rows[:, start:].diagonal().fill_(identity)
+        for Z, sign in terms:
+            rows.addmm_(Z[start:stop].to(torch.float64), Z[:stop].to(torch.float64).mT, alpha=sign)
+        _store(C, rows, start, stop)
+    return C
+
+
 def change_(C: torch.Tensor, Z: torch.Tensor, sign: float) -> None:
     """C <- C + sign Z Z' in place for a float64 Z (d, u), rounded once; exactly symmetric.
 
@@ -28,7 +45,12 @@ def change_(C: torch.Tensor, Z: torch.Tensor, sign: float) -> None:
         stop = min(start + _ROWS, C.shape[0])
         rows = C[start:stop, :stop].to(torch.float64)
         rows.addmm_(Z[start:stop], Z[:stop].mT, alpha=sign)
-        diagonal = rows[:, start:]
-        diagonal.copy_(diagonal.tril() + diagonal.tril(-1).mT)
-        C[start:stop, :stop].copy_(rows)
-        C[:start, start:stop].copy_(C[start:stop, :start].mT)
+        _store(C, rows, start, stop)
+
+
+def _store(C: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> None:
+    """Write rows (stop - start, stop) of the lower triangle and their mirror image."""
+    diagonal = rows[:, start:]
+    diagonal.copy_(diagonal.tril() + diagonal.tril(-1).mT)
+    C[start:stop, :stop].copy_(rows)
+    C[:start, start:stop].copy_(C[start:stop, :start].mT)
