@@ -38,8 +38,8 @@ class Deviations:
         """Figures after a batch with keys (u, d), residual E (u, v) and the proposed change."""
         change = proposal.update
         posterior = residual - keys @ change
-        narrow = proposal.gain is not None  # A dW = (A gain) E costs d d u instead of d d v
-        moved = (self.gram @ proposal.gain) @ residual if narrow else self.gram @ change
+        gain = proposal.gain  # A dW = (A gain) E costs d d u instead of d d v
+        moved = self.gram @ change if gain is None else (self.gram @ gain) @ residual
         shift = self.shift + change
         scale = noise if noise > 0 else 1.0
         return replace(

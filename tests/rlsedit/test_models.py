@@ -97,6 +97,14 @@ def test_quantised_layers_are_refused_with_advice() -> None:
         Adapter.for_model(model)
 
 
+def test_a_model_that_is_not_finite() -> None:
+    model = lm.tiny("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="model must have finite activations, got NaN or Inf in layer 0"):
+        Adapter.for_model(model)
+
+
 def test_layers_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"layer must be in \[0, 5\), got 5"):
         Adapter.for_model(lm.tiny("llama")).edited(5)

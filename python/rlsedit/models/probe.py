@@ -54,7 +54,9 @@ def probe(adapter: Adapter, edit: bool = True) -> bool:
         adapter.model.train(training)
     moved = (seen[1][1].float() - seen[0][1].float()).flatten()
     error = (moved - shift[0].float()).norm() / shift[0].float().norm()
-    if edit and not error < 0.05:
+    if not bool(error.isfinite()):
+        raise ValueError("Adapter.for_model: model must have finite activations, got NaN or Inf in layer 0")
+    if edit and error > 0.05:
         raise ValueError(
             f"Adapter.for_model: the output of a layer does not move one for one with {adapter.module!r} (relative "
             f"difference {error:.2g}; a norm or a gate behind it?), so a residual cannot be handed to that module"
