@@ -21,7 +21,7 @@ of a second moment that was itself accumulated in floating point, with a margin 
 NEGATIVE = 1e-6
 """Eigenvalues below minus this fraction of the largest are no rounding error (float32 accumulation included)."""
 
-CONDITION_WARNING = 1e10
+CONDITION_WARNING = 1e9
 """From this condition on `health()` says that the prior is ill-conditioned."""
 
 _CHOLESKY_CONDITION = 1e11
@@ -89,13 +89,14 @@ def from_basis(Q: torch.Tensor, l2: float) -> PriorFactor:
     return PriorFactor(d, rank, None, root, Q.mT * l2**0.5, 1.0 / l2, 1.0 / l2, "basis")
 
 
-def from_precision(S: torch.Tensor, *, name: str, lift: bool) -> PriorFactor:
+def from_precision(S: torch.Tensor, *, name: str, lift: float | None) -> PriorFactor:
     """Factor a symmetric S_0 (d, d) float64.
 
     Args:
         S: symmetric.
         name: how the argument is called in messages.
-        lift: whether a singular S_0 is lifted and reported (a second moment) or refused (a given precision).
+        lift: fraction of the largest eigenvalue to which smaller ones are lifted, and reported (a second
+            moment); None refuses a singular S_0 (a given precision).
 
     Raises:
         ValueError: S is not positive (semi-)definite.
@@ -107,22 +108,22 @@ def from_precision(S: torch.Tensor, *, name: str, lift: bool) -> PriorFactor:
     return _by_eigen(S, name=name, lift=lift)
 
 
-def _by_eigen(S: torch.Tensor, *, name: str, lift: bool) -> PriorFactor:
+def _by_eigen(S: torch.Tensor, *, name: str, lift: float | None) -> PriorFactor:
     values, vectors = torch.linalg.eigh(S)
     low, high = float(values[0]), float(values[-1])
-    if not (high > 0.0 and low >= -NEGATIVE * high) or (not lift and low <= 0.0):
+    if not (high > 0.0 and low >= -NEGATIVE * high) or (lift is None and low <= 0.0):
         raise ValueError(
-            f"{name} must be positive {'semi-' if lift else ''}definite, got eigenvalues from {low:.3e} to {high:.3e}"
-            + ("" if lift else "; a null-space prior or a ridge (lam > 0) may be what is meant")
+            f"{name} must be positive {'' if lift is None else 'semi-'}definite, "
+            f"got eigenvalues from {low:.3e} to {high:.3e}"
+            + ("; a null-space prior or a ridge (lam > 0) may be what is meant" if lift is None else "")
         )
-    floor = LIFT * high
-    small = values < floor
-    lifted = int(small.sum()) if lift else 0
+    floor = (lift or 0.0) * high
+    lifted = int((values < floor).sum())
     notes = []
     if lifted:
         values = values.clamp_min(floor)
         notes.append(
-            f"{lifted} of {values.numel()} eigenvalues of {name} were below {LIFT:g} of the largest "
+            f"{lifted} of {values.numel()} eigenvalues of {name} were below {lift:g} of the largest "
             f"(smallest {low:.2e}) and were lifted to {floor:.2e}: keys in these directions are hardly held back; "
             "a ridge (lam > 0) would"
         )

@@ -14,6 +14,9 @@ from rlsedit_kernels.priors.factor import PriorFactor
 
 KINDS = ("ridge", "anchor", "anchor_keys", "null_space", "precision")
 
+RESOLUTION = 4.0
+"""Eigenvalues of a second moment below this many eps of the dtype it was given in are its rounding error."""
+
 _SYMMETRY = 1e-5
 _PROJECTOR = 1e-4
 
@@ -31,12 +34,15 @@ class Prior:
         arrays: the matrices it was made from, float64, by name.
     """
 
-    def __init__(self, kind: str, d: int, arrays: Mapping[str, torch.Tensor], **scalars: float) -> None:
+    def __init__(
+        self, kind: str, d: int, arrays: Mapping[str, torch.Tensor], *, given_eps: float = 0.0, **scalars: float
+    ) -> None:
         if kind not in KINDS:
             raise ValueError(f"Prior: kind must be one of {', '.join(KINDS)}, got {kind!r}")
         self.kind = kind
         self.d = d
         self.arrays = dict(arrays)
+        self._given_eps = given_eps
         self.lam = scalars.get("lam")
         self.mu = scalars.get("mu")
         self.l2 = scalars.get("l2")
@@ -70,7 +76,7 @@ class Prior:
         M = _symmetric("anchor", "second_moment", second_moment)
         mu, lam = _number("anchor", "mu", mu), _number("anchor", "lam", lam)
         _not_both_zero("anchor", mu, lam)
-        return cls("anchor", M.shape[0], {"second_moment": M}, mu=mu, lam=lam)
+        return cls("anchor", M.shape[0], {"second_moment": M}, given_eps=_eps(second_moment), mu=mu, lam=lam)
 
     @classmethod
     def anchor_keys(cls, K0: torch.Tensor | np.ndarray, mu: float, lam: float) -> Prior:
@@ -129,9 +135,8 @@ class Prior:
             assert self.l2 is not None
             return factors.from_basis(self.arrays["basis"], self.l2)
         name = {"anchor": "second_moment", "anchor_keys": "K0'K0", "precision": "S0"}[self.kind]
-        return factors.from_precision(
-            self.information(), name=f"Prior.{self.kind}: {name}", lift=self.kind != "precision"
-        )
+        lift = None if self.kind == "precision" else max(factors.LIFT, RESOLUTION * self._given_eps)
+        return factors.from_precision(self.information(), name=f"Prior.{self.kind}: {name}", lift=lift)
 
     def information(self) -> torch.Tensor:
         """S_0 (d, d) float64 as defined, before any lifting; for a null space its pseudo-inverse sense, l2 P."""
@@ -165,6 +170,12 @@ class Prior:
     def __repr__(self) -> str:
         scalars = ", ".join(f"{n}={v:g}" for n in ("lam", "mu", "l2") if (v := getattr(self, n)) is not None)
         return f"Prior.{self.kind}(d={self.d}{', ' if scalars else ''}{scalars})"
+
+
+def _eps(value: torch.Tensor | np.ndarray) -> float:
+    """Machine epsilon of the dtype that an array was given in."""
+    info = torch.finfo(value.dtype) if isinstance(value, torch.Tensor) else np.finfo(value.dtype)
+    return float(info.eps)
 
 
 def _number(kind: str, name: str, value: object, *, positive: bool = False) -> float:

