@@ -15,6 +15,7 @@ from ..models.adapter import Adapter
 from ..prompts import Context
 from .bucket import Bucket, make_buckets
 from .objective import clamp_norm, norm_penalty
+from .prepare import Prepared, prepare_rows
 from .rows import Row, fact_rows
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants, as in the published code
@@ -63,23 +64,27 @@ def optimise_targets(
     rows = fact_rows(tokenizer, facts, contexts)
     layer = config.layers[-1]
     with adapter.frozen():
-        buckets = make_buckets(adapter, rows, layer, len(contexts), config.max_tokens)
-        start = _starts(buckets, len(facts))
-        return _descend(buckets, start, facts, config, progress)
+        prepared = prepare_rows(adapter, rows, layer, 4 * config.max_tokens)
+
+        def divide(active: Sequence[bool]) -> list[Bucket]:
+            wanted = [p for p in prepared if active[p.row.fact]]
+            return make_buckets(adapter, wanted, layer, len(contexts), config.max_tokens)
+
+        return _descend(divide, _starts(prepared, len(facts)), facts, config, progress)
 
 
-def _starts(buckets: Sequence[Bucket], count: int) -> Tensor:
-    first = buckets[0].start
+def _starts(prepared: Sequence[Prepared], count: int) -> Tensor:
+    """Hidden states (F, d) of the bare prompts at the last subject token."""
+    first = prepared[0].hidden
     start = torch.empty(count, first.shape[1], dtype=_wide(first.dtype), device=first.device)
-    for bucket in buckets:
-        for b, row in enumerate(bucket.rows):
-            if row.kind == "nll" and row.context == 0:
-                start[row.fact] = bucket.start[b].to(start.dtype)
+    for p in prepared:
+        if p.row.kind == "nll" and p.row.context == 0:
+            start[p.row.fact] = p.hidden[0].to(start.dtype)
     return start
 
 
 def _descend(
-    buckets: list[Bucket],
+    divide: Callable[[Sequence[bool]], list[Bucket]],
     start: Tensor,
     facts: Sequence[Fact],
     config: EditConfig,
@@ -91,6 +96,7 @@ def _descend(
     losses = torch.full((count,), torch.inf, dtype=start.dtype, device=start.device)
     steps = torch.zeros(count, dtype=torch.long, device=start.device)
     active = torch.ones(count, dtype=torch.bool, device=start.device)
+    inside, buckets = count, divide([True] * count)
     for step in range(1, config.steps + 1):
         loss, grad = _evaluate(buckets, delta, start, config)
         losses, steps = torch.where(active, loss, losses), steps + active
@@ -109,8 +115,8 @@ def _descend(
         scale = (square / (1 - BETA2**step)).sqrt() + EPSILON
         moved = delta - config.lr * (mean / (1 - BETA1**step)) / scale
         delta = torch.where(active[:, None], clamp_norm(moved, start, config.clamp), delta)
-        still = active.tolist()
-        buckets = [bucket for bucket in buckets if bucket.keep(still)]
+        if int(active.sum()) < inside:
+            inside, buckets = int(active.sum()), divide(active.tolist())
     return Targets(start + delta, start, losses, steps)
 
 
