@@ -1,0 +1,88 @@
+"""Promises about the repository itself: one version, documented switches, one-way imports, no prints."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import rlsedit_kernels as rk
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = sorted((ROOT / "rlsedit_kernels").rglob("*.py"))
+EDITOR = sorted((ROOT / "python" / "rlsedit").rglob("*.py"))
+SWITCH = re.compile(r"(?:environ(?:\.get)?[(\[]|getenv\()\s*\"(RLSEDIT_[A-Z_]+)\"|_VARIABLE = \"(RLSEDIT_[A-Z_]+)\"")
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def test_every_switch_is_documented_and_none_is_invented() -> None:
+    documented = set(re.findall(r"`(RLSEDIT_[A-Z_]+)`", (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")))
+    sources = [*KERNELS, *EDITOR, ROOT / "setup.py", *ROOT.glob("csrc/**/*.cpp")]
+    read = {
+        name for path in sources for pair in SWITCH.findall(path.read_text(encoding="utf-8")) for name in pair if name
+    }
+    assert read == documented
+
+
+def test_the_version_stands_in_one_place() -> None:
+    pattern = re.compile(r"version\w*\s*=\s*[\"']" + re.escape(rk.__version__))
+    files = [*KERNELS, *EDITOR, ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "CMakeLists.txt"]
+    found = [relative(path) for path in files if pattern.search(path.read_text(encoding="utf-8"))]
+    assert found == ["rlsedit_kernels/_version.py"]
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=relative)
+def test_nothing_below_the_editor_knows_a_language_model(path) -> None:
+    forbidden = {"rlsedit", "transformers", "tokenizers", "safetensors"}
+    assert not {name.split(".")[0] for name in imports(path)} & forbidden
+
+
+@pytest.mark.parametrize("path", [p for p in KERNELS if "reference" in p.parts], ids=relative)
+def test_the_reference_is_independent(path) -> None:
+    ours = {name for name in imports(path) if name.startswith("rlsedit_kernels")}
+    assert all(name.startswith("rlsedit_kernels.reference") for name in ours)
+    assert "torch" not in {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", [p for p in KERNELS if {"ops", "backends"} & set(p.parts)], ids=relative)
+def test_ops_know_nothing_of_states(path) -> None:
+    above = ("rlsedit_kernels.states", "rlsedit_kernels.priors", "rlsedit_kernels.filter")
+    assert not [name for name in imports(path) if name.startswith(above)]
+
+
+PRINTING = {"cli", "demo", "report"}
+
+
+@pytest.mark.parametrize("path", [*KERNELS, *(p for p in EDITOR if not PRINTING & set(p.parts))], ids=relative)
+def test_libraries_do_not_print(path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    assert not [call.lineno for call in calls if call.func.id == "print"]
+
+
+@pytest.mark.parametrize("path", [*KERNELS, *EDITOR], ids=relative)
+def test_files_stay_short(path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+def test_public_names_have_docstrings() -> None:
+    undocumented = [
+        name for name in rk.__all__ if name != "__version__" and not (getattr(rk, name).__doc__ or "").strip()
+    ]
+    assert undocumented == []
