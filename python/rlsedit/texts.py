@@ -87,11 +87,11 @@ def installed_prose(tokens: int = 30_000, seed: int = 0) -> list[str]:
 
 def _prose(rng: random.Random) -> Iterator[str]:
     """One module's docstrings after the other, every fourth time a paragraph of the reference, no line twice."""
-    reference = _reference()
+    reference = list(dict.fromkeys(_reference()))
     rng.shuffle(reference)
     seen: set[str] = set()
     for text in _docstrings(rng):
-        fresh = [p for p in paragraphs(text) if p not in seen]
+        fresh = list(dict.fromkeys(p for p in paragraphs(text) if p not in seen))
         if not fresh:
             continue
         fresh = rng.sample(fresh, min(_FROM_ONE_MODULE, len(fresh)))
@@ -99,7 +99,7 @@ def _prose(rng: random.Random) -> Iterator[str]:
             fresh.append(reference.pop())
         seen.update(fresh)
         yield from fresh
-    yield from (p for p in reference if p not in seen)
+    yield from reversed(reference)
 
 
 def _reference() -> list[str]:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlsedit.cli.options import (
-    add_facts, add_model, add_settings, check_layers, config_for, load_any, positive, read_facts,
+    add_facts,
+    add_model,
+    add_settings,
+    check_layers,
+    config_for,
+    load_any,
+    positive,
+    read_facts,
 )  # fmt: skip
 
 NAME = "edit"
@@ -70,7 +77,8 @@ def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int, batc
     console.line(f"edits    {adapter.module} of layers {', '.join(map(str, config.layers))}: {d} x {v}, {weight.dtype}")
     console.line(f"method   {method.name}: {method.summary}")
     console.line(f"facts    {facts} in {-(-facts // batch)} batches of at most {batch}")
-    console.line(f"state    at most {len(config.layers) * d * d * state / 2**20:.0f} MiB for {len(config.layers)} layers")
+    size = len(config.layers) * d * d * state / 2**20
+    console.line(f"state    at most {size:.0f} MiB for {len(config.layers)} layers")
     console.line(f"output   {args.out}" + (" (not written: --dry-run)" if args.dry_run else ""))
 
 

@@ -32,15 +32,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(prog="rlsedit", description="Write streams of facts into language models.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     group = common.add_argument_group("for all commands")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     group.add_argument("-v", "--verbose", action="store_true", help="log what is being done to standard error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for command in _COMMANDS:
-        sub = commands.add_parser(
-            command.NAME, parents=[common], help=command.HELP, description=command.DESCRIPTION
-        )
+        sub = commands.add_parser(command.NAME, parents=[common], help=command.HELP, description=command.DESCRIPTION)
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     return parser

@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from rlsedit.models import Adapter
 
 __all__ = [
-    "add_facts", "add_model", "add_settings", "config_for", "device_of", "layer_list", "load_any", "positive",
-    "read_facts", "setting",
-]  # fmt: skip
+    "add_facts",
+    "add_model",
+    "add_settings",
+    "check_layers",
+    "config_for",
+    "device_of",
+    "layer_list",
+    "load_any",
+    "positive",
+    "quiet_transformers",
+    "read_facts",
+    "setting",
+]
 
 _DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 
@@ -140,12 +150,21 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def quiet_transformers() -> None:
+    """Keeps the bars and notes of transformers out of ours; `TQDM_DISABLE` alone comes late in a running process."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def load_any(args: argparse.Namespace) -> tuple[Any, Any]:
     """Model and tokenizer that MODEL, --device and --dtype name."""
     import torch
 
     from rlsedit.models import smollm2
 
+    quiet_transformers()
     device = device_of(args.device)
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     folder = smollm2.cached_copy() if args.model == "smollm2" else Path(args.model)

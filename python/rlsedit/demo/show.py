@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["show_result", "show_start", "write_result"]
 
+_NOTES = (
+    "percent with standard error over {facts} facts, {prompts} prompts. success: the right answer is likelier than its",
+    "rival (new against old for edited facts and paraphrases, the neighbour's own against the new one for neighbours);",
+    "accuracy: every token of the right answer is the likeliest. score: harmonic mean of the three successes.",
+)
 _STAGES = (("targets", "z*"), ("keys", "keys"), ("solve", "update"))
 
 
@@ -29,10 +35,8 @@ def show_start(options: DemoOptions, console: Console) -> None:
 
     ends = [backend.name for backend in rk.backends() if backend.available]
     console.line("rlsedit demo: real facts into a real language model")
-    console.line(
-        f"{options.facts} facts in batches of {options.batch}, on {options.device} with {torch.get_num_threads()} threads"
-        f", kernels: {ends[0]}"
-    )
+    place = f"{options.device} with {torch.get_num_threads()} threads, kernels {ends[0]}"
+    console.line(f"{options.facts} facts in batches of {options.batch}, on {place}")
     console.line()
 
 
@@ -44,18 +48,18 @@ def show_result(result: DemoResult, console: Console) -> None:
     console.line(score_table(columns))
     prompts = sum(1 + len(f.paraphrases) + len(f.neighbours) for f in facts)
     console.line()
-    console.line(f"percent with standard error over {len(facts)} facts, {prompts} prompts. success: the right answer is")
-    console.line("likelier than its rival (the new answer for edited facts and paraphrases, the old one for neighbours);")
-    console.line("accuracy: every token of it is the likeliest. score: harmonic mean of the three successes.")
+    for line in _NOTES:
+        console.line(line.format(facts=len(facts), prompts=prompts))
 
     console.heading("What the model writes")
     _completions(result, console)
 
     console.heading("Time per fact")
-    console.line(table(("", *(word for _, word in _STAGES), "all", "update per batch"), [_times(r) for r in result.runs]))
+    header = ("", *(word for _, word in _STAGES), "all", "update of a batch")
+    console.line(table(header, [_times(run) for run in result.runs]))
     console.line()
     console.line(_cost(result.runs))
-    console.line(f"layers {_span(result.config.layers)}; the whole demo took {result.seconds['total']:.0f} s")
+    console.line(f"Layers {_span(result.config.layers)}; the whole demo took {result.seconds['total']:.0f} s")
 
 
 def _completions(result: DemoResult, console: Console) -> None:
@@ -74,15 +78,22 @@ def _completions(result: DemoResult, console: Console) -> None:
 def _times(run: Run) -> tuple[str, ...]:
     spent, facts = run.edit.seconds, run.edit.facts
     parts = [seconds(spent[stage] / facts) for stage, _ in _STAGES]
-    whole = sum(spent.values()) / facts
-    return (run.label, *parts, seconds(whole), seconds(spent["solve"] / len(run.edit.batches)))
+    return (run.label, *parts, seconds(sum(spent.values()) / facts), seconds(_update(run)))
+
+
+def _update(run: Run) -> float:
+    """Median over the batches of the seconds that the update of all layers took."""
+    return statistics.median(batch.seconds["solve"] for batch in run.edit.batches)
 
 
 def _cost(runs: list[Run]) -> str:
-    ours, published = (run.edit.seconds["solve"] / len(run.edit.batches) for run in runs[:2])
-    ratio = published / ours if ours > 0 else float("inf")
-    word = f"{ratio:.1f} times as long" if ratio >= 1 else f"{ratio:.2f} of the time"
-    return f"for the same step the published solve took {word} as the recursion"
+    ours, published = _update(runs[0]), _update(runs[1])
+    share = runs[0].edit.seconds["targets"] / sum(runs[0].edit.seconds.values())
+    return (
+        f"The update of a batch, all layers, median over the batches: {seconds(ours)} by the recursion, "
+        f"{seconds(published)} by the published solve ({published / ours:.1f} to 1).\n"
+        f"z* takes {100 * share:.0f} % of the time of an edit."
+    )
 
 
 def _span(layers: tuple[int, ...]) -> str:

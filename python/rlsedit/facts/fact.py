@@ -50,9 +50,7 @@ class Fact:
         if not isinstance(self.relation, str):
             raise TypeError(f"relation must be a string, got {type(self.relation).__name__}")
         if self.prompt.count("{}") != 1:
-            raise ValueError(
-                f"prompt must contain {{}} exactly once, in the place of the subject, got {self.prompt!r}"
-            )
+            raise ValueError(f"prompt must contain {{}} exactly once, in the place of the subject, got {self.prompt!r}")
         for name in ("paraphrases", "neighbours", "neighbour_answers"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, (list, tuple)):

@@ -138,9 +138,7 @@ def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
         try:
             array = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}"
-            ) from None
+            raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
         for number, record in enumerate(array, 1):
             yield f"{path}, record {number}", number, record
         return

@@ -54,8 +54,7 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"facts: the package {name} is not installed; facts about the world need: "
-            f"pip install {' '.join(PACKAGES)}"
+            f"facts: the package {name} is not installed; facts about the world need: pip install {' '.join(PACKAGES)}"
         ) from error
 
 

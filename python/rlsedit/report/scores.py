@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlsedit.report.tables import estimate, table
@@ -36,8 +37,8 @@ def finite(value: Any) -> Any:
     """`value` with every float that is not finite replaced by None, so that it is valid JSON; tuples become lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {key: finite(entry) for key, entry in value.items()}
     return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -46,7 +46,7 @@ def edit_stream(
             def show(event: Progress) -> None:
                 share = event.done / max(1, event.total)
                 at = _TARGETS * share if event.stage == "targets" else _TARGETS + (1 - _TARGETS) * share
-                bar.update(at, _WORDS.get(event.stage, event.stage))  # noqa: B023 - called before the bar changes
+                bar.update(at, _WORDS.get(event.stage, event.stage))
 
             report = editor.edit(part, batch_size=len(part), progress=show)
             for done in report.batches:

@@ -1,0 +1,214 @@
+"""The command line, end to end on tiny models; wrong input gives one line on standard error and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import language_models as lm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlsedit.cli import main
+from rlsedit.facts import save_facts
+
+SMALL = ["--layers", "1-2", "--set", "steps=3", "--set", "contexts=1", "--set", "context_length=3", "--device", "cpu"]
+SMALL += ["--set", "mom2_weight=20"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for name, family, dtype in (
+        ("llama", "llama", torch.float32), ("gpt2", "gpt2", torch.float32), ("half", "llama", torch.bfloat16)
+    ):  # fmt: skip
+        lm.tiny(family, dtype).save_pretrained(root / name)
+        lm.tokenizer().save_pretrained(root / name)
+        (root / name / "LICENSE").write_text("terms")
+    return root
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLSEDIT_CACHE", str(tmp_path / "cache"))
+    save_facts(lm.FACTS, tmp_path / "facts.jsonl")
+    (tmp_path / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
+    return tmp_path
+
+
+def edit(model: Path, files: Path, *more: str) -> list[str]:
+    return ["edit", str(model), "--facts", str(files / "facts.jsonl"), "--out", str(files / "out"),
+            "--text", str(files / "text.txt"), *SMALL, *more]  # fmt: skip
+
+
+def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str, status: int = 2) -> None:
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    assert error.startswith("rlsedit")
+    assert error.count("\n") == 1, f"one line, got {error!r}"
+    assert error.endswith("\n")
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "float32"), ("gpt2", "float32"), ("half", "bfloat16")])
+def test_edit_writes_a_model_that_loads(
+    models: Path, files: Path, name: str, dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(edit(models / name, files, "--batch", "2")) == 0
+    shown = capsys.readouterr().out
+    assert "batch 2 of 2" in shown
+    assert "efficacy" in shown
+    assert "\x1b" not in shown
+    assert "\r" not in shown
+    out = files / "out"
+    before = AutoModelForCausalLM.from_pretrained(models / name, dtype="auto")
+    after = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert after.dtype == getattr(torch, dtype)
+    changed = {key for key, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[key])}
+    assert len(changed) == 2, changed
+    assert all(f".{n}." in key for n, key in zip((1, 2), sorted(changed), strict=True))
+    text = "Oslo is a city in Norway"
+    assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(models / name)(text)
+    assert (out / "LICENSE").read_text() == "terms"
+    report = json.loads((out / "rlsedit-report.json").read_text(encoding="utf-8"))
+    assert report["facts"]["written"] == 4
+    assert [entry["ids"] for entry in report["batches"]] == [["a", "b"], ["c", "d"]]
+    assert report["config"]["layers"] == [1, 2]
+    assert {p.name for p in files.iterdir()} == {"out", "facts.jsonl", "text.txt", "cache"}
+
+
+def test_dry_run_changes_nothing(models: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(edit(models / "llama", files, "--dry-run")) == 0
+    shown = capsys.readouterr().out
+    assert "mlp.down_proj of layers 1, 2: 48 x 32" in shown
+    assert "not written" in shown
+    assert not (files / "out").exists()
+
+
+def test_an_existing_folder_is_kept_without_force(
+    models: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "out").mkdir()
+    (files / "out" / "mine").write_text("precious")
+    fails(capsys, edit(models / "llama", files), "--out", "not empty", "--force")
+    assert (files / "out" / "mine").read_text() == "precious"
+    assert main(edit(models / "llama", files, "--force", "--no-evaluate", "--limit", "1")) == 0
+    assert not (files / "out" / "mine").exists()
+    assert (files / "out" / "config.json").exists()
+
+
+def test_a_failure_leaves_no_folder(
+    models: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    fails(capsys, edit(models / "llama", files, "--no-evaluate", "--limit", "1"), "No space left on device")
+    assert {p.name for p in files.iterdir()} == {"facts.jsonl", "text.txt", "cache"}
+
+
+def test_evaluate_and_stats(models: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts, out = str(files / "facts.jsonl"), files / "scores.json"
+    assert main(["evaluate", str(models / "gpt2"), "--facts", facts, "--out", str(out), "--device", "cpu"]) == 0
+    assert "neighbourhood" in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert [row["id"] for row in report["rows"]] == ["a", "b", "c", "d"]
+    assert set(report["summary"]["score"]) == {"mean", "stderr", "count"}
+    stats = ["stats", str(models / "llama"), "--text", str(files / "text.txt"), "--layers", "1,3", "--device", "cpu"]
+    assert main(stats) == 0
+    assert "effective rank" in capsys.readouterr().out
+    assert len(list((files / "cache" / "moments").iterdir())) == 2
+
+
+def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    from rlsedit import list_methods
+
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in shown for name in list_methods())
+
+
+def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llama = models / "llama"
+    fails(capsys, [], "COMMAND")
+    fails(capsys, ["fly"], "fly", "see rlsedit --help")
+    fails(capsys, edit(files / "none", files), "none", "no folder")
+    fails(capsys, edit(files / "cache", files), "cache")
+    fails(capsys, edit(llama, files, "--method", "magic"), "magic", "rlsedit")
+    fails(capsys, edit(llama, files, "--layers", "3-9"), "--layers", "0 to 4")
+    fails(capsys, edit(llama, files, "--layers", "x"), "--layers", '"4-8"')
+    fails(capsys, edit(llama, files, "--batch", "0"), "--batch", "at least 1")
+    fails(capsys, edit(llama, files, "--set", "stepz=3"), "stepz", "steps")
+    fails(capsys, edit(llama, files, "--set", "steps=2.5"), "steps", "whole number")
+    fails(capsys, edit(llama, files, "--set", "steps"), "NAME=NUMBER")
+    fails(capsys, edit(llama, files, "--device", "abacus"), "--device", "abacus")
+    fails(capsys, edit(llama, files, "--text", str(files / "no.txt")), "no.txt")
+    fails(capsys, edit(llama, files, "--out", str(files / "text.txt")), "is a file")
+    fails(capsys, edit(llama, files, "--out", str(llama)), "is the model itself")
+    (files / "bad.jsonl").write_text('{"prompt": "{} is", "subject": "x"}\n')
+    fails(capsys, ["evaluate", str(llama), "--facts", str(files / "bad.jsonl")], "bad.jsonl:1: target_new is missing")
+    fails(capsys, ["evaluate", str(llama), "--facts", str(files / "no.jsonl")], "no.jsonl")
+    fails(capsys, ["demo", "--facts", "none"], "--facts", "at least 1")
+    fails(capsys, ["demo", "--method", "magic"], "magic")
+    assert not (files / "out").exists()
+
+
+def test_an_unknown_architecture_says_what_it_needs(
+    models: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=400, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+    )
+    OPTForCausalLM(config).save_pretrained(files / "opt")
+    lm.tokenizer().save_pretrained(files / "opt")
+    capsys.readouterr()
+    fails(capsys, edit(files / "opt", files), "'opt'", "unknown", "module=")
+
+
+def test_interrupt_and_bugs(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    def broken(_: object) -> int:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("rlsedit.cli.methods.run", interrupted)
+    fails(capsys, ["methods"], "interrupted", status=130)
+    monkeypatch.setattr("rlsedit.cli.methods.run", broken)
+    fails(capsys, ["methods"], "unexpected KeyError", "surprise", "--debug", status=1)
+    with pytest.raises(KeyError):
+        main(["methods", "--debug"])
+
+
+def test_as_a_module_without_heavy_imports() -> None:
+    code = "import sys, rlsedit, rlsedit.cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    path = os.pathsep.join(p for p in sys.path if p)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert run.stdout.split() == ["False", "False"], "`rlsedit --help` must not wait for torch"
+    shown = subprocess.run(
+        [sys.executable, "-m", "rlsedit", "--help"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    for command in ("demo", "edit", "evaluate", "stats", "methods"):
+        assert command in shown.stdout
+
+
+def test_public_names() -> None:
+    import rlsedit
+
+    assert {"Editor", "Fact", "load_facts", "list_methods", "__version__"} <= set(rlsedit.__all__)
+    assert all(hasattr(rlsedit, name) for name in rlsedit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'editr'"):
+        _ = rlsedit.editr  # type: ignore[attr-defined]
+    assert shutil.which("python") is None or rlsedit.__version__
