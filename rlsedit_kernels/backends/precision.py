@@ -1,6 +1,6 @@
 """Products in IEEE precision, whatever the process has allowed elsewhere.
 
-A recurrence in single-pass TF32 breaks down within tens of batches (design, section 2), so the global
+A recurrence in single-pass TF32 breaks down within tens of batches (docs/mathematics.md), so the global
 switches of torch must not reach it.
 """
 

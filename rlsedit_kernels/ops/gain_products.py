@@ -22,7 +22,7 @@ register(OP, fake)
 def gain_products(C: torch.Tensor, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Products of a batch of keys with the covariance, in one pass over C.
 
-    Y = C K', G = K Y (design, section 2).
+    Y = C K', G = K Y (docs/mathematics.md).
 
     Args:
         C: (..., d, d) float32 or float64, symmetric: either triangle or both may be read.

@@ -26,7 +26,7 @@ def rls_update_(
     """One step of recursive least squares on the covariance: its gain, and C downdated in place.
 
     With Y = C K', G = K Y and L L' = forget noise I + G:
-    gain = Y (L L')^-1,  Z = Y L^-T,  C <- (C - Z Z') / forget  (design, facts 1 and 8). The weight of the
+    gain = Y (L L')^-1,  Z = Y L^-T,  C <- (C - Z Z') / forget  (docs/mathematics.md, facts 1 and 8). The weight of the
     batch is W <- W + gain (V - K W).
 
     Args:

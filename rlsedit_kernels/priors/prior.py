@@ -94,7 +94,7 @@ class Prior:
 
     @classmethod
     def null_space(cls, projector_or_basis: torch.Tensor | np.ndarray, l2: float) -> Prior:
-        """C_0 = P / l2: edits stay in the range of P (AlphaEdit, whose L2 this is; design, fact 3).
+        """C_0 = P / l2: edits stay in the range of P (AlphaEdit, whose L2 this is; docs/mathematics.md, fact 3).
 
         Args:
             projector_or_basis: P (d, d), an orthogonal projector, or Q (d, r), r < d, with orthonormal

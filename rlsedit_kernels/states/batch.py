@@ -107,7 +107,7 @@ def _truncated(Y: torch.Tensor, G: torch.Tensor, noise: float, eps: float) -> Ba
 
 
 def removal(F: torch.Tensor, H: torch.Tensor, noise: float, eps: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Gain and columns for taking a batch back (design, fact 5).
+    """Gain and columns for taking a batch back (docs/mathematics.md, fact 5).
 
     With F = C K' and A = noise I - K F: gain = F A^-1 and X = F chol(A)^-T, so that C <- C + X X'.
 

@@ -9,7 +9,7 @@ import torch
 from rlsedit_kernels.priors import PriorFactor
 
 PLAIN_LIMIT = 1e-6
-"""Largest rho at which the plain form is taken (design, section 2): above it the error of W grows with rho."""
+"""Largest rho at which the plain form is taken (docs/mathematics.md): above it the error of W grows with rho."""
 
 PLAIN_CONDITION = 1e-3
 """Largest (unit roundoff) * condition of the prior at which it is taken: C_0 itself, rounded, is off by that
@@ -33,7 +33,7 @@ class Choice:
 
 
 def rho(factor: PriorFactor, dtype: torch.dtype, largest_key: float) -> float:
-    """The free warning of the design: unit roundoff * lambda_max(C_0) * max |k|^2.
+    """The free warning: unit roundoff * lambda_max(C_0) * max |k|^2.
 
     It bounds the rounding error of C in units in which what the keys know is of order 1.
     """

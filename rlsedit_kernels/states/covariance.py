@@ -61,7 +61,7 @@ class Prepared:
 class CovarianceState:
     """The covariance C_t = (S_0 + sum_s K_s'K_s / noise_s)^-1 of a stream of batches.
 
-    With Y = C K', G = K Y and nu the noise of a batch (design, section 2):
+    With Y = C K', G = K Y and nu the noise of a batch (docs/mathematics.md):
     gain g = Y (nu I + G)^-1, commit C <- C - g Y'. Keys are rows, the weight is in row form:
     W <- W + g (V - K W).
 
@@ -192,7 +192,7 @@ class CovarianceState:
             self._record(prepared)
 
     def remove(self, K: torch.Tensor, noise: float = 1.0) -> torch.Tensor:
-        """Take back a batch that was written with this noise (design, fact 5).
+        """Take back a batch that was written with this noise (docs/mathematics.md, fact 5).
 
         With F = C K' and A = noise I - K F: C <- C + F A^-1 F'. The weight of the stream without the batch
         is W - g (V - K W) with the returned g = F A^-1.
@@ -225,7 +225,7 @@ class CovarianceState:
         return gain
 
     def restrict(self, Q: torch.Tensor) -> None:
-        """Forbid all later edits in the directions Q: C <- C - C Q (Q'C Q)^-1 Q'C (design, fact 9).
+        """Forbid all later edits in the directions Q: C <- C - C Q (Q'C Q)^-1 Q'C (docs/mathematics.md, fact 9).
 
         Args:
             Q: (d, q), orthonormal columns.

@@ -1,4 +1,4 @@
-"""The facts of the design as properties, each against dense float64 algebra."""
+"""The facts of docs/mathematics.md as properties, each against dense float64 algebra."""
 
 from __future__ import annotations
 
