@@ -11,6 +11,7 @@ from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import CovarianceState
+from rlsedit_kernels.states.covariance import finite
 
 LAYOUTS = ("in_out", "out_in")
 STATES = ("covariance",)
@@ -184,10 +185,7 @@ class RLSFilter:
             )
         if V.device != K.device:
             raise ValueError(f"{op}: V must be on the device of the state, {K.device}, got {V.device}")
-        V = V.detach().to(K.dtype)
-        if not bool(torch.isfinite(V).all()):
-            raise ValueError(f"{op}: V must be finite, got NaN or Inf")
-        return K, V
+        return K, finite(op, "V", V.detach().to(K.dtype))
 
     def _track(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float, sign: float = 1.0) -> None:
         self._forgotten *= forget

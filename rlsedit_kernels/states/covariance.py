@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -173,7 +174,7 @@ class CovarianceState:
             form, factored, keys = self._factored("update", K, noise, forget)
             careful = factored.Z.dtype != form.dtype
             gain = (form.back64 if careful else form.back)(factored.gain).to(self.dtype)
-            if not bool(torch.isfinite(gain).all()):
+            if not math.isfinite(float(gain.sum())):
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {float(keys.abs().max()):.1e}")
             return Prepared(gain, factored, keys, float(noise), float(forget), self._writes)
 
@@ -351,10 +352,7 @@ class CovarianceState:
             raise ValueError(f"{op}: K must have shape (u, d) with u >= 1 and d = {self.d}, got {tuple(K.shape)}")
         if K.device != self.device:
             raise ValueError(f"{op}: K must be on the device of the state, {self.device}, got {K.device}")
-        K = K.detach().to(self.dtype)
-        if not bool(torch.isfinite(K).all()):
-            raise ValueError(f"{op}: K must be finite, got NaN or Inf")
-        return K
+        return finite(op, "K", K.detach().to(self.dtype))
 
     def _choose(self, K: torch.Tensor) -> _Form:
         """The form for these keys; an automatic one gives way when larger keys make it unsafe."""
@@ -412,6 +410,14 @@ class CovarianceState:
         self._probes.begin_again(form, self._factor, seed=20 + self._counters.singular_writes)
 
 
+def finite(op: str, name: str, value: torch.Tensor) -> torch.Tensor:
+    """`value`, or ValueError where it holds NaN or Inf; one reduction, no mask."""
+    # A sum is not finite wherever an element is not; where it overflows by itself the elements are looked at.
+    if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{op}: {name} must be finite, got NaN or Inf")
+    return value
+
+
 def _largest_norm(K: torch.Tensor) -> float:
     """Largest squared norm of a row."""
-    return float(K.detach().to(torch.float64).square().sum(dim=1).max())
+    return float(torch.linalg.vector_norm(K.detach(), dim=1, dtype=torch.float64).max()) ** 2
