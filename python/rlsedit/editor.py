@@ -186,7 +186,7 @@ class Editor:
                 dtype = self._weights.dtype(n)
                 keys = stream.keys(n).to(dtype)
                 hidden = stream.hidden(layers[-1])
-                residual = self.method.residual(targets.z, hidden, len(layers) - i).to(dtype)
+                residual = self.method.residual(targets.z, hidden, len(layers) - i).to(keys)
                 stage("solve", i, len(layers))
                 proposal, solver = self._layers[n].solver.propose(keys, residual)
                 self._weights.add(n, proposal.update)

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.language_models import CONFIG, FACTS, FAMILIES, tiny, tokenizer
 
 from rlsedit.models import Adapter
 from rlsedit.prompts import Context
 from rlsedit.targets import optimise_targets, plain_targets
+from rlsedit.targets.bucket import BUCKET_COST, divide
 
 # GPT-J's attention computes in float32 whatever the model's dtype, so its batch sizes and lengths show at 1e-7.
 TOLERANCE = {"gptj": dict(rtol=1e-5, atol=1e-6)}
@@ -99,6 +102,26 @@ def test_half_precision_models_give_float32_targets(dtype: torch.dtype) -> None:
     change, wanted = result.z - result.start, (exact.z - exact.start).float()
     cosine = torch.nn.functional.cosine_similarity(change, wanted)
     assert cosine.min() > 0.8
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 40))
+def test_buckets_cost_the_least(lengths: list[int], max_tokens: int) -> None:
+    """The division is the best of all contiguous ones, found by trying them all."""
+    lengths = sorted(lengths, reverse=True)
+
+    def cost(spans: list[tuple[int, int]]) -> float:
+        sizes = [lengths[a] * (b - a) for a, b in spans]
+        fits = all(size <= max_tokens or b - a == 1 for size, (a, b) in zip(sizes, spans, strict=True))
+        return sum(sizes) + BUCKET_COST * len(spans) if fits else float("inf")
+
+    n = len(lengths)
+    every = []
+    for cuts in range(2 ** (n - 1)):
+        ends = [i + 1 for i in range(n - 1) if cuts >> i & 1] + [n]
+        every.append(cost(list(zip([0, *ends[:-1]], ends, strict=True))))
+    found = divide(lengths, max_tokens)
+    assert [a for a, _ in found] == [0, *(b for _, b in found[:-1])]
+    assert cost(found) == min(every)
 
 
 def test_wrong_input_is_named() -> None:

@@ -95,17 +95,36 @@ def _past(rows: Sequence[Prepared], length: int, layer: int, num_layers: int) ->
     return Cache(layers=layers)
 
 
+BUCKET_COST = 48
+"""What a further bucket costs beside its tokens, in tokens: each reads and packs all weights once more."""
+
+
 def make_buckets(
     adapter: Adapter, rows: Sequence[Prepared], layer: int, contexts: int, max_tokens: int
 ) -> list[Bucket]:
-    """Split rows into buckets of similar length, of about `max_tokens` tokens that change with delta at most."""
-    groups: list[list[Prepared]] = []
-    for row in sorted(rows, key=lambda p: (p.length, p.row.fact), reverse=True):
-        if groups:
-            longest = groups[-1][0].length
-            tokens = longest * len(groups[-1])
-            if tokens + longest <= max_tokens and (row.length > 0.75 * longest or tokens < max_tokens // 8):
-                groups[-1].append(row)
-                continue
-        groups.append([row])
-    return [Bucket(adapter, group, layer, 1 / contexts) for group in groups]
+    """Split rows into buckets of about `max_tokens` tokens that change with delta at most, at least cost in tokens."""
+    ordered = sorted(rows, key=lambda p: (-p.length, p.row.fact))
+    groups = divide([p.length for p in ordered], max_tokens)
+    return [Bucket(adapter, ordered[a:b], layer, 1 / contexts) for a, b in groups]
+
+
+def divide(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
+    """Spans [a, b) of descending `lengths` with the least sum of padded tokens and `BUCKET_COST` a span.
+
+    A span holds `max_tokens` padded tokens at most, or one row.
+    """
+    best: list[tuple[int, int]] = [(0, 0)]  # for the first b rows: cost, start of the last span
+    for b in range(1, len(lengths) + 1):
+        options = []
+        for a in range(b - 1, -1, -1):
+            tokens = lengths[a] * (b - a)
+            if tokens > max_tokens and b - a > 1:
+                break
+            options.append((best[a][0] + tokens + BUCKET_COST, a))
+        best.append(min(options))
+    spans: list[tuple[int, int]] = []
+    b = len(lengths)
+    while b > 0:
+        spans.append((best[b][1], b))
+        b = best[b][1]
+    return spans[::-1]
