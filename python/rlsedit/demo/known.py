@@ -28,8 +28,8 @@ def choose_known(
 ) -> Choice:
     """Takes the first `count` facts of `stream` that the model knows.
 
-    A fact counts as known if the model gives its true answer a higher mean log-probability per token than the new one,
-    on the prompt itself; nothing else is looked at, so that the choice favours no method.
+    A fact counts as known if every token of the true answer is the likeliest one after the prompt, so that the model
+    writes it by itself; nothing else is looked at, and the choice favours no method.
 
     Args:
         adapter: the unedited model.
@@ -46,15 +46,11 @@ def choose_known(
     found: list[Fact] = []
     asked = 0
     while len(found) < count and asked < len(stream):
-        chunk = stream[asked : asked + max(8, count - len(found))]
-        queries = [(fact.text, answer) for fact in chunk for answer in (fact.target_true, fact.target_new) if answer]
-        scores = score_answers(adapter, tokenizer, queries)
+        chunk = stream[asked : asked + max(16, count - len(found))]
+        scores = score_answers(adapter, tokenizer, [(f.text, f.target_true) for f in chunk if f.target_true])
         for fact in chunk:
             asked += 1
-            if fact.target_true is None:
-                continue
-            true, new = scores[fact.text, fact.target_true], scores[fact.text, fact.target_new]
-            if true.log_probability > new.log_probability:
+            if fact.target_true and scores[fact.text, fact.target_true].is_argmax:
                 found.append(fact)
                 if len(found) == count:
                     break

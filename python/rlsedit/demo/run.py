@@ -43,14 +43,14 @@ class DemoOptions:
         config: fields of `EditConfig` that differ from the preset.
     """
 
-    facts: int = 48
-    batch: int = 8
+    facts: int = 30
+    batch: int = 6
     method: str = "rlsedit"
     seed: int = 0
     device: str = "cpu"
     out: Path | None = None
     text: Path | None = None
-    tokens: int = 20_000
+    tokens: int = 15_000
     config: tuple[tuple[str, Any], ...] = ()
 
 
@@ -111,6 +111,7 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     begin = time.perf_counter()
     took: dict[str, float] = {}
     _check(options)
+    texts = read_text(options.text) if options.text else installed_prose(options.tokens)
     stream = world_facts(options.seed)
     if options.facts > len(stream):
         raise ValueError(f"demo: facts must be at most {len(stream)}, got {options.facts}")
@@ -121,10 +122,9 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
         model, tokenizer = smollm2.load(device=options.device)
     took["load"] = bar.elapsed
     adapter = Adapter.for_model(model)
-    config = EditConfig.for_model(model, seed=options.seed, **dict(options.config))
+    config = EditConfig.for_model(model, **{"seed": options.seed, **dict(options.config)})
 
     with console.bar("measuring the second moments of the layer inputs", None) as bar:
-        texts = read_text(options.text) if options.text else installed_prose(options.tokens)
         moments = second_moments(
             model, tokenizer, config.layers, texts, cache_dir=cache_dir("moments"), adapter=adapter
         )

@@ -77,12 +77,12 @@ def fact_from_record(record: object, default_id: str = "0") -> Fact:
     if not isinstance(record, dict):
         raise TypeError(f"a record must be a JSON object, got {type(record).__name__}")
     fields = _from_counterfact(record) if "requested_rewrite" in record else dict(record)
+    for name in _REQUIRED:
+        if name not in fields:
+            raise ValueError(f"{name} is missing; the record has {', '.join(sorted(fields)) or 'no fields'}")
     unknown = sorted(set(fields) - _FIELDS)
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
-    for name in _REQUIRED:
-        if name not in fields:
-            raise ValueError(f"{name} is missing")
     identity = fields.get("id")
     if isinstance(identity, int) and not isinstance(identity, bool):
         fields["id"] = str(identity)
