@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ QUICK = (("steps", 3), ("contexts", 1), ("context_length", 3), ("mom2_weight", 2
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tiny model in the place of SmolLM2, that knows every fact, and a text it is measured on."""
     model = lm.tiny("llama", torch.float32)
     monkeypatch.setenv("RLSEDIT_CACHE", str(tmp_path / "cache"))
@@ -33,7 +32,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("rlsedit.facts.world.world_facts", lambda seed: list(lm.FACTS))
     monkeypatch.setattr("rlsedit.demo.run.choose_known", lambda a, t, stream, count, bar: _choice(stream, count))
     (tmp_path / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
-    yield model
+    return model
 
 
 def _choice(stream: list[Any], count: int) -> Any:

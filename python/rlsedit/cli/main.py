@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         return status
     except KeyboardInterrupt:
-        return _complain("interrupted; nothing was written that is not whole", INTERRUPTED)
+        return _complain("interrupted; nothing half written is left", INTERRUPTED)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it when it ends
         return FAILED
