@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from .reports import BatchReport, EditReport, Progress
 from .targets import Targets, optimise_targets
 from .targets.rows import fact_rows
 from .weights import EditedWeights
+
+logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -104,8 +107,13 @@ class Editor:
             raise ValueError(f"Editor.edit: batch_size must be at least 1, got {size}")
         if twice := [name for name, n in Counter(fact.id for fact in facts).items() if n > 1]:
             raise ValueError(f"Editor.edit: facts must have distinct ids, got {twice[:5]} more than once")
-        for fact in facts:  # all of them before any is written
-            fact_rows(self.tokenizer, [fact], [Context("", 1.0)])
+        rows = fact_rows(self.tokenizer, facts, [Context("", 1.0)])  # all of them before any is written
+        if sinks := [facts[row.fact].id for row in rows if row.kind == "nll" and row.pivot == 0]:
+            logger.warning(
+                "Editor.edit: the subject of %s is the first token the model reads; its hidden state is that of an "
+                "attention sink in many models and takes an edit badly. Put words before the subject",
+                sinks,
+            )
         self._prepare()
         batches = [facts[i : i + size] for i in range(0, len(facts), size)]
         report = EditReport(self.method.name)

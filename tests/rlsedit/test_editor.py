@@ -198,6 +198,15 @@ def test_moments_are_made_when_none_are_given(caplog: pytest.LogCaptureFixture) 
     assert "the model writes itself" in caplog.text
 
 
+def test_a_subject_at_the_very_start_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    editor = make()
+    editor.edit([replace(FACTS[1], id="start", subject="Oslo"), FACTS[0]])  # "Oslo" is one token
+    assert "the subject of ['start'] is the first token the model reads" in caplog.text
+    caplog.clear()
+    editor.edit([replace(FACTS[1], id="later", prompt="The city {} is the capital of")])
+    assert "attention sink" not in caplog.text
+
+
 def test_wrong_input_is_named() -> None:
     editor = make()
     model = editor.model
