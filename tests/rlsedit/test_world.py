@@ -30,6 +30,7 @@ def test_every_fact_is_whole_and_unique(facts: list) -> None:  # type: ignore[ty
     assert len({fact.text for fact in facts}) == len(facts)
     for fact in facts:
         assert fact.target_true
+        assert not fact.prompt.startswith("{}"), "the first token is an attention sink"
         assert fact.target_new != fact.target_true
         assert len(fact.paraphrases) >= 2
         assert all(fact.subject in text for text in fact.paraphrases)

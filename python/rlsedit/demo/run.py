@@ -43,7 +43,7 @@ class DemoOptions:
         config: fields of `EditConfig` that differ from the preset.
     """
 
-    facts: int = 30
+    facts: int = 24
     batch: int = 6
     method: str = "rlsedit"
     seed: int = 0

@@ -1,4 +1,8 @@
-"""The wording of each relation: its statements with ``{}`` in the place of the subject."""
+"""The wording of each relation: its statements with ``{}`` in the place of the subject.
+
+No prompt starts with its subject: the first token a model reads is an attention sink, and an edit of its hidden state
+spreads to everything else.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +39,14 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "city",
-        "{} is a city in the country of",
-        ("The city of {} is located in", "If you travel to {}, you arrive in the country of"),
+        "The city of {} is in the country of",
+        ("{} is a city in", "If you travel to {}, you arrive in the country of"),
     ),
     Relation(
         "state",
-        "{} is a city in the state of",
+        "The city of {} is in the U.S. state of",
         (
-            "The city of {} is located in the U.S. state of",
+            "{} is a city in the state of",
             "If you move to {}, you will live in the state of",
         ),
     ),
@@ -53,13 +57,13 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "airport",
-        "{} is in the country of",
+        "The airport {} is in the country of",
         ("{} is an airport in", "If you land at {}, you are in the country of"),
     ),
     Relation(
         "continent",
-        "{} is a country on the continent of",
-        ("The country {} is located in", "The continent on which {} lies is"),
+        "The country of {} lies on the continent of",
+        ("{} is a country in", "The continent on which {} lies is"),
     ),
     Relation(
         "currency",
