@@ -18,7 +18,7 @@ class Relation:
     Args:
         name: short name, used in the ids of facts.
         prompt: the statement that is edited, up to its completion.
-        paraphrases: the same in other words, also used for the neighbours.
+        paraphrases: the same in other words.
     """
 
     name: str
