@@ -29,7 +29,8 @@ struct Tile {
   T alpha, beta;
   T* c;
   int64_t rs, cs;  // strides of C
-  bool lower;      // diagonal tile: blocks wholly above the diagonal may be left out
+  bool lower;      // C is a diagonal tile: blocks wholly above the diagonal are left out
+  T* mirrored;     // where the transposed tile goes as well (same strides), or null
 };
 
 template <class T>
@@ -47,8 +48,8 @@ struct Engine {
   void (*unpack_right)(T* dst, int64_t ld, const T* panel, int64_t rows, int64_t k);
 
   void (*tile)(const Tile<T>& t);
-  // C[j, i] <- C[i, j] for i in [i0, i1), j in [j0, min(j1, i))
-  void (*mirror)(T* c, int64_t rs, int64_t cs, int64_t i0, int64_t i1, int64_t j0, int64_t j1);
+  // The upper triangle of C (n x n) from its lower one.
+  void (*mirror)(T* c, int64_t rs, int64_t cs, int64_t n);
 
   // One right panel X (u entries per row), in place: x <- L^-1 x, and x <- L^-T x; L (u, u) row-major.
   void (*solve_lower)(T* panel, const T* L, int64_t ld, int64_t u);

@@ -15,6 +15,7 @@ struct Kernels {
   static constexpr int W = VB / static_cast<int>(sizeof(T));
   static constexpr int MR = 6;  // 6 x 2 accumulators, 2 loads and a broadcast: 15 of 16 registers
   static constexpr int NR = 2 * W;
+  static constexpr int kRows = 48;  // a multiple of MR and of a cache line
   static constexpr int64_t KC = kBlockBytes / (NR * static_cast<int64_t>(sizeof(T)));
 
   static V load(const T* p) { return *reinterpret_cast<const U*>(p); }
@@ -63,25 +64,48 @@ struct Kernels {
       }
   }
 
+  // Blocks of kRows x NR: their rows of A and their columns of B stay in the first-level cache.
   static void tile(const Tile<T>& t) {
     for (int64_t k0 = 0; k0 < t.k; k0 += KC) {
       const int64_t kb = least(KC, t.k - k0);
       const T beta = k0 == 0 ? t.beta : T(1);
-      for (int64_t j = 0; j < t.n; j += NR) {
-        const T* b = t.b + (j / NR) * t.b_stride + k0 * NR;
-        // First block row that reaches the diagonal.
-        const int64_t first = t.lower ? j / MR * MR : 0;
-        for (int64_t i = first; i < t.m; i += MR) {
-          const T* a = t.a + (i / MR) * t.a_stride + k0 * MR;
-          T* c = t.c + i * t.rs + j * t.cs;
-          const int64_t m = least(MR, t.m - i), n = least(NR, t.n - j);
-          if (t.cs == 1 && m == MR && n == NR)
-            micro(kb, a, b, t.alpha, beta, c, t.rs);
-          else
-            micro_edge(kb, a, b, t.alpha, beta, c, t.rs, t.cs, m, n);
+      const bool last = k0 + kb == t.k;
+      for (int64_t i0 = 0; i0 < t.m; i0 += kRows) {
+        const int64_t i1 = least(i0 + kRows, t.m), end = t.lower ? least(t.n, i1) : t.n;
+        for (int64_t j = 0; j < end; j += NR) {
+          const int64_t n = least(NR, t.n - j);
+          const T* b = t.b + (j / NR) * t.b_stride + k0 * NR;
+          for (int64_t i = i0; i < i1; i += MR) {
+            const int64_t m = least(MR, t.m - i);
+            if (t.lower && i + m <= j) continue;  // wholly above the diagonal
+            const T* a = t.a + (i / MR) * t.a_stride + k0 * MR;
+            T* c = t.c + i * t.rs + j * t.cs;
+            if (t.cs == 1 && m == MR && n == NR)
+              micro(kb, a, b, t.alpha, beta, c, t.rs);
+            else
+              micro_edge(kb, a, b, t.alpha, beta, c, t.rs, t.cs, m, n);
+          }
+          if (last && t.mirrored != nullptr) reflect(t, i0, i1, j, j + n);
         }
       }
     }
+  }
+
+  // mirrored[j, i] <- C[i, j], at once, while the block is in the cache. It goes through a dense copy: where
+  // rows of C are a power of two apart, the lines of a block compete for few places in the cache.
+  static void reflect(const Tile<T>& t, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    const int64_t m = i1 - i0, n = j1 - j0;
+    if (t.cs != 1 || m % W != 0 || n != NR) {
+      for (int64_t j = j0; j < j1; ++j)
+        for (int64_t i = i0; i < i1; ++i) t.mirrored[j * t.rs + i * t.cs] = t.c[i * t.rs + j * t.cs];
+      return;
+    }
+    T block[kRows * NR];
+    for (int64_t i = 0; i < m; ++i)
+      for (int j = 0; j < NR; j += W) store(block + i * NR + j, load(t.c + (i0 + i) * t.rs + j0 + j));
+    for (int j = 0; j < NR; j += W)
+      for (int64_t i = 0; i < m; i += W)
+        transpose(t.mirrored + (j0 + j) * t.rs + i0 + i, t.rs, block + i * NR + j, NR);
   }
 
   // ---- layout ---------------------------------------------------------------------------------------------
@@ -154,15 +178,15 @@ struct Kernels {
       for (int64_t q = p; q < k; ++q) dst[r * ld + q] = panel[q * NR + r];
   }
 
-  static void mirror(T* c, int64_t rs, int64_t cs, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    for (int64_t i = i0; i < i1; i += W)
-      for (int64_t j = j0; j < least(j1, i1); j += W) {
-        if (cs == 1 && i + W <= i1 && j + W <= j1 && j + W <= i) {
+  static void mirror(T* c, int64_t rs, int64_t cs, int64_t n) {
+    for (int64_t i = 0; i < n; i += W)
+      for (int64_t j = 0; j <= i; j += W) {
+        if (cs == 1 && i + W <= n && j < i) {
           transpose(c + j * rs + i, rs, c + i * rs + j, rs);
           continue;
         }
-        for (int64_t x = i; x < least(i + W, i1); ++x)
-          for (int64_t y = j; y < least(least(j + W, j1), x); ++y) c[y * rs + x * cs] = c[x * rs + y * cs];
+        for (int64_t x = i; x < least(i + W, n); ++x)
+          for (int64_t y = j; y < least(j + W, x); ++y) c[y * rs + x * cs] = c[x * rs + y * cs];
       }
   }
 

@@ -57,7 +57,7 @@ Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys) {
         for (int64_t q = 0; q < panels; ++q) {
           // The padding of keys and of C is zero, so whole blocks can be computed.
           e.tile({keys.panel(u0 / e.mr) + k0 * e.mr, keys.stride, packed + q * e.nr * e.kc, 0, m, e.nr, kb,
-                  T(1), T(k0 == 0 ? 0 : 1), Y.panel(first + q) + u0 * e.nr, e.nr, 1, false});
+                  T(1), T(k0 == 0 ? 0 : 1), Y.panel(first + q) + u0 * e.nr, e.nr, 1, false, nullptr});
         }
       }
     }
@@ -86,9 +86,10 @@ void lower_product(const Panels<T>& A, const Panels<T>& B, T alpha, T beta, Matr
     int64_t I = 0, J = task;  // task = I (I + 1) / 2 + J
     while (J > I) J -= ++I;
     const int64_t i0 = I * tile, i1 = std::min(m, i0 + tile), j0 = J * tile, j1 = std::min(m, j0 + tile);
+    const bool diagonal = I == J;
     e.tile({A.panel(i0 / e.mr), A.stride, B.panel(j0 / e.nr), B.stride, i1 - i0, j1 - j0, A.k, alpha, beta,
-            C.at(i0, j0), C.rs, C.cs, I == J});
-    if (mirrored) e.mirror(C.data, C.rs, C.cs, i0, i1, j0, j1);
+            C.at(i0, j0), C.rs, C.cs, diagonal, mirrored && !diagonal ? C.at(j0, i0) : nullptr});
+    if (mirrored && diagonal) e.mirror(C.at(i0, i0), C.rs, C.cs, i1 - i0);
   });
 }
 

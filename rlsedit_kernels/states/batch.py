@@ -19,7 +19,7 @@ a breakdown: the rounding error of G itself."""
 TRUNCATION = 8.0
 """Eigenvalues of G below this many times max(u, 8) eps max(G) count as zero when noise = 0."""
 
-CAREFUL_FROM = 5e-6
+CAREFUL_FROM = 2e-5
 """From this value of (unit roundoff) max(K C K') / noise on, a batch is worked out in float64: what it leaves
 of C is then smaller than C by the reciprocal, and a difference formed in working precision would lose it."""
 

@@ -1,0 +1,111 @@
+"""Shared by the benchmarks: timing in turns, summaries, the machine, and results as JSON of one schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rlsedit_kernels as rk
+
+SCHEMA = "rlsedit-bench/1"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def machine() -> dict[str, Any]:
+    """Device, versions, threads and commit: what a figure means nothing without."""
+    return {
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "rlsedit_kernels": rk.__version__,
+        "backends": [row.name for row in rk.backends() if row.available],
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def in_turns(
+    functions: Mapping[str, Callable[[int], object]], repetitions: Mapping[str, int], warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each call, the functions taking turns, so that a drifting machine favours none.
+
+    Args:
+        functions: by name; called with the number of the repetition.
+        repetitions: by name; slow ones may have fewer, spread evenly over the rounds.
+        warmup: uncounted calls of each, first (one, for a function with fewer than three repetitions).
+    """
+    rounds = max(repetitions.values())
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for name, function in functions.items():
+        for i in range(warmup if repetitions[name] >= 3 else 1):
+            function(-1 - i)
+    for i in range(rounds):
+        for name, function in functions.items():
+            if (i + 1) * repetitions[name] // rounds > i * repetitions[name] // rounds:
+                begin = time.perf_counter()
+                function(i)
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def summary(seconds: list[float]) -> dict[str, float | int]:
+    """Median and spread, in milliseconds."""
+    ordered = sorted(1e3 * s for s in seconds)
+
+    def quantile(q: float) -> float:
+        return ordered[min(len(ordered) - 1, round(q * (len(ordered) - 1)))]
+
+    return {
+        "p20_ms": quantile(0.2),
+        "median_ms": statistics.median(ordered),
+        "p80_ms": quantile(0.8),
+        "repetitions": len(ordered),
+    }
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with --json, which every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="write the result there")
+    return parser
+
+
+def report(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], target: Path | None) -> None:
+    """Print the rows, and write the result where asked."""
+    result = {"schema": SCHEMA, "benchmark": name, "machine": machine(), "settings": settings, "rows": rows}
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print("  ".join(f"{column:>18}" for column in columns))
+    for row in rows:
+        print("  ".join(f"{_text(row.get(column)):>18}" for column in columns))
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"written to {target}")
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value if value is not None else "-")
