@@ -41,9 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     d, u, v = options.d, options.u, options.v
     generator = torch.Generator().manual_seed(0)
-    batches = [
-        (torch.randn(u, d, generator=generator), torch.randn(u, v, generator=generator)) for _ in range(8)
-    ]
+    batches = [(torch.randn(u, d, generator=generator), torch.randn(u, v, generator=generator)) for _ in range(8)]
     W = torch.randn(d, v, generator=generator) / d**0.5
     rows = []
     for form in ("plain", "whitened"):

@@ -7,7 +7,7 @@ for the recursion, and `reference` for float64 SciPy versions of all of it.
 
 from rlsedit_kernels import ops, reference
 from rlsedit_kernels._version import __version__
-from rlsedit_kernels.backends import BackendInfo, BackendUnavailableError, backends, use_backend
+from rlsedit_kernels.backends import BackendInfo, BackendUnavailableError, backends, build_info, use_backend
 from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.filter import RLSFilter, Step
 from rlsedit_kernels.priors import Prior
@@ -25,6 +25,7 @@ __all__ = [
     "Step",
     "__version__",
     "backends",
+    "build_info",
     "ops",
     "reference",
     "use_backend",

@@ -1,5 +1,6 @@
 """Back ends: who computes an op, how one is chosen, and how to force one."""
 
+from rlsedit_kernels.backends.info import build_info
 from rlsedit_kernels.backends.registry import (
     BACKEND_VARIABLE,
     BackendInfo,
@@ -16,6 +17,7 @@ __all__ = [
     "BackendUnavailableError",
     "active_backend",
     "backends",
+    "build_info",
     "kernel_for",
     "use_backend",
 ]
