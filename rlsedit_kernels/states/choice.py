@@ -8,10 +8,11 @@ import torch
 
 from rlsedit_kernels.priors import PriorFactor
 
-PLAIN_LIMIT = 1e-6
-"""Largest rho at which the plain form is taken (docs/mathematics.md): above it the error of W grows with rho."""
+PLAIN_LIMIT = 1e-5
+"""Largest rho at which the plain form is taken. Up to 4e-5 its error of W is that of the whitened form where the
+prior is well conditioned (bench/forms.py)."""
 
-PLAIN_CONDITION = 1e-3
+PLAIN_CONDITION = 3e-4
 """Largest (unit roundoff) * condition of the prior at which it is taken: C_0 itself, rounded, is off by that
 much in whitened coordinates."""
 

@@ -312,7 +312,7 @@ class CovarianceState:
     def clone(self) -> CovarianceState:
         """An independent copy; the prior is shared."""
         twin = copy.copy(self)
-        twin._form = copy.deepcopy(self._form)
+        twin._form = None if self._form is None else self._form.clone()
         twin._counters = copy.copy(self._counters)
         twin._probes = Probes(self._probes.z.clone(), self._probes.image.clone())
         return twin

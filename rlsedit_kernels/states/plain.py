@@ -33,6 +33,10 @@ class PlainForm:
         """The form that holds a given C."""
         return cls(C.to(device=device, dtype=dtype, copy=True))
 
+    def clone(self) -> PlainForm:
+        """An independent copy."""
+        return PlainForm(self.C.clone())
+
     def to_(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move in place."""
         self.C = self.C.to(device=device, dtype=dtype)

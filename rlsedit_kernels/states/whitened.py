@@ -8,7 +8,7 @@ chunks; from 0.75 r columns on it is cheaper as a matrix. Both give the same gai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -178,6 +178,14 @@ class WhitenedForm:
             Z = chunk.filled
             y += chunk.sign * wide.product(Z, wide.product(Z.mT, x))
         return y
+
+    def clone(self) -> WhitenedForm:
+        """An independent copy; the root, which nothing changes, is shared."""
+        twin = WhitenedForm(self.root, self.root_scale, self.rank, self.dtype, self.device)
+        twin.identity = self.identity
+        twin.matrix = None if self.matrix is None else self.matrix.clone()
+        twin.chunks = [replace(chunk, Z=chunk.Z.clone()) for chunk in self.chunks]
+        return twin
 
     def to_(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move in place."""
