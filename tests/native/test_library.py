@@ -80,7 +80,7 @@ def test_the_baseline_engine_agrees(tmp_path: Path, dtype: torch.dtype) -> None:
         "torch.save((gain, C, rk.build_info()['float32']['in_use']['name']), sys.argv[2])"
     )
     environment = {**os.environ, "RLSEDIT_CPU_ENGINE": "baseline", "RLSEDIT_BACKEND": "cpu"}
-    tests = str(Path(__file__).resolve().parents[1])
+    tests = str(Path(__file__).resolve().parents[1] / "helpers")
     subprocess.run([sys.executable, "-c", code, tests, str(target)], env=environment, check=True)
     gain, C, name = torch.load(target)
     assert name == "baseline"

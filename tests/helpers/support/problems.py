@@ -12,7 +12,7 @@ import torch
 
 import rlsedit_kernels as rk
 
-FOLDER = Path(__file__).resolve().parents[1] / "golden"
+FOLDER = Path(__file__).resolve().parents[2] / "golden"
 
 
 @dataclass(frozen=True)
