@@ -6,6 +6,9 @@ process; the peak of an update is its high-water mark, reset before the update (
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,8 +25,15 @@ def status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def peak_of(action) -> int:
-    """Bytes by which the resident set rises at most while `action` runs."""
+def release() -> None:
+    """Give freed memory back to the system, so that the resident set is what is in use."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_of(action: Callable[[], object]) -> int:
+    """Bytes by which the resident set rises at most while `action` runs, above what is in use before it."""
+    release()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     action()
@@ -44,35 +54,39 @@ def main() -> None:
     batches = [(torch.randn(u, d, generator=generator), torch.randn(u, v, generator=generator)) for _ in range(8)]
     W = torch.randn(d, v, generator=generator) / d**0.5
     rows = []
+    state_bytes = 4 * d * d + 8 * d * v  # what the filter keeps: C, W and the W_0 of its bounds
     for form in ("plain", "whitened"):
-        prior = rk.Prior.ridge(d, 100.0)  # nothing to factor; whitened is a matrix after 0.75 d / u batches
-        filters = {}
-        resident = {}
-        for age in (options.early, options.late):
-            filters[age] = rk.RLSFilter(W, prior, layout="in_out", form=form)
-            for i in range(max(age, 0 if form == "plain" else int(0.75 * d / u) + 1)):
-                filters[age].update(*batches[i % 8])
-                if age == options.late and i + 1 in (options.early, options.late):
-                    resident[i + 1] = status("VmRSS")
-        state_bytes = 4 * d * d + 4 * d * v
-        peaks = {age: peak_of(lambda rls=rls: rls.update(*batches[0])) for age, rls in filters.items()}
+        prior = rk.Prior.ridge(d, 100.0)  # nothing to factor
+        dense = 0 if form == "plain" else int(0.75 * d / u) + 1  # batches after which a matrix is kept
+        ages = {"early": max(options.early, dense), "late": max(options.late, dense + options.late)}
+        filters, resident = {}, {}
+        for name, age in ages.items():
+            filters[name] = rk.RLSFilter(W, prior, layout="in_out", form=form)
+            for i in range(age):
+                filters[name].update(*batches[i % 8])
+                if i + 1 in ages.values():
+                    release()
+                    resident[name, i + 1] = status("VmRSS")
+        growth = resident["late", ages["late"]] - resident["late", ages["early"]]
+        peaks = {name: peak_of(lambda rls=rls: rls.update(*batches[0])) for name, rls in filters.items()}
         seconds = in_turns(
-            {str(age): (lambda i, rls=rls: rls.update(*batches[i % 8])) for age, rls in filters.items()},
-            {str(age): options.repeat for age in filters},
+            {name: (lambda i, rls=rls: rls.update(*batches[i % 8])) for name, rls in filters.items()},
+            dict.fromkeys(filters, options.repeat),
         )
-        first = summary(seconds[str(options.early)])["median_ms"]
-        for age, rls in filters.items():
-            time = summary(seconds[str(age)])
+        first = summary(seconds["early"])["median_ms"]
+        for name in filters:
+            time = summary(seconds[name])
             rows.append(
                 {
                     "form": form,
-                    "batches": rls.state.steps,
+                    "batches": ages[name],
                     **time,
                     "ratio_to_early": time["median_ms"] / first,
-                    "peak_extra_percent": 100.0 * peaks[age] / state_bytes,
-                    "resident_MB": resident.get(age, 0) / 1e6,
+                    "peak_extra_percent": 100.0 * peaks[name] / state_bytes,
+                    "memory_growth_MB": growth / 1e6 if name == "late" else 0.0,
                 }
             )
+        del filters
     settings = {"d": d, "u": u, "v": v, "dtype": "float32", "prior": "ridge", "state_MB": state_bytes / 1e6}
     report("stream", settings, rows, options.json)
 

@@ -11,7 +11,11 @@ from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import CovarianceState
+from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.covariance import finite
+
+_ROWS = 64
+_COLUMNS = 1024
 
 LAYOUTS = ("in_out", "out_in")
 STATES = ("covariance",)
@@ -123,19 +127,17 @@ class RLSFilter:
         """
         K, V = self._pair("update", K, V)
         with ieee_products():
-            innovation = V - K @ self._row_form()
+            innovation = torch.addmm(V, K, self._row_form(), alpha=-1.0)
+            innovation_norm = _norm(innovation)
             prepared = self.state.prepare(K, noise, forget)
-            self._check_size(prepared.gain, innovation)
-            factored = prepared.factored
-            error = innovation.to(factored.G.dtype)
-            whitened = factored.root.mT @ error
-            residual = error - factored.G @ (factored.root @ whitened)
+            self._check_size(prepared.gain, innovation_norm)
             self._row_form().addmm_(prepared.gain, innovation)
             self.state.write(prepared)
-            cost = forget * _norm(whitened) ** 2
-            self._objective = forget * self._objective + cost
+            whitened_norm, residual_norm = _after(prepared.factored, innovation)
+            del prepared, innovation  # peak memory: the bounds need room for one more product
+            self._objective = forget * self._objective + forget * whitened_norm**2
             self._track(K, V, noise, forget)
-        return self._step(innovation, residual)
+        return self._step(innovation_norm, residual_norm)
 
     def remove(self, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0) -> Step:
         """Take back a batch: afterwards weight, covariance and objective are those of the stream without it.
@@ -151,20 +153,20 @@ class RLSFilter:
         """
         K, V = self._pair("remove", K, V)
         with ieee_products():
-            residual = V - K @ self._row_form()
+            residual = torch.addmm(V, K, self._row_form(), alpha=-1.0)
             gain = self.state.remove(K, noise)
             self._row_form().addmm_(gain, residual, alpha=-1.0)
-            innovation = V - K @ self._row_form()
+            innovation = torch.addmm(V, K, self._row_form(), alpha=-1.0)
             self._objective -= float((innovation.double() * residual.double()).sum()) / noise
             self._track(K, V, noise, 1.0, sign=-1.0)
-        return self._step(innovation, residual)
+        return self._step(_norm(innovation), _norm(residual))
 
-    def _check_size(self, gain: torch.Tensor, innovation: torch.Tensor) -> None:
+    def _check_size(self, gain: torch.Tensor, innovation_norm: float) -> None:
         """No weight may become Inf: the product must fit the dtype with room for the sum."""
-        size, limit = _norm(gain) * _norm(innovation), 0.25 * torch.finfo(innovation.dtype).max
+        size, limit = _norm(gain) * innovation_norm, 0.25 * torch.finfo(gain.dtype).max
         if not size < limit:
             raise ValueError(
-                f"update: the change of the weight may reach {size:.1e}, which {innovation.dtype} cannot hold; scale V"
+                f"update: the change of the weight may reach {size:.1e}, which {gain.dtype} cannot hold; scale V"
             )
 
     def _row_form(self) -> torch.Tensor:
@@ -192,13 +194,13 @@ class RLSFilter:
         if self._initial is None:
             return
         W_0 = self._initial if self.layout == "in_out" else self._initial.mT
-        error = _norm(V - K @ W_0) ** 2
+        error = _norm(torch.addmm(V, K, W_0, alpha=-1.0)) ** 2
         self._errors = forget * self._errors + sign * (error / noise if noise > 0.0 else math.inf if error else 0.0)
 
-    def _step(self, innovation: torch.Tensor, residual: torch.Tensor) -> Step:
+    def _step(self, innovation_norm: float, residual_norm: float) -> Step:
         return Step(
-            innovation_norm=_norm(innovation),
-            residual_norm=_norm(residual),
+            innovation_norm=innovation_norm,
+            residual_norm=residual_norm,
             objective=self._objective,
             parameter_bound=self._bound(self.state.prior.lam),
             anchor_bound=self._bound(self.state.prior.mu),
@@ -211,5 +213,17 @@ class RLSFilter:
         return math.sqrt(max(self._errors, 0.0)) / (2.0 * weight * math.sqrt(self._forgotten))
 
 
+def _after(factored: BatchFactor, innovation: torch.Tensor) -> tuple[float, float]:
+    """|root' E| and |E - G root root' E|, the residual, block of columns by block: no buffer of the size of E."""
+    whitened_norms, residual_norms = [], []
+    for block in innovation.split(_COLUMNS, dim=1):
+        error = block.to(factored.G.dtype)
+        whitened = factored.root.mT @ error
+        whitened_norms.append(_norm(whitened))
+        residual_norms.append(_norm(torch.addmm(error, factored.G, factored.root @ whitened, alpha=-1.0)))
+    return math.hypot(*whitened_norms), math.hypot(*residual_norms)
+
+
 def _norm(A: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(A, dtype=torch.float64))
+    """Frobenius norm, accumulated in float64, without a float64 copy of A."""
+    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in A.split(_ROWS)))

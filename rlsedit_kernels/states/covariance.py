@@ -420,4 +420,4 @@ def finite(op: str, name: str, value: torch.Tensor) -> torch.Tensor:
 
 def _largest_norm(K: torch.Tensor) -> float:
     """Largest squared norm of a row."""
-    return float(torch.linalg.vector_norm(K.detach(), dim=1, dtype=torch.float64).max()) ** 2
+    return float(torch.linalg.vector_norm(K.detach(), dim=1).max()) ** 2

@@ -13,6 +13,7 @@ PROBES = 4
 DRIFT_WARNING = 1e-3
 DRIFT_BROKEN = 0.3
 RHO_WARNING = 1e-4
+_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,18 @@ class Probes:
 
     def write(self, K: torch.Tensor, noise: float, forget: float) -> None:
         """S <- forget S + K'K / noise."""
-        K = K.to(torch.float64)
         if forget != 1.0:
             self.image *= forget
-        self.image.addmm_(K.mT, K @ self.z, alpha=1.0 / noise)
+        self._add(K, 1.0 / noise)
 
     def remove(self, K: torch.Tensor, noise: float) -> None:
         """S <- S - K'K / noise."""
-        K = K.to(torch.float64)
-        self.image.addmm_(K.mT, K @ self.z, alpha=-1.0 / noise)
+        self._add(K, -1.0 / noise)
+
+    def _add(self, K: torch.Tensor, factor: float) -> None:
+        for rows in K.split(_ROWS):  # no float64 copy of all keys
+            wide = rows.to(torch.float64)
+            self.image.addmm_(wide.mT, wide @ self.z, alpha=factor)
 
     def begin_again(self, form, factor: PriorFactor, seed: int) -> None:  # type: ignore[no-untyped-def]
         """New probes for a covariance that has become singular (noise 0, a restriction): z = C y, S z = y."""
