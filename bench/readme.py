@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def update(result: Result) -> str:
         f"One whole batch, state and weight: d = {settings['d']}, u = {settings['u']}, v = {settings['v']}, "
         f"{settings['dtype']}, {settings['prior']} ({device(result)}).",
         "",
-        "| | median ms | p20 to p80 | relative to RLSFilter | error of W against float64 |",
+        "| | median ms | p20 to p80 | relative to "RLSFilter, no bounds" | error of W against float64 |",
         "|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -45,19 +46,52 @@ def stream(result: Result) -> str:
         "Cost over a stream of the same size: time of a batch late in the stream over early, and the peak of memory "
         "above the state during an update.",
         "",
-        "| form | batches written | median ms | late over early | peak above the state |",
-        "|---|---|---|---|---|",
+        "| form | batches before | median ms | late over early | peak above the state | memory grown since early |",
+        "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         lines.append(
             f"| {row['form']} | {row['batches']} | {row['median_ms']:.0f} | {row['ratio_to_early']:.2f} "
-            f"| {row['peak_extra_percent']:.1f} % |"
+            f"| {row['peak_extra_percent']:.1f} % | {row['memory_growth_MB']:.1f} MB |"
         )
     return "\n".join(lines)
 
 
+def demo(result: Result) -> str:
+    """Scores before and after, and seconds per fact, of the report that `make demo` writes."""
+    where, runs = result["environment"], result["runs"]
+    columns = [("before", result["before"]["summary"]), *((NAMES[run["method"]], run["summary"]) for run in runs)]
+    lines = [
+        f"SmolLM2-135M-Instruct, {result['facts']['written']} real facts in batches of {result['options']['batch']}, "
+        f"layers {result['config']['layers'][0]} to {result['config']['layers'][-1]}, {where['threads']} CPU threads, "
+        f"torch {where['packages']['torch']}; the whole demo took {result['seconds']['total']:.0f} s. Percent, with "
+        "standard errors over facts.",
+        "",
+        "| | " + " | ".join(name for name, _ in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for key in ("efficacy_success", "paraphrase_success", "neighbourhood_success", "score"):
+        cells = [f"{100 * s[key]['mean']:.1f} ± {100 * s[key]['stderr']:.1f}" for _, s in columns]
+        lines.append(f"| {key.replace('_', ', ')} | " + " | ".join(cells) + " |")
+    for stage, label in (("targets", "z*, s per fact"), ("keys", "keys, s per fact"), ("solve", "update, s per fact")):
+        cells = ["", *(f"{_per_fact(run, stage):.3f}" for run in runs)]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    updates = [statistics.median(batch["seconds"]["solve"] for batch in run["batches"]) for run in runs]
+    lines.append("| update of a batch, all layers, median s | | " + " | ".join(f"{t:.3f}" for t in updates) + " |")
+    return "\n".join(lines)
+
+
+NAMES = {"rlsedit": "RLSEdit", "alphaedit_dense": "AlphaEdit as published"}
+
+
+def _per_fact(run: Result, stage: str) -> float:
+    facts = sum(len(batch["ids"]) for batch in run["batches"])
+    return float(sum(batch["seconds"][stage] for batch in run["batches"])) / facts
+
+
 SECTIONS: dict[str, tuple[tuple[str, Callable[[Result], str]], ...]] = {
     "update": (("update.json", update), ("stream.json", stream)),
+    "demo": (("demo.json", demo),),
 }
 
 

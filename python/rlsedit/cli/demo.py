@@ -15,7 +15,7 @@ DESCRIPTION = (
 )
 
 QUICK = {"facts": 6, "batch": 3, "tokens": 6_000}
-FULL = {"facts": 24, "batch": 6, "tokens": 15_000}
+FULL = {"facts": 32, "batch": 8, "tokens": 15_000}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,8 +43,8 @@ class DemoOptions:
         config: fields of `EditConfig` that differ from the preset.
     """
 
-    facts: int = 24
-    batch: int = 6
+    facts: int = 32
+    batch: int = 8
     method: str = "rlsedit"
     seed: int = 0
     device: str = "cpu"
