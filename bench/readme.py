@@ -28,7 +28,7 @@ def update(result: Result) -> str:
         f"One whole batch, state and weight: d = {settings['d']}, u = {settings['u']}, v = {settings['v']}, "
         f"{settings['dtype']}, {settings['prior']} ({device(result)}).",
         "",
-        "| | median ms | p20 to p80 | relative to "RLSFilter, no bounds" | error of W against float64 |",
+        "| | median ms | p20 to p80 | relative to RLSFilter without bounds | error of W against float64 |",
         "|---|---|---|---|---|",
     ]
     for name, row in rows.items():
