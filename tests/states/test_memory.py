@@ -1,0 +1,66 @@
+"""No d x d temporary anywhere in an update: every tensor that appears on the way is counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import builders
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlsedit_kernels.backends import fallback
+from rlsedit_kernels.states import wide
+
+D, U = 1536, 8
+
+
+class Largest(TorchDispatchMode):
+    """Storage of the largest tensor that any call made anew, in elements."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        super().__init__()
+        self.known = {A.untyped_storage().data_ptr() for A in known}
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for A in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(A, torch.Tensor) and A.untyped_storage().data_ptr() not in self.known:
+                self.elements = max(self.elements, A.untyped_storage().nbytes() // A.element_size())
+        return out
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    C = torch.eye(D) + 0.01
+    return C, builders.key_batch((), U, D, torch.float32, 0), builders.columns((), D, U, torch.float32, 1) * 0.01
+
+
+def test_the_count_would_see_one(inputs) -> None:
+    C, _, Z = inputs
+    with Largest(C) as seen:
+        _ = C - Z @ Z.mT
+    assert seen.elements == D * D
+
+
+@pytest.mark.parametrize("op", ["gain_products", "downdate_", "downdate_gain_products_", "rls_update_"])
+def test_fallback(op, inputs) -> None:
+    C, K, Z = inputs
+    arguments = {
+        "gain_products": (C, K),
+        "downdate_": (C, Z),
+        "downdate_gain_products_": (C, Z, K),
+        "rls_update_": (C, K, 1.0, 0.9),
+    }[op]
+    with Largest(C, K, Z) as seen:
+        fallback.kernels()[op](*arguments)
+    assert 0 < seen.elements <= D * D // 5
+
+
+def test_careful_step(inputs) -> None:
+    C, K, Z = inputs
+    with Largest(C, K, Z) as seen:
+        wide.products(C, K.double())
+        wide.change_(C, Z.double(), -1.0)
+    assert 0 < seen.elements <= D * D // 2.9
