@@ -16,7 +16,7 @@ class Deviations:
     """Running figures of one layer; never changed, `after` gives those behind a batch.
 
     With D = W - W_0, A = mom2_weight E[k k'] (K_0'K_0 of the anchor) and the pseudo-targets V = K W + E of each batch:
-        cost       J += <E, E - K dW> / noise                       (cost recursion, fact 6 of the design)
+        cost       J += <E, E - K dW> / noise                       (cost recursion, docs/mathematics.md, fact 6)
         parameter  |D|^2
         anchor     tr(D' A D) = |K_0 D|^2, increased by 2 <D, A dW> + <dW, A dW>
         innovation sum of |V - K W_0|^2 / noise, from which the bounds of fact 7 follow

@@ -41,7 +41,7 @@ class _Layer:
 class Editor:
     """Locate-then-edit editor with one recursive least-squares state per edited layer.
 
-    For a batch, layer i of n, ascending (DESIGN facts 10 and 11; Meng et al. 2022, MEMIT, algorithm 1):
+    For a batch, layer i of n, ascending (docs/mathematics.md, facts 10 and 11; Meng et al. 2022, MEMIT, algorithm 1):
         K  keys at the layer's edited module, E = (z* - h) / (n - i), W <- W + gain E, state <- state with K.
 
     Args:

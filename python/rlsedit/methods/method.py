@@ -38,7 +38,7 @@ class Method:
         summary: one line with the source.
         solver: makes the state of one layer from (second moment E[k k'] float64 (d, d), config, dtype of the state).
         residual: (z, h, layers left) -> residual E (u, v), z and h behind the last edited layer; by default
-            (z - h) / left (fact 11 of the design).
+            (z - h) / left (docs/mathematics.md, fact 11).
         objective: "anchor" or "null_space", which prior terms the method's objective has.
         commit: whether later batches know earlier ones.
         ridge: whether lam^2 |W - W_0|^2 belongs to the objective.

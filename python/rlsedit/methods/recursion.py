@@ -82,7 +82,7 @@ def null_basis(moment: Tensor, threshold: float) -> Tensor:
 def null_space_solver(
     moment: Tensor, config: EditConfig, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> RecursionSolver:
-    """Solver with C_0 = P / L2, P the projector on the null space (fact 3 of the design: AlphaEdit)."""
+    """Solver with C_0 = P / L2, P the projector on the null space (docs/mathematics.md, fact 3: AlphaEdit)."""
     check_moment(moment, config)
     prior = rk.Prior.null_space(null_basis(moment, config.null_threshold), config.l2)
     return RecursionSolver(rk.CovarianceState(prior, dtype=dtype, device=device), config.noise, True)
