@@ -79,7 +79,8 @@ class CMakeBuild(build_ext):
                 raise CannotBuild("skipped at installation by RLSEDIT_SKIP_NATIVE")
             self.build_native(package)
         except CannotBuild as error:
-            (package / LIBRARY).unlink(missing_ok=True)  # a stale one would hide the reason
+            for stale in (package / LIBRARY, *package.glob("_info*.so")):  # they would hide the reason
+                stale.unlink(missing_ok=True)
             note.write_text(f"{error}\n", encoding="utf-8")
             if os.environ.get("RLSEDIT_REQUIRE_NATIVE", "0") not in ("", "0"):
                 raise
