@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from .models.families import FAMILIES
+
 
 @dataclass(frozen=True)
 class EditConfig:
@@ -71,6 +73,8 @@ class EditConfig:
         Args:
             model: a transformers causal LM, or its config.
             **changes: fields of `EditConfig`.
+
+        A family with a norm behind the MLP gets the last of the layers alone.
         """
         if unknown := set(changes) - {field.name for field in fields(cls)}:
             raise TypeError(f"EditConfig.for_model: unknown fields {sorted(unknown)}")
@@ -78,6 +82,9 @@ class EditConfig:
         shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
         preset = PRESETS.get(shape)
         values = dict(preset) if preset is not None else derived(config.num_hidden_layers)
+        family = FAMILIES.get(config.model_type)
+        if family is not None and family.post is not None:  # the target is an output of one layer's MLP
+            values["layers"] = values["layers"][-1:]
         return replace(cls(), **{**values, **changes})
 
 

@@ -77,6 +77,11 @@ class Editor:
             raise ValueError(
                 f"Editor: config.layers must be layers in [0, {self.adapter.num_layers}), at least one, got {layers}"
             )
+        if self.adapter.post is not None and len(layers) > 1:
+            raise ValueError(
+                f"Editor: config.layers must be one layer where a norm follows the MLP ({self.adapter.post}): a change "
+                f"of a lower layer does not reach the target linearly; got {layers}"
+            )
         self._weights = EditedWeights(self.adapter, layers)
         self._moments = None if moments is None else self._checked(moments)
         self._first: dict[int, Tensor] = {n: self.adapter.rows(n).clone() for n in layers}

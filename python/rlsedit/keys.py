@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .models.adapter import Adapter
-from .models.replay import Calls, capture
+from .models.replay import Calls, capture, outputs_of
 from .prompts import Context, align
 from .targets.rows import Row
 
@@ -58,7 +58,10 @@ class KeyStream:
 
     @torch.no_grad()
     def hidden(self, layer: int) -> Tensor:
-        """Hidden states (F, d) behind `layer` at the last subject token of the bare prompts, with today's weights."""
+        """What targets replace, (F, d): hidden states behind `layer`, or outputs of its MLP where a norm follows that.
+
+        At the last subject token of the bare prompts, with today's weights.
+        """
         parts = [chunk.output_of(self._adapter, self._layer, layer) for chunk in self._chunks[: self._bare]]
         order = torch.cat([chunk.index for chunk in self._chunks[: self._bare]]).argsort()
         return torch.cat(parts)[order]
@@ -97,8 +100,10 @@ class _Chunk:
         return _wide(seen[0])
 
     def output_of(self, adapter: Adapter, start: int, layer: int) -> Tensor:
-        """Hidden states (n, d) behind `layer` in the last column."""
-        return _wide(self.calls.run(adapter, self.states, start, layer + 1)[:, -1])
+        """Outputs (n, d) of the target module of `layer` in the last column."""
+        with outputs_of(adapter.target(layer)) as seen:
+            self.calls.run(adapter, self.states, start, layer + 1)
+        return _wide(seen[0][:, -1])
 
 
 def _split(rows: Sequence[Row], part: Sequence[int], max_tokens: int) -> list[list[int]]:

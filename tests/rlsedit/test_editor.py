@@ -31,6 +31,32 @@ def weights(editor: Editor) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in editor.model.state_dict().items()}
 
 
+def test_behind_a_norm_one_layer_is_edited_and_equal_to_the_plain_algorithm() -> None:
+    """Gemma 3: z* is an output of the MLP, the residual z* - m of the one layer is exact; two batches, dense solves."""
+    with pytest.raises(ValueError, match="must be one layer where a norm follows the MLP"):
+        make("gemma3_text")
+    editor = make("gemma3_text", layers=(2,))
+    editor.edit(FACTS, batch_size=2)
+    model = tiny("gemma3_text")
+    adapter, config = Adapter.for_model(model), editor.config
+    contexts = make_contexts(adapter, tokenizer(), config.contexts, config.context_length, config.seed)
+    precision = config.mom2_weight * random_moments(model, config.layers)[2]
+    for batch in (FACTS[:2], FACTS[2:]):
+        targets = plain_targets(adapter, tokenizer(), batch, contexts, config)
+        keys = torch.zeros(len(batch), 48, dtype=torch.float64)
+        for row in [row for row in fact_rows(tokenizer(), batch, contexts) if row.kind == "nll"]:
+            seen: list[torch.Tensor] = []
+            handle = adapter.edited(2).register_forward_pre_hook(lambda _m, args, s=seen: s.append(args[0]))
+            with torch.no_grad():
+                model(torch.tensor([row.encoding.ids]))
+            handle.remove()
+            keys[row.fact] += contexts[row.context].weight * seen[0][0, row.pivot]
+        precision = precision + keys.T @ keys
+        adapter.rows(2).add_(torch.linalg.solve(precision, keys.T @ (targets.z - targets.start)))
+    torch.testing.assert_close(editor.adapter.rows(2), adapter.rows(2), rtol=1e-6, atol=1e-8)
+    assert (adapter.rows(2) - Adapter.for_model(tiny("gemma3_text")).rows(2)).norm() > 1e-2
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_to_the_plain_algorithm(family: str) -> None:
     """Two batches against MEMIT's algorithm 1 written down plainly: full forwards, dense solves, (z - h) / (n - i)."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.language_models import FACTS, FAMILIES, REFUSED, tiny, tokenizer
+from support.language_models import FACTS, FAMILIES, POST_NORM, tiny, tokenizer
 
 from rlsedit.facts import Fact
 from rlsedit.metrics import evaluate, score_answers, summarise
@@ -98,8 +98,8 @@ def test_summary() -> None:
     assert math.isnan(empty["score"].mean)
 
 
-def test_families_that_cannot_be_edited_can_be_measured() -> None:
-    for family in REFUSED:
+def test_families_with_a_norm_behind_the_mlp_are_measured_too() -> None:
+    for family in POST_NORM:
         assert evaluate(tiny(family, torch.float32), tokenizer(), FACTS).summary["efficacy_success"].count == 4
 
 

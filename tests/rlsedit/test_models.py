@@ -36,13 +36,13 @@ def test_a_square_conv1d_is_not_taken_for_a_linear() -> None:
     assert adapter.rows(0).stride() == adapter.edited(0).weight.stride()
 
 
-@pytest.mark.parametrize("family", [*lm.FAMILIES, *lm.REFUSED])
+@pytest.mark.parametrize("family", [*lm.FAMILIES, *lm.POST_NORM])
 @pytest.mark.parametrize("window", [False, True])
 def test_replay_equals_the_model(family: str, window: bool) -> None:
     """Padded rows, split in the middle: first part into a cache, second part on top of it, logits at chosen places."""
     # Gemma 2 computes its softmax in float32, where the mask value of float64 is minus infinity: test it in float32.
     dtype = torch.float32 if family == "gemma2" else torch.float64
-    known = {**lm.FAMILIES, **lm.REFUSED}[family]
+    known = {**lm.FAMILIES, **lm.POST_NORM}[family]
     model = lm.tiny(family, dtype, **({"sliding_window": 3} if window and "sliding_window" in known else {}))
     adapter = Adapter.for_model(model, edit=False)
     rows = [[5, 9, 40, 41, 7, 300], [77, 8, 6], [12, 13, 14, 15, 16, 17, 18, 19, 20]]
@@ -63,10 +63,26 @@ def test_replay_equals_the_model(family: str, window: bool) -> None:
             torch.testing.assert_close(logits[i, : len(row) - pivot], wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("family", lm.REFUSED)
-def test_a_norm_behind_the_mlp_is_refused_with_the_reason(family: str) -> None:
-    with pytest.raises(ValueError, match=rf"'{family}' cannot be edited: a norm follows the MLP"):
-        Adapter.for_model(lm.tiny(family))
+@pytest.mark.parametrize("family", lm.POST_NORM)
+@torch.no_grad()
+def test_behind_a_norm_the_target_is_an_output_of_the_mlp(family: str) -> None:
+    """A shift of the MLP's output moves the hidden state as `shifted` says, and not one for one."""
+    model = lm.tiny(family, torch.float32 if family == "gemma2" else torch.float64)
+    adapter = Adapter.for_model(model)
+    assert adapter.target(2) is adapter.edited(2)
+    ids, delta = torch.tensor([[5, 17, 9]]), torch.linspace(-1, 1, 32, dtype=next(model.parameters()).dtype)
+    inner: list[torch.Tensor] = []
+
+    def behind(shift: torch.Tensor) -> torch.Tensor:
+        handle = adapter.target(2).register_forward_hook(lambda _m, _a, out: inner.append(out) or out + shift)
+        try:
+            return model(ids, output_hidden_states=True).hidden_states[3]
+        finally:
+            handle.remove()
+
+    hidden, moved = behind(torch.zeros_like(delta)), behind(delta)
+    torch.testing.assert_close(adapter.shifted(2, hidden, inner[0], delta), moved, rtol=1e-5, atol=1e-5)
+    assert (moved - hidden - delta).norm() > 1e-2
 
 
 def test_the_probe_finds_a_norm_that_the_table_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:

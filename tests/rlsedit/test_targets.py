@@ -22,7 +22,7 @@ TIGHT = dict(rtol=1e-8, atol=1e-9)
 CONTEXTS = [Context("", 0.5), Context("The yen is. ", 0.25), Context("Because you and I think Oslo is. ", 0.25)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma3_text"])
 def test_batched_targets_equal_the_plain_ones(family: str) -> None:
     adapter = Adapter.for_model(tiny(family))
     fast = optimise_targets(adapter, tokenizer(), FACTS, CONTEXTS, CONFIG)

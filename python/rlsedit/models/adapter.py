@@ -31,6 +31,7 @@ class Adapter:
         layout: "out_in" for `nn.Linear` (weight (v, d)), "in_out" for `Conv1D` (weight (d, v)); from the class of the
             module, never from shapes.
         softcap: bound of the logits (c tanh(x / c)) or None.
+        post: path, inside a layer, of a norm behind the MLP, or None. With one, targets are outputs of the MLP.
         tuples: whether a decoder layer returns a tuple rather than a tensor.
     """
 
@@ -42,6 +43,7 @@ class Adapter:
     head: nn.Module
     layout: str
     softcap: float | None = None
+    post: str | None = None
     tuples: bool = False
 
     @classmethod
@@ -50,7 +52,7 @@ class Adapter:
 
         Args:
             model: a causal LM of transformers (tested with transformers 5.23).
-            edit: whether it is to be edited; False only measures, which every known family allows.
+            edit: whether it is to be edited; False only measures.
             **overrides: `layers`, `module`, `norm`, `head` (dotted paths, `module` relative to a layer) for an
                 architecture that is not in the table, or to edit another module of a known one.
 
@@ -71,8 +73,6 @@ class Adapter:
                 f"missing: {sorted(names - set(overrides))}"
             )
         family = replace(family, **overrides) if family is not None else Family(**overrides)
-        if edit and family.refusal:
-            raise ValueError(f"Adapter.for_model: {kind!r} cannot be edited: {family.refusal}")
         layers = _part(model, family.layers, "layers")
         if not isinstance(layers, nn.ModuleList):
             raise ValueError(
@@ -88,6 +88,7 @@ class Adapter:
             head=_part(model, family.head, "head"),
             layout=_layout(_part(layers[0], family.module, "module"), family.module),
             softcap=getattr(config, "final_logit_softcapping", None),
+            post=family.post,
         )
         return replace(adapter, tuples=probe(adapter, edit))
 
@@ -115,6 +116,24 @@ class Adapter:
         """Row form (d, v) of the edited weight: a view of the parameter."""
         weight: Tensor = self.edited(layer).weight.detach()  # type: ignore[operator, union-attr]
         return weight if self.layout == "in_out" else weight.T
+
+    def target(self, layer: int) -> nn.Module:
+        """The module of `layer` whose output a target z* replaces: the layer, or the MLP where a norm follows it."""
+        return self.layers[layer] if self.post is None else self.edited(layer)
+
+    def shifted(self, layer: int, hidden: Tensor, inner: Tensor | None, delta: Tensor) -> Tensor:
+        """Hidden states (..., d) behind `layer` when `delta` is added to the output of `target(layer)`.
+
+        Args:
+            hidden: those at delta = 0.
+            inner: the MLP's output at delta = 0, where a norm follows it.
+        """
+        if self.post is None:
+            return hidden + delta
+        assert inner is not None
+        norm = _part(self.layers[layer], self.post, "post")
+        moved: Tensor = norm(inner + delta) - norm(inner)
+        return hidden + moved
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., d) behind the last layer: head(norm(hidden)), soft-capped if the model is."""

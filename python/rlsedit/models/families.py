@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """Dotted paths of one family, relative to the causal LM (`module`: relative to a decoder layer)."""
+    """Dotted paths of one family, relative to the causal LM (`module` and `post`: relative to a decoder layer).
+
+    `post` is the norm behind the MLP of families that have one: there the hidden state is not linear in the edited
+    weight, so the target is an output of the MLP itself, and one layer is edited.
+    """
 
     layers: str
     module: str
     norm: str
     head: str = "lm_head"
-    refusal: str | None = None
+    post: str | None = None
 
 
 _LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
-_NORM_BEHIND_MLP = (
-    "a norm follows the MLP, so the hidden state is not linear in the edited weight and a target optimised on the "
-    "hidden state cannot be turned into a residual of `down_proj`; the target would have to be an output of the MLP "
-    "itself, which is not implemented"
-)
+_POST = "post_feedforward_layernorm"
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -30,11 +30,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _LLAMA,
     "phi3": _LLAMA,
     "gemma": _LLAMA,
-    "gemma2": Family("model.layers", "mlp.down_proj", "model.norm", refusal=_NORM_BEHIND_MLP),
-    "gemma3_text": Family("model.layers", "mlp.down_proj", "model.norm", refusal=_NORM_BEHIND_MLP),
-    "gemma3": Family(
-        "model.language_model.layers", "mlp.down_proj", "model.language_model.norm", refusal=_NORM_BEHIND_MLP
-    ),
+    "gemma2": Family("model.layers", "mlp.down_proj", "model.norm", post=_POST),
+    "gemma3_text": Family("model.layers", "mlp.down_proj", "model.norm", post=_POST),
+    "gemma3": Family("model.language_model.layers", "mlp.down_proj", "model.language_model.norm", post=_POST),
     "phi": Family("model.layers", "mlp.fc2", "model.final_layernorm"),
     "gpt2": Family("transformer.h", "mlp.c_proj", "transformer.ln_f"),
     "gptj": Family("transformer.h", "mlp.fc_out", "transformer.ln_f"),

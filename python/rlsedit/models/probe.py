@@ -21,7 +21,8 @@ def probe(adapter: Adapter, edit: bool = True) -> bool:
     """Whether layers return tuples; checks on the way that the hidden state is linear in the edited module's output.
 
     A residual (z* - h) is handed to the edited weight as if h moved one for one with its output. A shift of that output
-    by `e` must then shift the layer's output by `e`; with a norm behind the MLP it does not.
+    by `e` must then shift the layer's output by `e`; with a norm behind the MLP it does not, and `adapter.post` has to
+    name that norm.
 
     Raises:
         ValueError: the layer's output does not follow its edited module.
@@ -56,7 +57,7 @@ def probe(adapter: Adapter, edit: bool = True) -> bool:
     error = (moved - shift[0].float()).norm() / shift[0].float().norm()
     if not bool(error.isfinite()):
         raise ValueError("Adapter.for_model: model must have finite activations, got NaN or Inf in layer 0")
-    if edit and error > 0.05:
+    if edit and adapter.post is None and error > 0.05:
         raise ValueError(
             f"Adapter.for_model: the output of a layer does not move one for one with {adapter.module!r} (relative "
             f"difference {error:.2g}; a norm or a gate behind it?), so a residual cannot be handed to that module"

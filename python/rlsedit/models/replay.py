@@ -7,11 +7,12 @@ Nothing of a family's attention is rewritten here. Tested with transformers 5.23
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .adapter import Adapter
@@ -61,6 +62,17 @@ def capture(adapter: Adapter, ids: Tensor, mask: Tensor, positions: Tensor, cach
             use_cache=cache is not None,
         )
     return Calls(entering[0], calls)
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Outputs of a module, call by call, while the block runs."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(_tensor(output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 class FrozenLayer(DynamicLayer):

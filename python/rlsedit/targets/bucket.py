@@ -37,6 +37,8 @@ class Bucket:
         past = _past(rows, start, layer, adapter.num_layers)
         self._calls = capture(adapter, batch.ids[:, start:], batch.mask, batch.positions[:, start:], past)
         self._hidden = torch.nn.utils.rnn.pad_sequence([p.hidden for p in rows], batch_first=True)
+        inner = [p.inner for p in rows if p.inner is not None]
+        self._inner = torch.stack(inner) if inner else None
         answers = [
             (b, at - p.row.pivot, p.row.encoding.ids[at + 1], nll_weight / len(p.row.wanted))
             for b, p in enumerate(rows)
@@ -54,7 +56,8 @@ class Bucket:
 
     def loss(self, delta: Tensor, kl: float) -> Tensor:
         """Sum of the rows' terms for each fact (F,), differentiable in `delta` (F, d); zero for facts not in here."""
-        shifted = (self._hidden[:, 0] + delta[self._facts].to(self._hidden.dtype)).unsqueeze(1)
+        moves = delta[self._facts].to(self._hidden.dtype)
+        shifted = self._adapter.shifted(self._layer, self._hidden[:, 0], self._inner, moves).unsqueeze(1)
         hidden = torch.cat([shifted, self._hidden[:, 1:]], 1)
         hidden = self._calls.run(self._adapter, hidden, self._layer + 1, self._adapter.num_layers)
         logits = self._adapter.logits(hidden[self._at[0], self._at[1]])

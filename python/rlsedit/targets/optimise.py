@@ -26,7 +26,8 @@ class Targets:
     """Result of `optimise_targets` for F facts.
 
     Attributes:
-        z: (F, d) target hidden states behind the last edited layer, float32 (float64 for a float64 model).
+        z: (F, d) target hidden states behind the last edited layer (outputs of its MLP where a norm follows that),
+            float32 (float64 for a float64 model).
         start: (F, d) the hidden states they started from (bare prompt).
         losses: (F,) last loss evaluated.
         steps: (F,) evaluations of the loss.
@@ -74,12 +75,12 @@ def optimise_targets(
 
 
 def _starts(prepared: Sequence[Prepared], count: int) -> Tensor:
-    """Hidden states (F, d) of the bare prompts at the last subject token."""
+    """What delta is added to, (F, d), for the bare prompts at the last subject token."""
     first = prepared[0].hidden
     start = torch.empty(count, first.shape[1], dtype=_wide(first.dtype), device=first.device)
     for p in prepared:
         if p.row.kind == "nll" and p.row.context == 0:
-            start[p.row.fact] = p.hidden[0].to(start.dtype)
+            start[p.row.fact] = (p.hidden[0] if p.inner is None else p.inner).to(start.dtype)
     return start
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..models.adapter import Adapter
-from ..models.replay import capture, frozen_cache
+from ..models.replay import capture, frozen_cache, outputs_of
 from ..prompts import align
 from .rows import Row
 
@@ -31,12 +31,14 @@ class Prepared:
         row: the row.
         hidden: (S, d) hidden states behind layer L of the tokens p, p+1, ...
         past: for each layer above L, keys and values (heads, p, head size) of the tokens before p.
+        inner: (d,) output of the MLP of layer L at p, where a norm follows it and delta is added before that norm.
         log_start: for a KL row, log-probabilities (vocabulary,) at delta = 0, known after the first step.
     """
 
     row: Row
     hidden: Tensor
     past: list[tuple[Tensor, Tensor]]
+    inner: Tensor | None = None
     log_start: Tensor | None = None
 
     @property
@@ -74,7 +76,8 @@ def _prepare_group(adapter: Adapter, rows: Sequence[Row], layer: int, shared: in
     mask = torch.cat([torch.ones(count, shared, dtype=torch.long, device=adapter.device), batch.mask], 1)
     past = frozen_cache(cache, shared, layers, same)
     lower = capture(adapter, batch.ids, mask, positions, past)
-    hidden = lower.run(adapter, lower.hidden, 0, layer + 1)
+    with outputs_of(adapter.target(layer)) as outputs:
+        hidden = lower.run(adapter, lower.hidden, 0, layer + 1)
     before = max(row.pivot for row in rows) - shared
     growing = _growing(past)
     if before > 0:
@@ -86,6 +89,7 @@ def _prepare_group(adapter: Adapter, rows: Sequence[Row], layer: int, shared: in
             row,
             hidden[b, row.pivot - shared : len(row.inputs) - shared].clone(),
             [_states(growing, n, b, row.pivot) for n in range(layer + 1, layers)] if row.pivot > 0 else [],
+            None if adapter.post is None else outputs[0][b, row.pivot - shared].clone(),
         )
         for b, row in enumerate(rows)
     ]

@@ -46,7 +46,7 @@ def _one(adapter: Adapter, rows: Sequence[Row], config: EditConfig) -> tuple[Ten
             first[torch.arange(len(rows)), pivots] += variable[0].to(first.dtype)
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
-    handle = adapter.layers[config.layers[-1]].register_forward_hook(add)
+    handle = adapter.target(config.layers[-1]).register_forward_hook(add)
     try:
         with torch.no_grad():
             logits = adapter.model(input_ids=ids, attention_mask=mask).logits

@@ -35,7 +35,8 @@ FAMILIES: dict[str, dict[str, object]] = {
     "gpt2": dict(n_embd=32, n_inner=48, n_layer=5, n_head=4, n_positions=96, resid_pdrop=0.1, embd_pdrop=0.1),
     "gptj": dict(n_embd=32, n_inner=48, n_layer=5, n_head=4, n_positions=96, rotary_dim=4),
 }
-REFUSED: dict[str, dict[str, object]] = {"gemma2": ROTARY, "gemma3_text": dict(ROTARY, sliding_window=6)}
+# A norm follows the MLP: targets are outputs of the MLP, and one layer is edited.
+POST_NORM: dict[str, dict[str, object]] = {"gemma2": ROTARY, "gemma3_text": dict(ROTARY, sliding_window=6)}
 
 CONFIG = EditConfig(layers=(1, 2), steps=8, lr=0.2, contexts=2, context_length=4, mom2_weight=20.0, max_tokens=64)
 
@@ -66,7 +67,7 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 def tiny(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> torch.nn.Module:
     """A model of `family` with weights large enough that attention and MLP matter."""
-    values = {**{**FAMILIES, **REFUSED}[family], **changes}
+    values = {**{**FAMILIES, **POST_NORM}[family], **changes}
     config = CONFIG_MAPPING[family](vocab_size=400, bos_token_id=1, eos_token_id=2, **values)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
