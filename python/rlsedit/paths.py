@@ -73,8 +73,10 @@ def atomic_write_text(target: str | os.PathLike[str], text: str) -> None:
         raise
 
 
-def atomic_save_tensors(target: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors as safetensors to a temporary file beside `target` and renames it over `target`."""
+def atomic_save_tensors(
+    target: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors, and `metadata`, as safetensors to a temporary file beside `target` and renames it over `target`."""
     from safetensors.torch import save_file
 
     final = Path(target)
@@ -82,7 +84,8 @@ def atomic_save_tensors(target: str | os.PathLike[str], tensors: Mapping[str, Te
     handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent)
     os.close(handle)
     try:
-        save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, name)
+        content = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+        save_file(content, name, None if metadata is None else dict(metadata))
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, final)
     except BaseException:
