@@ -107,8 +107,8 @@ class Delta:
     def _check(self, entry: DeltaEntry, before: str, dtype: torch.dtype) -> None:
         if (named := str(dtype).removeprefix("torch.")) != entry.dtype:
             raise ValueError(
-                f"{self.path}: {entry.name} must be {entry.dtype} as in the base model, got {named}; load the model with "
-                f"dtype=torch.{entry.dtype}"
+                f"{self.path}: {entry.name} must be {entry.dtype} as in the base model, got {named}; load the model "
+                f"with dtype=torch.{entry.dtype}"
             )
         if before == entry.after:
             raise ValueError(f"{self.path}: {entry.name} holds this edit already; it goes onto the base model only")
@@ -322,5 +322,6 @@ def _same_architecture(delta: Delta, config: Mapping[str, Any]) -> None:
     for name, value in delta.config.items():
         if config.get(name) != value:
             raise ValueError(
-                f"{delta.path}: was made from {delta.base!r} with {name} = {value!r}, this model has {config.get(name)!r}"
+                f"{delta.path}: was made from {delta.base!r} with {name} = {value!r}, this model has "
+                f"{config.get(name)!r}"
             )

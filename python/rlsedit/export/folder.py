@@ -100,7 +100,7 @@ def check_target(out: str | os.PathLike[str], replace: bool, base: Path | None =
     if base is not None and target.exists() and target.samefile(base):
         raise ValueError(f"out: {target} is the base model itself; needs another folder")
     if target.is_dir() and any(target.iterdir()) and not replace:
-        raise ValueError(f"out: {target} is not empty; needs another folder, or leave to replace it")
+        raise ValueError(f"out: {target} is not empty; needs another folder, or permission to replace it")
     return target
 
 

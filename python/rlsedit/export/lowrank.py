@@ -45,8 +45,8 @@ class LowRank:
 def noise_edge(weight: Tensor, dtype: torch.dtype) -> float:
     """Largest singular value to be expected of rounding errors in a weight.
 
-    Rounding to nearest leaves errors of standard deviation 0.4 u |w| with u the unit roundoff; a random matrix (m, n) of
-    independent entries of deviation s has no singular value much above s (sqrt(m) + sqrt(n)) (Marchenko, Pastur 1967).
+    Rounding to nearest leaves errors of standard deviation 0.4 u |w| with u the unit roundoff, and a random matrix
+    (m, n) of independent entries of deviation s has no singular value much above s (sqrt(m) + sqrt(n)) (Geman 1980).
     A weight in half precision is rounded once, one in float32 with every batch: 64 batches are allowed for.
 
     Args:
