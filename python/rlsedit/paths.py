@@ -76,7 +76,7 @@ def atomic_write_text(target: str | os.PathLike[str], text: str) -> None:
 def atomic_save_tensors(
     target: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors, and `metadata`, as safetensors to a temporary file beside `target` and renames it over `target`."""
+    """Writes tensors and metadata as safetensors to a temporary file beside `target` and renames it over `target`."""
     from safetensors.torch import save_file
 
     final = Path(target)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("--to hf")
     group.add_argument(
         "--link", action="store_true",
-        help="hard links in the place of copies of what stays as it is; then write into neither folder again",
+        help="hard links in the place of copies of weight files that stay as they are; then change neither in place",
     )  # fmt: skip
     group = parser.add_argument_group("--to delta")
     group.add_argument(

@@ -45,8 +45,8 @@ def export_folder(
         weights: by tensor name in the stored layout, or by layer in row form (d, v), in the stored dtype or a wider
             one, from which they are rounded once.
         out: folder to write.
-        link: make hard links of the files that stay as they are. Saves their size on disk; but a program that later
-            writes into one of the two folders in place (`save_pretrained` does) changes the other one too.
+        link: make hard links of the weight files that stay as they are. Saves their size on disk; but a program that
+            later writes into one of them in place, as `cp` over it does, changes both models.
         replace: replace `out` if it is there.
 
     Raises:
@@ -73,7 +73,7 @@ def write_folder(
     rows = []
     with atomic_directory(target, replace=replace) as work:
         for file in _files(base):
-            if link and file not in touched and _link(file, work / file.name):
+            if link and file in base.files and file not in touched and _link(file, work / file.name):
                 continue
             shutil.copyfile(file, work / file.name)  # follows links: the cache of a hub is links to blobs
         for change in changes:
