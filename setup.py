@@ -4,9 +4,12 @@ Everything declarative stands in pyproject.toml. Environment switches:
 
 RLSEDIT_SKIP_NATIVE=1      install without the native parts
 RLSEDIT_REQUIRE_NATIVE=1   fail when the native CPU library cannot be built (for continuous integration)
-CXX, CXXFLAGS              the usual ones, honoured by CMake
+RLSEDIT_CUDA=0             leave out the CUDA library; 1: fail when it cannot be built; unset: build it where nvcc is
+RLSEDIT_CUDA_ARCH          architectures of the CUDA library, such as "80;90a"; "all": sm_80, sm_90a, sm_100 and PTX, as
+                           far as the compiler knows them; unset: those of the GPUs here, sm_90a where there is none
+CXX, CXXFLAGS, CUDACXX     the usual ones, honoured by CMake
 
-Whatever prevents the build is written to `rlsedit_kernels/_native_build.txt`, from which
+Whatever prevents a build is written to `rlsedit_kernels/_native_build.txt` or `_cuda_build.txt`, from which
 `rlsedit_kernels.backends()` takes its reason.
 """
 
@@ -19,6 +22,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -28,6 +32,9 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "rlsedit_kernels"
 LIBRARY = "_C_cpu.so"
 NOTE = "_native_build.txt"
+CUDA_LIBRARY = "_C_cuda.so"
+CUDA_NOTE = "_cuda_build.txt"
+ALL_ARCHITECTURES = ("80-real", "90a-real", "100-real", "100-virtual")
 
 logger = logging.getLogger("setup")
 
@@ -65,6 +72,32 @@ def pybind11_location() -> str | None:
     return pybind11.get_cmake_dir()
 
 
+def compiler_of_cuda() -> str | None:
+    """nvcc: $CUDACXX, on the path, under $CUDA_HOME or where toolkits are installed."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("nvcc", path=str(Path(home) / "bin"))
+
+
+def architectures(nvcc: str) -> str:
+    """For CMake: what RLSEDIT_CUDA_ARCH asks for, else the GPUs that are here, else sm_90a."""
+    asked = os.environ.get("RLSEDIT_CUDA_ARCH", "")
+    if asked == "all":
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
+        found = [name for name in ALL_ARCHITECTURES if "compute_" + name.split("-")[0].rstrip("a") in known]
+        return ";".join(found)
+    if asked:
+        names = asked.replace(",", ";").replace(" ", ";").split(";")
+        return ";".join(name if "-" in name else f"{name}-real" for name in names if name)
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+    except OSError:
+        return "90a-real"
+    lines = done.stdout.split() if done.returncode == 0 else []
+    numbers = sorted({line.replace(".", "") for line in lines if line.replace(".", "").isdigit()})
+    return ";".join(f"{'90a' if number == '90' else number}-real" for number in numbers) or "90a-real"
+
+
 class CMakeBuild(build_ext):
     """Configure and build with CMake; on failure leave the reason instead of the library."""
 
@@ -85,33 +118,70 @@ class CMakeBuild(build_ext):
             if os.environ.get("RLSEDIT_REQUIRE_NATIVE", "0") not in ("", "0"):
                 raise
             logger.warning("%s: no native CPU library (%s); the torch fallback serves", PACKAGE, error)
+        self.try_cuda(package)
+
+    def try_cuda(self, package: Path) -> None:
+        """The CUDA library, whatever became of the other one."""
+        note = package / CUDA_NOTE
+        note.unlink(missing_ok=True)
+        try:
+            if os.environ.get("RLSEDIT_SKIP_NATIVE", "0") not in ("", "0"):
+                raise CannotBuild("skipped at installation by RLSEDIT_SKIP_NATIVE")
+            if os.environ.get("RLSEDIT_CUDA", "") == "0":
+                raise CannotBuild("skipped at installation by RLSEDIT_CUDA=0")
+            self.build_cuda(package)
+        except CannotBuild as error:
+            (package / CUDA_LIBRARY).unlink(missing_ok=True)
+            note.write_text(f"{error}\n", encoding="utf-8")
+            if os.environ.get("RLSEDIT_CUDA", "") == "1":
+                raise
+            logger.info("%s: no CUDA library (%s)", PACKAGE, error)
+
+    def build_cuda(self, package: Path) -> None:
+        nvcc = compiler_of_cuda()
+        if nvcc is None:
+            raise CannotBuild("nvcc, the CUDA compiler, was not found")
+        torch_dir, torch_version = torch_location()
+        if tuple(int(part) for part in torch_version.split(".")[:2]) < (2, 11):
+            raise CannotBuild(f"torch {torch_version} is older than 2.11, whose stable ABI the CUDA library uses")
+        options = {
+            "TORCH_DIR": torch_dir,
+            "CMAKE_CUDA_COMPILER": nvcc,
+            "CMAKE_CUDA_ARCHITECTURES": architectures(nvcc),
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": package,
+        }
+        self.cmake(ROOT / "csrc" / "cuda", "cuda", options, "is there a CUDA toolkit with its headers?")
+        if not (package / CUDA_LIBRARY).is_file():
+            raise CannotBuild(f"the build left no {CUDA_LIBRARY}")
 
     def build_native(self, package: Path) -> None:
+        torch_dir, torch_version = torch_location()
+        options: dict[str, object] = {
+            "TORCH_DIR": torch_dir,
+            "TORCH_VERSION": torch_version,
+            "RLSEDIT_VERSION": version(),
+            "Python_EXECUTABLE": sys.executable,
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": package,
+        }
+        if (directory := pybind11_location()) is not None:
+            options["pybind11_DIR"] = directory
+        self.cmake(ROOT, "native", options, "is there a C++ compiler?")
+        if not (package / LIBRARY).is_file():
+            raise CannotBuild(f"the build left no {LIBRARY}")
+
+    def cmake(self, source: Path, name: str, options: Mapping[str, object], hint: str) -> None:
+        """Configure and build a project of CMake."""
         cmake = shutil.which("cmake")
         if cmake is None:
             raise CannotBuild("cmake was not found")
-        torch_dir, torch_version = torch_location()
-        build = Path(self.build_temp).resolve() / "native"
-        configure = [
-            cmake,
-            f"-S{ROOT}",
-            f"-B{build}",
-            "-DCMAKE_BUILD_TYPE=Release",
-            f"-DTORCH_DIR={torch_dir}",
-            f"-DTORCH_VERSION={torch_version}",
-            f"-DRLSEDIT_VERSION={version()}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
-        ]
+        build = Path(self.build_temp).resolve() / name
+        configure = [cmake, f"-S{source}", f"-B{build}", "-DCMAKE_BUILD_TYPE=Release"]
+        configure += [f"-D{key}={value}" for key, value in options.items()]
         if shutil.which("ninja"):
             configure.append("-GNinja")
-        if (directory := pybind11_location()) is not None:
-            configure.append(f"-Dpybind11_DIR={directory}")
-        self.call(configure, "configuring with CMake failed (is there a C++ compiler?)")
+        self.call(configure, f"configuring with CMake failed ({hint})")
         jobs = str(self.parallel or min(os.cpu_count() or 1, 8))
         self.call([cmake, "--build", str(build), "--parallel", jobs], "compiling failed")
-        if not (package / LIBRARY).is_file():
-            raise CannotBuild(f"the build left no {LIBRARY}")
 
     def call(self, command: list[str], failure: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -125,14 +195,16 @@ class CMakeBuild(build_ext):
     # The library may be missing; nothing else in setuptools is to look for it.
     def get_outputs(self) -> list[str]:
         package = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()) / PACKAGE
-        built = [package / LIBRARY, package / NOTE, *package.glob("_info*.so")]
+        files = [package / name for name in (LIBRARY, NOTE, CUDA_LIBRARY, CUDA_NOTE)]
+        built = [*files, *package.glob("_info*.so")]
         return [str(path) for path in built if path.is_file()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
 
     def get_source_files(self) -> list[str]:
-        return ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.[ch]*"))]
+        sources = (path for path in ROOT.glob("csrc/**/*") if path.is_file())
+        return ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in sources)]
 
 
 # The extension only says that the wheel is not pure; CMake knows the sources.

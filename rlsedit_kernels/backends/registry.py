@@ -74,6 +74,15 @@ def _load_cpu() -> Loaded:
     return Loaded(cpu.kernels()) if available else Loaded(reason=reason)
 
 
+def _load_cuda() -> Loaded:
+    try:
+        from rlsedit_kernels.backends import cuda
+    except ImportError as error:
+        return Loaded(reason=f"the loader of the CUDA library cannot be imported: {error}")
+    available, reason = cuda.load()
+    return Loaded(cuda.kernels()) if available else Loaded(reason=reason)
+
+
 def _load_triton() -> Loaded:
     kernels, reason = triton.load()
     return Loaded(kernels, reason)
@@ -85,13 +94,9 @@ def _load_torch() -> Loaded:
     return Loaded(fallback.kernels())
 
 
-def _not_in_this_version(what: str) -> Callable[[], Loaded]:
-    return lambda: Loaded(reason=f"{what} are not part of this version; on a GPU the Triton kernels serve")
-
-
 # In order of preference. Only "torch" is always there: plain torch, on whatever device torch serves.
 _TABLE: tuple[Backend, ...] = (
-    Backend("cuda", frozenset({"cuda"}), _not_in_this_version("CUDA kernels")),
+    Backend("cuda", frozenset({"cuda"}), _load_cuda),
     Backend("triton", triton.devices(), _load_triton, automatic=not triton.interpreted()),
     Backend("cpu", frozenset({"cpu"}), _load_cpu),
     Backend("torch", frozenset({"*"}), _load_torch),

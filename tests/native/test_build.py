@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTE = Path("rlsedit_kernels") / "_native_build.txt"
+CUDA_NOTE = Path("rlsedit_kernels") / "_cuda_build.txt"
 
 
 def build(target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +45,21 @@ def test_the_installation_goes_on_and_says_why(tmp_path: Path, environment: dict
     assert done.returncode == 0, done.stderr
     assert why in (tmp_path / NOTE).read_text(encoding="utf-8")
     assert not (tmp_path / "rlsedit_kernels" / "_C_cpu.so").exists()
+
+
+def test_the_cuda_library_has_a_reason_of_its_own(tmp_path: Path) -> None:
+    done = build(tmp_path, CXX="/nonexistent/c++", RLSEDIT_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / CUDA_NOTE).read_text(encoding="utf-8") == "skipped at installation by RLSEDIT_CUDA=0\n"
+    assert not (tmp_path / "rlsedit_kernels" / "_C_cuda.so").exists()
+
+
+def test_the_cuda_library_can_be_required(tmp_path: Path) -> None:
+    done = build(
+        tmp_path, CXX="/nonexistent/c++", CUDACXX="/nonexistent/nvcc", CUDA_HOME="/nonexistent", RLSEDIT_CUDA="1"
+    )
+    assert done.returncode != 0
+    assert "nvcc, the CUDA compiler, was not found" in done.stderr
 
 
 def test_it_can_be_required(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+// Tiles from global to shared memory, asynchronously (cp.async), zero where the matrix ends.
+#pragma once
+
+#include "matrices.h"
+
+namespace rlsedit {
+
+// BYTES (4, 8 or 16) from global to shared memory; the first `valid` are read, the others become zero.
+template <int BYTES>
+RLSEDIT_DEVICE void copy_async(void* to, const void* from, int valid) {
+#ifdef RLSEDIT_EMULATE
+  emulate::copy_async(to, from, BYTES, valid);
+#else
+  const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (BYTES == 16)  // past the first-level cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(valid)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(BYTES),
+                 "r"(valid)
+                 : "memory");
+#endif
+}
+
+// What was started since the last commit becomes one group.
+RLSEDIT_DEVICE void copy_commit() {
+#ifdef RLSEDIT_EMULATE
+  emulate::copy_commit();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Wait until at most LEFT of this thread's groups are under way.
+template <int LEFT>
+RLSEDIT_DEVICE void copy_wait() {
+#ifdef RLSEDIT_EMULATE
+  emulate::copy_wait(LEFT);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+
+// to[r][c] (ROWS x COLUMNS, LD apart) <- A[row + r][column + c], zero outside of rows x columns. THREADS
+// threads, not waited for. LD times the element size is a multiple of 16 bytes, and COLUMNS of 16 bytes.
+template <int ROWS, int COLUMNS, int LD, int THREADS, class T>
+RLSEDIT_DEVICE void copy_tile(T* to, const Matrix<const T>& A, bool by16, int64_t row, int64_t column,
+                              int64_t rows, int64_t columns) {
+  constexpr int kWide = 16 / sizeof(T), kAcross = COLUMNS / kWide;
+  static_assert(COLUMNS % kWide == 0 && LD % kWide == 0, "tiles of 16 bytes");
+  if (by16) {
+    for (int i = static_cast<int>(threadIdx.x); i < ROWS * kAcross; i += THREADS) {
+      const int r = i / kAcross, c = i % kAcross * kWide;
+      const int64_t left = row + r < rows ? columns - column - c : 0;
+      const int valid = static_cast<int>(lesser<int64_t>(greater<int64_t>(left, 0), kWide));
+      copy_async<16>(to + r * LD + c, valid > 0 ? &A.at(row + r, column + c) : A.data,
+                     valid * static_cast<int>(sizeof(T)));
+    }
+    return;
+  }
+  const bool down = A.rs == 1 && A.cs != 1;  // threads side by side read adjacent elements
+  for (int i = static_cast<int>(threadIdx.x); i < ROWS * COLUMNS; i += THREADS) {
+    const int r = down ? i % ROWS : i / COLUMNS, c = down ? i / ROWS : i % COLUMNS;
+    const bool inside = row + r < rows && column + c < columns;
+    copy_async<sizeof(T)>(to + r * LD + c, inside ? &A.at(row + r, column + c) : A.data,
+                          inside ? static_cast<int>(sizeof(T)) : 0);
+  }
+}
+
+}  // namespace rlsedit

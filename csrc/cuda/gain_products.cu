@@ -1,0 +1,186 @@
+// gain_products(C, K) -> Y = C K', G = K Y
+//
+//              d                     keys
+//      +---------------+            +--+     1. a block takes 128 rows of C and up to 112 keys and walks
+//      along the
+//    d |  ===[C]====>  | x   K'  =  |Y_|        rows; where there are few blocks, several share a walk, each
+//    leaving
+//      +---------------+            +--+        a part of Y, and the parts are added in a fixed order
+//                                            2. G: a block takes a lower 64 x 64 tile and a part of d
+//                                            3. the parts of G are added in a fixed order, the tile is
+//                                            mirrored
+//
+// No atomics: the same bits from run to run, G exactly symmetric. Bytes: d^2 of C once for u <= 112, and K
+// once per block from the second-level cache; flops 2 d^2 u + d u^2.
+#include "gain_products.h"
+
+#include "tile.h"
+
+namespace rlsedit {
+namespace {
+
+constexpr int kStages = 3;
+
+template <class E, int NT>
+using Product = TileProduct<E, 4, 2, 2, NT, false, kStages>;
+
+// Part `blockIdx.y / key blocks` of a block of Y; parts (b, splits, d, u), or Y itself where there is one
+// only.
+template <class E, int NT>
+__global__ void __launch_bounds__(Product<E, NT>::kThreads, E::kBlocks)
+    product_kernel(Matrices<const typename E::T> C, Matrices<const typename E::T> K, typename E::T* parts,
+                   int64_t d, int64_t u, int splits, int64_t depth) {
+  using T = typename E::T;
+  using P = Product<E, NT>;
+  const int blocks = static_cast<int>(gridDim.y) / splits, split = static_cast<int>(blockIdx.y) / blocks;
+  const int64_t b = blockIdx.z, row = static_cast<int64_t>(blockIdx.x) * P::kRows;
+  const int64_t key = static_cast<int64_t>(blockIdx.y % blocks) * P::kColumns;
+  const int64_t begin = split * depth, end = lesser<int64_t>(d, begin + depth);
+  P product;
+  clear(product.sum);
+  product.add(C[b], row, d, K[b], key, u, begin, end, shared_memory<T>());
+  T* to = parts + (b * splits + split) * d * u;
+  product.each([&](int i, int j, T value) {
+    if (row + i < d && key + j < u) to[(row + i) * u + key + j] = value;
+  });
+}
+
+// sum_s parts[b][s][i], s in ascending order.
+template <class T>
+__global__ void __launch_bounds__(256) add_parts_kernel(const T* parts, T* Y, int64_t count, int splits) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x, b = blockIdx.z;
+  if (i >= count) return;
+  const T* from = parts + b * splits * count + i;
+  T sum = from[0];
+  for (int s = 1; s < splits; ++s) sum += from[s * count];
+  Y[b * count + i] = sum;
+}
+
+template <class E>
+using Gram = TileProduct<E, 2, 2, 2, 4, true, kStages>;
+
+// Rows and columns of tile `index` of a lower triangle, numbered row by row.
+RLSEDIT_DEVICE void lower_tile(int index, int& i, int& j) {
+  i = 0;
+  while ((i + 1) * (i + 2) / 2 <= index) ++i;
+  j = index - i * (i + 1) / 2;
+}
+
+// What rows [begin, end) of d add to a lower tile of G; parts (b, splits, u, u).
+template <class E>
+__global__ void __launch_bounds__(Gram<E>::kThreads)
+    gram_kernel(Matrices<const typename E::T> K, const typename E::T* Y, typename E::T* parts, int64_t d,
+                int64_t u, int64_t depth) {
+  using T = typename E::T;
+  using P = Gram<E>;
+  const int64_t b = blockIdx.z, split = blockIdx.y;
+  int i0, j0;
+  lower_tile(static_cast<int>(blockIdx.x), i0, j0);
+  const int64_t row = static_cast<int64_t>(i0) * P::kRows, column = static_cast<int64_t>(j0) * P::kColumns;
+  const int64_t begin = split * depth, end = lesser<int64_t>(d, begin + depth);
+  P product;
+  clear(product.sum);
+  product.add(K[b], row, u, Matrix<const T>{Y + b * d * u, u, 1}, column, u, begin, end, shared_memory<T>());
+  T* to = parts + (b * gridDim.y + split) * u * u;
+  product.each([&](int i, int j, T value) {
+    if (row + i < u && column + j < u) to[(row + i) * u + column + j] = value;
+  });
+}
+
+// G[i][j] = G[j][i] = sum_s parts[b][s][i][j] for i >= j, s in ascending order, in float64.
+template <class T>
+__global__ void __launch_bounds__(256) add_gram_kernel(const T* parts, T* G, int64_t u, int splits) {
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x, b = blockIdx.z;
+  const int64_t i = place / u, j = place % u;
+  if (i >= u || j > i) return;
+  const T* from = parts + b * splits * u * u + place;
+  double sum = 0.0;
+#pragma unroll 8
+  for (int s = 0; s < splits; ++s) sum += static_cast<double>(from[s * u * u]);
+  G[b * u * u + i * u + j] = static_cast<T>(sum);
+  G[b * u * u + j * u + i] = static_cast<T>(sum);
+}
+
+template <class E, int NT>
+void form_products(Call& call, Matrices<const typename E::T> C, Matrices<const typename E::T> K, int64_t d,
+                   int64_t u, typename E::T* Y) {
+  using T = typename E::T;
+  using P = Product<E, NT>;
+  const int64_t batch = call.batch(), rows = ceil_div(d, P::kRows), keys = ceil_div(u, P::kColumns);
+  // Enough blocks for the multiprocessors of a large GPU, each with at least 256 terms.
+  const int64_t wanted = ceil_div(192, rows * keys * batch), most = greater<int64_t>(1, d / 256);
+  int64_t splits = rows * keys * batch >= 96 ? 1 : lesser(lesser<int64_t>(wanted, 8), most);
+  const int64_t depth = ceil_div(ceil_div(d, splits), P::kDepth) * P::kDepth;
+  splits = ceil_div(d, depth);
+  T* parts = splits == 1 ? Y : call.scratch<T>(batch * splits * d * u);
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(keys * splits),
+                  static_cast<unsigned>(batch));
+  launch(product_kernel<E, NT>, grid, P::kThreads, P::kShared, call.stream(), C, K, parts, d, u,
+         static_cast<int>(splits), depth);
+  if (splits > 1)
+    launch(add_parts_kernel<T>,
+           dim3(static_cast<unsigned>(ceil_div(d * u, 256)), 1, static_cast<unsigned>(batch)), 256, 0,
+           call.stream(), static_cast<const T*>(parts), Y, d * u, static_cast<int>(splits));
+}
+
+}  // namespace
+
+template <class E>
+void form_gram(Call& call, Matrices<const typename E::T> K, const typename E::T* Y, int64_t d, int64_t u,
+               typename E::T* G) {
+  using T = typename E::T;
+  using P = Gram<E>;
+  const int64_t batch = call.batch(), side = ceil_div(u, P::kRows);
+  const int64_t depth = greater<int64_t>(128, ceil_div(ceil_div(d, 64), 32) * 32),
+                splits = ceil_div(d, depth);
+  T* parts = call.scratch<T>(batch * splits * u * u);
+  const unsigned z = static_cast<unsigned>(batch);
+  launch(gram_kernel<E>, dim3(static_cast<unsigned>(side * (side + 1) / 2), static_cast<unsigned>(splits), z),
+         P::kThreads, P::kShared, call.stream(), K, Y, parts, d, u, depth);
+  launch(add_gram_kernel<T>, dim3(static_cast<unsigned>(ceil_div(u * u, 256)), 1, z), 256, 0, call.stream(),
+         static_cast<const T*>(parts), G, u, static_cast<int>(splits));
+}
+
+template <class E>
+void form_gain_products(Call& call, Matrices<const typename E::T> C, Matrices<const typename E::T> K,
+                        int64_t d, int64_t u, typename E::T* Y, typename E::T* G) {
+  C = by_rows(C);
+  if (u <= 16)
+    form_products<E, 1>(call, C, K, d, u, Y);
+  else if (u <= 32)
+    form_products<E, 2>(call, C, K, d, u, Y);
+  else if (u <= 64)
+    form_products<E, 4>(call, C, K, d, u, Y);
+  else
+    form_products<E, 7>(call, C, K, d, u, Y);
+  form_gram<E>(call, K, Y, d, u, G);
+}
+
+#define RLSEDIT_INSTANTIATE(E)                                                                             \
+  template void form_gain_products<E>(Call&, Matrices<const E::T>, Matrices<const E::T>, int64_t, int64_t, \
+                                      E::T*, E::T*);                                                       \
+  template void form_gram<E>(Call&, Matrices<const E::T>, const E::T*, int64_t, int64_t, E::T*);
+RLSEDIT_INSTANTIATE(Tf32x3)
+RLSEDIT_INSTANTIATE(Ffma)
+RLSEDIT_INSTANTIATE(Dmma)
+#undef RLSEDIT_INSTANTIATE
+
+std::tuple<Tensor, Tensor> gain_products(Tensor C, Tensor K, int64_t precision) {
+  Call call("gain_products", "C", C);
+  call.square("C", C);
+  call.floating("K", K);
+  const int64_t d = columns(C), u = rows(K);
+  call.shape("K", K, -1, d);
+  Tensor Y = call.empty({d, u}), G = call.empty({u, u});
+  with_engine(call, precision, [&](auto engine) {
+    using E = decltype(engine);
+    using T = typename E::T;
+    form_gain_products<E>(call, call.matrices<const T>(C), call.matrices<const T>(K), d, u, data<T>(Y),
+                          data<T>(G));
+  });
+  return {Y, G};
+}
+
+}  // namespace rlsedit
+
+RLSEDIT_IMPL(gain_products)

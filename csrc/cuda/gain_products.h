@@ -1,0 +1,18 @@
+// Y = C K' and G = K Y on a stream.
+#pragma once
+
+#include "tensors.h"
+
+namespace rlsedit {
+
+// For every matrix of the batch: C (d, d) symmetric, K (u, d), Y (d, u) and G (u, u) contiguous.
+template <class E>
+void form_gain_products(Call& call, Matrices<const typename E::T> C, Matrices<const typename E::T> K,
+                        int64_t d, int64_t u, typename E::T* Y, typename E::T* G);
+
+// G = K Y alone, for a Y that is there.
+template <class E>
+void form_gram(Call& call, Matrices<const typename E::T> K, const typename E::T* Y, int64_t d, int64_t u,
+               typename E::T* G);
+
+}  // namespace rlsedit

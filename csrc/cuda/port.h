@@ -1,0 +1,80 @@
+// What the kernels need of CUDA. With RLSEDIT_EMULATE the same source compiles for a CPU (host/emulate.h):
+// the tests run every kernel there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#ifdef RLSEDIT_EMULATE
+
+#include "host/emulate.h"
+
+#else
+
+#include <cuda_runtime.h>
+
+#define RLSEDIT_DEVICE __device__ __forceinline__
+#define RLSEDIT_HOST_DEVICE __host__ __device__ __forceinline__
+
+namespace rlsedit {
+
+using Stream = cudaStream_t;
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// Put a kernel on the stream; `shared` bytes of dynamic shared memory. The host never waits.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, Stream stream, A... arguments) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (shared > 48 * 1024)
+    check(
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "shared memory of a kernel");
+  std::tuple<P...> values(arguments...);
+  std::apply(
+      [&](auto&... value) {
+        void* pointers[] = {&value...};
+        check(cudaLaunchKernel(function, grid, dim3(threads), pointers, shared, stream),
+              "launch of a kernel");
+      },
+      values);
+}
+
+// The block's dynamic shared memory.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+}  // namespace rlsedit
+
+#endif
+
+namespace rlsedit {
+
+RLSEDIT_HOST_DEVICE constexpr int64_t ceil_div(int64_t n, int64_t by) {
+  return (n + by - 1) / by;
+}
+template <class T>
+RLSEDIT_HOST_DEVICE constexpr T lesser(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+RLSEDIT_HOST_DEVICE constexpr T greater(T a, T b) {
+  return a < b ? b : a;
+}
+
+RLSEDIT_DEVICE int lane_index() {
+  return static_cast<int>(threadIdx.x) & 31;
+}
+RLSEDIT_DEVICE int warp_index() {
+  return static_cast<int>(threadIdx.x) >> 5;
+}
+
+}  // namespace rlsedit

@@ -1,0 +1,137 @@
+#include "tensors.h"
+
+#ifndef RLSEDIT_EMULATE
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#endif
+
+#include <sstream>
+
+namespace rlsedit {
+
+using torch::headeronly::ScalarType;
+
+namespace {
+
+std::string describe(const Tensor& t) {
+  std::ostringstream out;
+  out << '(';
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i > 0 ? ", " : "") << t.size(i);
+  out << ')';
+  return out.str();
+}
+
+void check_floating(const char* op, const char* name, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op, ": ", name,
+                  " must be float32 or float64, got scalar type ", static_cast<int>(type));
+  STD_TORCH_CHECK(t.dim() >= 2, op, ": ", name, " must have at least 2 dimensions, got shape ", describe(t));
+#ifndef RLSEDIT_EMULATE
+  STD_TORCH_CHECK(t.is_cuda(), op, ": ", name, " must be on a CUDA device");
+#endif
+}
+
+const Tensor& checked(const char* op, const char* name, const Tensor& t) {
+  check_floating(op, name, t);
+  return t;
+}
+
+Stream current_stream(const Tensor& t) {
+#ifdef RLSEDIT_EMULATE
+  (void)t;
+  return 0;
+#else
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<Stream>(stream);
+#endif
+}
+
+}  // namespace
+
+Call::Call(const char* op, const char* name, const Tensor& first)
+    : op_(op),
+      first_(checked(op, name, first)),
+#ifndef RLSEDIT_EMULATE
+      guard_(first.get_device_index()),
+#endif
+      stream_(current_stream(first)) {
+  STD_TORCH_CHECK(batch() <= 65535, op, ": at most 65535 matrices at once, got ", batch());
+}
+
+void Call::floating(const char* name, const Tensor& t) const {
+  check_floating(op_, name, t);
+  STD_TORCH_CHECK(t.scalar_type() == first_.scalar_type(), op_, ": ", name,
+                  " must have the dtype of the first argument");
+  STD_TORCH_CHECK(t.get_device_index() == first_.get_device_index(), op_, ": ", name,
+                  " must be on the device of the first argument");
+}
+
+void Call::square(const char* name, const Tensor& t) const {
+  STD_TORCH_CHECK(rows(t) == columns(t) && rows(t) > 0, op_, ": ", name,
+                  " must have shape (..., n, n) with n >= 1, got ", describe(t));
+}
+
+void Call::shape(const char* name, const Tensor& t, int64_t want_rows, int64_t want_columns) const {
+  bool good = t.dim() == first_.dim() && rows(t) > 0 && columns(t) > 0 &&
+              (want_rows < 0 || rows(t) == want_rows) && (want_columns < 0 || columns(t) == want_columns);
+  for (int64_t i = 0; good && i < t.dim() - 2; ++i) good = t.size(i) == first_.size(i);
+  const auto text = [](int64_t n) { return n < 0 ? std::string("n >= 1") : std::to_string(n); };
+  STD_TORCH_CHECK(good, op_, ": ", name, " must have shape (..., ", text(want_rows), ", ", text(want_columns),
+                  ") and the leading dimensions of a tensor of shape ", describe(first_), ", got ",
+                  describe(t));
+}
+
+void Call::writable(const char* name, const Tensor& t) const {
+  for (int64_t i = 0; i < t.dim(); ++i)
+    STD_TORCH_CHECK(t.size(i) <= 1 || t.stride(i) != 0, op_, ": ", name,
+                    " is written in place and must not be expanded (stride 0 in dimension ", i, ")");
+}
+
+void Call::require(bool good, const char* what) const {
+  STD_TORCH_CHECK(good, op_, ": ", what);
+}
+
+int64_t Call::batch() const {
+  int64_t count = 1;
+  for (int64_t i = 0; i < first_.dim() - 2; ++i) count *= first_.size(i);
+  return count;
+}
+
+Tensor Call::empty(const Sizes& last) const {
+  Sizes sizes;
+  for (int64_t i = 0; i < first_.dim() - 2; ++i) sizes.push_back(first_.size(i));
+  sizes.insert(sizes.end(), last.begin(), last.end());
+  return torch::stable::new_empty(first_, {sizes.data(), sizes.size()});
+}
+
+Tensor Call::info() const {
+  Sizes sizes;
+  for (int64_t i = 0; i < first_.dim() - 2; ++i) sizes.push_back(first_.size(i));
+  return torch::stable::new_empty(first_, {sizes.data(), sizes.size()}, ScalarType::Int);
+}
+
+void Call::lead(const Tensor& t, int& dims, int64_t* sizes, int64_t* strides) const {
+  dims = 0;
+  for (int64_t i = 0; i < t.dim() - 2; ++i) {
+    const int64_t size = t.size(i), stride = t.stride(i);
+    if (size == 1) continue;
+    if (dims > 0 && strides[dims - 1] == size * stride) {  // adjacent to the one before
+      sizes[dims - 1] *= size;
+      strides[dims - 1] = stride;
+      continue;
+    }
+    STD_TORCH_CHECK(dims < kBatchDims, op_, ": at most ", kBatchDims,
+                    " leading dimensions that cannot be joined; make the tensor contiguous");
+    sizes[dims] = size;
+    strides[dims++] = stride;
+  }
+}
+
+}  // namespace rlsedit
+
+#ifndef RLSEDIT_EMULATE
+// For the loader: what this library was compiled for, such as "80-real 90a-real 100-virtual".
+extern "C" __attribute__((visibility("default"))) const char* rlsedit_cuda_architectures() {
+  return RLSEDIT_CUDA_ARCHITECTURES;
+}
+#endif
