@@ -2,10 +2,11 @@
 
 The recursion of RLSEdit (arXiv 2601.15686) keeps C = (lambda^2 I + mu^2 K0'K0 + sum K'K)^-1 up to date at a
 cost that depends on the new batch only. See `ops` for the kernels, `Prior`, `CovarianceState`,
-`SquareRootState` and `RLSFilter` for the recursion, and `reference` for float64 SciPy versions of all of it.
+`SquareRootState` and `RLSFilter` for the recursion, `profile` to measure any editor's step beside it, and `reference`
+for float64 SciPy versions of all of it.
 """
 
-from rlsedit_kernels import ops, reference
+from rlsedit_kernels import ops, profile, reference
 from rlsedit_kernels._version import __version__
 from rlsedit_kernels.backends import BackendInfo, BackendUnavailableError, backends, build_info, use_backend
 from rlsedit_kernels.errors import BreakdownError, LeverageError, UnderdeterminedError
@@ -29,6 +30,7 @@ __all__ = [
     "backends",
     "build_info",
     "ops",
+    "profile",
     "reference",
     "use_backend",
 ]

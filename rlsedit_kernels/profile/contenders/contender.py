@@ -1,0 +1,57 @@
+"""What a contender is: a name, and a function that makes a step for a problem."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rlsedit_kernels.backends import use_backend
+from rlsedit_kernels.profile.problem import Problem
+
+__all__ = ["Contender", "Step"]
+
+Step = Callable[[torch.Tensor, torch.Tensor], object]
+"""step(K, V): writes keys (u, d) to targets (u, v). Where it has an attribute `weight` (d, v), its error is measured;
+where it has a method `age(K, V)`, that takes its place when batches are written that nobody times."""
+
+Truth = Literal["anchor", "null_space"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to write a batch.
+
+    Attributes:
+        name: as it stands in tables; distinct.
+        make: from a `Problem` to a step that has written nothing yet, for one layer (`at_once`: for all of them).
+        summary: one line: what is done and where it comes from.
+        truth: which float64 solution its weight is compared with after the first batches: that of S_0 = the anchor, or
+            of C_0 = P / l2; None where neither is meant to come out.
+        history: whether later batches know earlier ones. MEMIT's do not: its error is taken after one batch.
+        bytes: what it keeps and needs at once for one layer, at least; None where that is not known.
+        flops: of one step, roughly, so that one that would take too long can be left out before it is run.
+        start: flops that it takes to make one, where they count.
+        backend: that of the ops while it runs; None for the automatic choice.
+        shared: makes what several contenders have in common, such as the problem's prior, before memory is measured.
+        at_once: whether one step writes to all layers of the problem; otherwise there is one for each.
+    """
+
+    name: str
+    make: Callable[[Problem], Step]
+    summary: str = ""
+    truth: Truth | None = None
+    history: bool = True
+    bytes: Callable[[Problem], float] | None = None
+    flops: Callable[[Problem], float] | None = None
+    start: Callable[[Problem], float] | None = None
+    backend: str | None = None
+    shared: Callable[[Problem], object] | None = None
+    at_once: bool = False
+
+    def forced(self) -> contextlib.AbstractContextManager[object]:
+        """Its back end, in force within the block."""
+        return contextlib.nullcontext() if self.backend is None else use_backend(self.backend)

@@ -1,0 +1,323 @@
+"""Measures contenders on one problem, in turns, so that a drifting machine favours none."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from rlsedit_kernels.profile.contenders import BASELINE, Contender, Step
+from rlsedit_kernels.profile.counting import Count, count
+from rlsedit_kernels.profile.machine import Ceilings, Peak, ceilings, free_bytes, machine, used_bytes
+from rlsedit_kernels.profile.problem import Problem
+from rlsedit_kernels.profile.result import Profile, Row, StageRow, Times
+from rlsedit_kernels.profile.stages import Clock
+
+__all__ = ["Settings", "measure", "rows_of"]
+
+logger = logging.getLogger("rlsedit_kernels")
+
+Progress = Callable[[str], None]
+
+_FLUSH = {"cpu": 2**27, "cuda": 2**28}
+_SLOW = 2.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a profile is taken.
+
+    Attributes:
+        repetitions: calls of each contender that are timed; fewer where they would take longer than `seconds`.
+        seconds: time for the repetitions of one contender.
+        limit: a contender that is expected to take longer than this for one batch, in seconds, is left out.
+        check: batches after which the weight is compared with float64; they serve as warm-up too.
+        cold: whether caches are flushed before each timed call, as the passes over a language model do that lie
+            between two batches.
+        memory: bytes that contenders may take together; None for nine tenths of what is free.
+        baseline: name of the contender that ratios refer to.
+    """
+
+    repetitions: int = 11
+    seconds: float = 20.0
+    limit: float = 600.0
+    check: int = 2
+    cold: bool = True
+    memory: float | None = None
+    baseline: str = BASELINE
+
+    def __post_init__(self) -> None:
+        for name in ("repetitions", "check"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"profile: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seconds", "limit"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"profile: {name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A contender at an age: batches written before the clock is started."""
+
+    contender: Contender
+    history: int
+
+
+@dataclass
+class _Run:
+    """A cell whose contender has been made."""
+
+    cell: _Cell
+    steps: list[Step]
+    written: int = 0
+    samples: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    work: dict[str, Count] = field(default_factory=dict)
+    error: float | None = None
+    error_batches: int | None = None
+    peak: float | None = None
+    kept: float | None = None
+
+
+def measure(
+    contenders: Sequence[Contender],
+    problem: Problem,
+    settings: Settings | None = None,
+    *,
+    history: Sequence[int] = (0,),
+    found: Ceilings | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Put contenders into one table.
+
+    Args:
+        contenders: those of `profile.catalogue()`, one's own, or both.
+        problem: the layer and its batches.
+        settings: how it is measured.
+        history: batches that are written before the clock is started; several ages are measured side by side.
+        found: ceilings of the machine where they are known from just before; None measures them, in seconds.
+        progress: called with a line about what is being done.
+
+    Raises:
+        ValueError: no contenders, names that repeat, or a negative history.
+    """
+    settings = settings or Settings()
+    found = found or ceilings(problem.device)
+    rows = rows_of(contenders, problem, settings, found, history=history, progress=progress)
+    kind = "shape" if len(history) == 1 else "history"
+    return Profile(kind, machine(problem.device), found, asdict(settings), tuple(rows))
+
+
+def rows_of(
+    contenders: Sequence[Contender],
+    problem: Problem,
+    settings: Settings,
+    found: Ceilings,
+    *,
+    history: Sequence[int] = (0,),
+    progress: Progress | None = None,
+) -> list[Row]:
+    """The rows of `measure`, contender by contender."""
+    names = [one.name for one in contenders]
+    if not names:
+        raise ValueError("profile: contenders must hold at least one, got none")
+    if len(set(names)) != len(names):
+        raise ValueError(f"profile: contenders must have distinct names, got {names}")
+    if not history or min(history) < 0 or len(set(history)) != len(history):
+        raise ValueError(f"profile: history must be distinct numbers of batches, none negative, got {list(history)}")
+    tell = progress or (lambda _: None)
+    budget = settings.memory if settings.memory is not None else 0.9 * free_bytes(problem.device)
+    cells = [_Cell(one, age) for one in contenders for age in history]
+    rows: dict[_Cell, Row] = {}
+    able: list[_Cell] = []
+    for cell in cells:
+        reason = _in_the_way(cell.contender, problem, settings, found, budget)
+        if reason:
+            rows[cell] = _row(cell, problem, status="skipped", reason=reason)
+        else:
+            able.append(cell)
+    for group in _groups(able, problem, settings.baseline, budget):
+        rows = {**_together(group, problem, settings, found, tell), **rows}  # the baseline stays with its first group
+    return [rows[cell] for cell in cells]
+
+
+def _in_the_way(one: Contender, problem: Problem, settings: Settings, found: Ceilings, budget: float) -> str:
+    """Why a contender is not run: memory or time."""
+    need = _need(one, problem)
+    if need > budget:
+        return f"needs {need / 1e9:.1f} GB, {budget / 1e9:.1f} GB may be used"
+    rate, times = found.flops_per_s["float32"], 1 if one.at_once else problem.layers
+    for what, flops in (("a batch", one.flops), ("its start", one.start)):
+        expected = 0.0 if flops is None else times * flops(problem) / rate
+        if expected > settings.limit:
+            return f"{what} would take about {expected:.3g} s, the limit is {settings.limit:.3g} s"
+    return ""
+
+
+def _need(one: Contender, problem: Problem) -> float:
+    if one.bytes is None:
+        return 0.0
+    return one.bytes(problem) * (1 if one.at_once else problem.layers)
+
+
+def _groups(cells: Sequence[_Cell], problem: Problem, baseline: str, budget: float) -> list[list[_Cell]]:
+    """Groups that fit into memory together, the baseline in each: what is compared is measured in one run."""
+    base = [cell for cell in cells if cell.contender.name == baseline]
+    reserved = sum(_need(cell.contender, problem) for cell in base)
+    groups: list[list[_Cell]] = []
+    left = 0.0
+    for cell in cells:
+        if cell in base:
+            continue
+        need = _need(cell.contender, problem)
+        if not groups or need > left:
+            groups.append([*base])
+            left = budget - reserved
+        groups[-1].append(cell)
+        left -= need
+    return groups or ([base] if base else [])
+
+
+def _together(
+    group: Sequence[_Cell], problem: Problem, settings: Settings, found: Ceilings, tell: Progress
+) -> dict[_Cell, Row]:
+    rows: dict[_Cell, Row] = {}
+    runs: list[_Run] = []
+    flush = torch.empty(_FLUSH.get(problem.device.type, 2**27) // 4, device=problem.device) if settings.cold else None
+    exact: dict[tuple[str, int], torch.Tensor] = {}
+
+    def failed(cell: _Cell, error: Exception) -> None:
+        logger.debug("profile: %s failed", cell.contender.name, exc_info=True)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        rows[cell] = _row(cell, problem, status="failed", reason=reason)
+
+    gc.collect()
+    for cell in group:
+        tell(f"{cell.contender.name}: first batches")
+        try:
+            runs.append(_started(cell, problem, settings, flush, exact))
+        except Exception as error:  # whatever a contender does wrong is a row of the table
+            failed(cell, error)
+    exact.clear()
+    wanted = {id(run): _repetitions(run, settings) for run in runs}
+    rounds = max(wanted.values(), default=0)
+    for i in range(rounds):
+        tell(f"round {i + 1} of {rounds}")
+        for run in list(runs):
+            if (i + 1) * wanted[id(run)] // rounds > i * wanted[id(run)] // rounds:
+                try:
+                    run.samples.append(_timed(run, problem, flush))
+                except Exception as error:
+                    failed(run.cell, error)
+                    runs.remove(run)
+    base = {run.cell.history: run for run in runs if run.cell.contender.name == settings.baseline}
+    for run in runs:
+        rows[run.cell] = _measured(run, problem, found, base.get(run.cell.history))
+    return rows
+
+
+def _started(
+    cell: _Cell,
+    problem: Problem,
+    settings: Settings,
+    flush: torch.Tensor | None,
+    exact: dict[tuple[str, int], torch.Tensor],
+) -> _Run:
+    """Make it, write the batches of the check, compare, write the history, and count the work."""
+    one = cell.contender
+    if one.shared is not None:
+        one.shared(problem)
+    before = used_bytes(problem.device)
+    with one.forced():
+        run = _Run(cell, [one.make(problem) for _ in range(1 if one.at_once else problem.layers)])
+        after = used_bytes(problem.device)
+        run.kept = None if before is None or after is None else max(0.0, after - before)
+        batches = settings.check if one.history else 1
+        firsts = [_timed(run, problem, flush) for _ in range(batches - 1)]
+        with Peak(problem.device) as peak:
+            firsts.append(_timed(run, problem, flush))
+        run.peak = peak.bytes
+        weight = getattr(run.steps[0], "weight", None)
+        if one.truth is not None and isinstance(weight, torch.Tensor):
+            key = (one.truth, batches)
+            if key not in exact:
+                exact[key] = problem.exact(batches, one.truth)
+            run.error, run.error_batches = _error(weight, exact[key], problem.weight), batches
+        while run.written < cell.history:
+            _write(run, problem, timed=False)
+        slow = firsts[-1][0] > _SLOW
+        if slow and run.written == batches:  # a step of seconds is warm from its first call, and not asked for again
+            run.samples.extend(firsts)
+        K, V = problem.batch(run.written)
+        work = count(lambda: run.steps[0](K, V))
+        for step in run.steps[1:]:  # the others keep pace
+            step(K, V)
+        run.written += 1
+        run.work = {name: entry.scaled(len(run.steps)) for name, entry in work.items()}
+    return run
+
+
+def _write(run: _Run, problem: Problem, *, timed: bool = True) -> None:
+    K, V = problem.batch(run.written)
+    for step in run.steps:
+        (step if timed else getattr(step, "age", step))(K, V)
+    run.written += 1
+
+
+def _timed(run: _Run, problem: Problem, flush: torch.Tensor | None) -> tuple[float, dict[str, float]]:
+    if flush is not None:
+        flush.fill_(float(run.written))
+    with run.cell.contender.forced(), Clock(problem.device) as clock:
+        _write(run, problem)
+    return clock.seconds, clock.stages
+
+
+def _repetitions(run: _Run, settings: Settings) -> int:
+    """How often a contender is still to be timed."""
+    if not run.samples:
+        return settings.repetitions
+    return max(0, min(settings.repetitions, int(settings.seconds / run.samples[-1][0])) - len(run.samples))
+
+
+def _error(weight: torch.Tensor, exact: torch.Tensor, first: torch.Tensor) -> float:
+    """Relative to the change, in slices: no float64 copy of a large weight more than is needed."""
+    wrong = change = 0.0
+    for rows in range(0, exact.shape[0], 1024):
+        part = slice(rows, rows + 1024)
+        wrong += float((weight[part].double() - exact[part]).square().sum())
+        change += float((exact[part] - first[part].double()).square().sum())
+    return (wrong / change) ** 0.5
+
+
+def _measured(run: _Run, problem: Problem, found: Ceilings, base: _Run | None) -> Row:
+    times = Times.of([seconds for seconds, _ in run.samples])
+    names = list(dict.fromkeys(name for _, stages in run.samples for name in stages))
+    stages = []
+    for name in names:
+        seconds = Times.of([stages.get(name, 0.0) for _, stages in run.samples]).median
+        work = run.work.get(name, Count())
+        stages.append(StageRow(name, seconds, work.flops, work.bytes, found.reached(work, seconds)))
+    total = Count.total(run.work.values())
+    return _row(
+        run.cell,
+        problem,
+        status="measured",
+        times=times,
+        ratio=None if base is None else times.median / Times.of([seconds for seconds, _ in base.samples]).median,
+        stages=tuple(stages),
+        flops=total.flops,
+        bytes=total.bytes,
+        of_ceiling=found.reached(total, times.median),
+        peak_bytes=run.peak,
+        kept_bytes=run.kept,
+        error=run.error,
+        error_batches=run.error_batches,
+    )
+
+
+def _row(cell: _Cell, problem: Problem, *, status: str, reason: str = "", **values: Any) -> Row:
+    facts = {**problem.settings(), "history": cell.history}
+    return Row(cell.contender.name, cell.contender.summary, status, reason, facts, **values)

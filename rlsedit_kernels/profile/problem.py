@@ -1,0 +1,168 @@
+"""The problem that all contenders are given: a layer, its priors, and batches of which all have the same difficulty."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+
+from rlsedit_kernels.priors import Prior
+from rlsedit_kernels.priors.factor import PriorFactor
+
+__all__ = ["Problem"]
+
+CONDITION = 1e4
+"""Of the anchor. Second moments of SmolLM2's keys have 4e2 to 1e3; time does not depend on it, error does."""
+
+NULL = 0.8
+"""Fraction of the directions that AlphaEdit's projector leaves free."""
+
+_REFLECTIONS = 4
+_BATCHES = 4
+
+
+class Problem:
+    """One edited layer and a stream of batches, the same numbers in every precision and on every device.
+
+    The priors have known factors, so that nothing has to be factored to begin: with H a product of Householder
+    reflections, the anchor is S_0 = H diag(s) H' with geometric s from 1 down to 1e-4, and AlphaEdit's projector is
+    P = H diag(1 .. 1, 0 .. 0) H' of rank 0.8 d. Keys are scaled so that k'C_0 k is about 1: a batch tells about as
+    much as was known.
+
+    Args:
+        d: dimension of a key, >= 8.
+        v: dimension of a value, >= 1.
+        u: keys of a batch, >= 1.
+        layers: layers that each batch is written to, one problem each with the same numbers.
+        dtype: torch.float32 or torch.float64, of weights, keys and states.
+        device: where it all lives.
+        seed: of all random numbers.
+
+    Attributes:
+        weight: W_0 (d, v) in row form.
+        batches: keys (u, d) and targets (u, v); batch i of a stream is `batch(i)`.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        v: int,
+        u: int,
+        *,
+        layers: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (("d", d, 8), ("v", v, 1), ("u", u, 1), ("layers", layers, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Problem: {name} must be an int of at least {least}, got {value!r}")
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"Problem: dtype must be torch.float32 or torch.float64, got {dtype}")
+        self.d, self.v, self.u, self.layers = d, v, u, layers
+        self.dtype, self.device, self.seed = dtype, torch.device(device), seed
+        generator = torch.Generator().manual_seed(seed)
+
+        def randn(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float32)
+
+        self._mirrors = [self._unit(randn(d)) for _ in range(_REFLECTIONS)]
+        self.weight = self._own(randn(d, v) / math.sqrt(d))
+        self._size = math.sqrt(1.0 / float((1.0 / self.spectrum).sum()))
+        self.batches = [(self._own(randn(u, d) * self._size), self._own(randn(u, v))) for _ in range(_BATCHES)]
+
+    @property
+    def spectrum(self) -> torch.Tensor:
+        """Eigenvalues s (d,) of the anchor S_0, float64."""
+        return torch.logspace(0.0, -math.log10(CONDITION), self.d, dtype=torch.float64)
+
+    def batch(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (u, d) and targets (u, v) of batch i of the stream; they come again after a while."""
+        return self.batches[i % len(self.batches)]
+
+    @cached_property
+    def prior(self) -> Prior:
+        """The anchor S_0 with its factor; the matrix itself is not in it (`information`)."""
+        roots = self.spectrum.sqrt()
+        H = self._orthogonal()
+        root_inverse = (H * roots).mT.contiguous()
+        H /= roots
+        factor = PriorFactor(self.d, self.d, None, H, root_inverse, CONDITION, 1.0, "eigen")
+        prior = Prior("anchor", self.d, {}, lam=math.sqrt(1.0 / CONDITION), mu=1.0)
+        prior.__dict__["factor"] = factor  # known by construction: nothing to compute
+        return prior
+
+    def information(self) -> torch.Tensor:
+        """S_0 (d, d) float64 on the device."""
+        return self._conjugated(self.spectrum).to(self.device)
+
+    def covariance(self) -> torch.Tensor:
+        """C_0 = S_0^-1 (d, d), dtype of the problem, rounded once."""
+        return self._own(self._conjugated(1.0 / self.spectrum))
+
+    def projector(self) -> torch.Tensor:
+        """P (d, d), dtype of the problem, rounded once."""
+        return self._own(self._conjugated(self._mask()))
+
+    @property
+    def l2(self) -> float:
+        """AlphaEdit's ridge; C_0 = P / l2."""
+        return self._size**2 * self.free
+
+    @property
+    def free(self) -> int:
+        """Rank of the projector."""
+        return max(1, int(NULL * self.d))
+
+    def exact(self, batches: int, prior: str = "anchor") -> torch.Tensor:
+        """W (d, v) after some batches from the float64 recursion, for C_0 of the anchor or P / L2 ("null_space")."""
+        C = self._conjugated(1.0 / self.spectrum if prior == "anchor" else self._mask() / self.l2).to(self.device)
+        W = self.weight.double()
+        for i in range(batches):
+            K, V = (a.double() for a in self.batch(i))
+            Y = C @ K.mT
+            factor = torch.linalg.cholesky(torch.eye(self.u, dtype=C.dtype, device=C.device) + K @ Y)
+            W += torch.cholesky_solve(Y.mT, factor).mT @ (V - K @ W)
+            if i + 1 < batches:
+                Z = torch.linalg.solve_triangular(factor, Y.mT, upper=False)
+                C.addmm_(Z.mT, Z, alpha=-1.0)
+        return W
+
+    def settings(self) -> dict[str, object]:
+        """What the problem was, for a result."""
+        return {
+            "d": self.d,
+            "v": self.v,
+            "u": self.u,
+            "layers": self.layers,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "seed": self.seed,
+        }
+
+    def _own(self, a: torch.Tensor) -> torch.Tensor:
+        return a.to(device=self.device, dtype=self.dtype)
+
+    @staticmethod
+    def _unit(x: torch.Tensor) -> torch.Tensor:
+        return x.double() / x.double().norm()
+
+    def _orthogonal(self) -> torch.Tensor:
+        """H (d, d) float64, dense and orthogonal."""
+        H = torch.eye(self.d, dtype=torch.float64)
+        for w in self._mirrors:
+            H.addr_(w, w @ H, alpha=-2.0)
+        return H
+
+    def _conjugated(self, values: torch.Tensor) -> torch.Tensor:
+        """H diag(values) H' (d, d) float64, exactly symmetric, in O(d^2)."""
+        A = torch.diag(values)
+        for w in self._mirrors:
+            image = A @ w
+            step = 2.0 * image - 2.0 * (w @ image) * w
+            A.addr_(w, step, alpha=-1.0).addr_(step, w, alpha=-1.0)
+        return A.add_(A.mT.clone()).mul_(0.5)
+
+    def _mask(self) -> torch.Tensor:
+        return (torch.arange(self.d) < self.free).double()

@@ -1,0 +1,213 @@
+"""A profile: every contender is right, every failure is a row, every group holds the baseline, stages have names."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+import torch
+
+from rlsedit_kernels import profile
+from rlsedit_kernels.profile import Contender, Problem, Settings
+from rlsedit_kernels.profile.measuring import _Cell, _groups
+
+QUICK = Settings(repetitions=3, cold=False)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return Problem(96, 20, 8)
+
+
+@pytest.fixture(scope="module")
+def whole(problem, found) -> profile.Profile:
+    return profile.measure(profile.catalogue("cpu"), problem, QUICK, found=found)
+
+
+class Sleeper:
+    """A step of known length in two stages."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.calls = 0
+
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        self.calls += 1
+        with profile.stage("short"):
+            time.sleep(0.004)
+        with profile.stage("long"), profile.stage("inner"):  # the outer one counts
+            time.sleep(0.012)
+
+
+def test_every_contender_reaches_the_float64_weight(whole) -> None:
+    assert {row.status for row in whole.rows} == {"measured"}
+    for row in whole.rows:
+        assert row.error is not None, row.name
+        assert row.error < (1e-12 if "RLSFilter plain, float64" in row.name else 1e-5), row.name
+
+
+@pytest.mark.parametrize("name", ["plain torch Woodbury", "AlphaEdit, released", "rlsedit, ops"])
+def test_an_error_would_show(problem, found, name) -> None:
+    """A contender that writes a tenth too much is off by about a tenth."""
+    (one,) = profile.named([name], [c for c in profile.catalogue("cpu") if c.name == name])
+
+    class Wrong:
+        def __init__(self, p: Problem) -> None:
+            self.step, self.first = one.make(p), p.weight.clone()
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return self.first + 1.1 * (self.step.weight - self.first)
+
+        def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            self.step(K, V)
+
+    wrong = Contender("wrong", Wrong, truth=one.truth)
+    (row,) = profile.measure([wrong], problem, QUICK, found=found).rows
+    assert row.error == pytest.approx(0.1, rel=1e-3)
+
+
+def test_rows_have_work_memory_and_ratio(whole) -> None:
+    base = next(row for row in whole.rows if row.name == profile.BASELINE)
+    assert base.ratio == 1.0
+    d, u, v = 96, 8, 20
+    assert base.flops == pytest.approx(3 * d * d * u + 3 * d * u * u + u**3 / 3 + 4 * d * u * v)
+    for row in whole.rows:
+        assert row.times is not None
+        assert row.times.repetitions == 3
+        assert row.ratio == pytest.approx(row.times.median / base.times.median)
+        assert row.flops > 0
+        assert row.bytes >= d * d * 4
+        assert sum(s.flops for s in row.stages) == pytest.approx(row.flops)
+        assert row.per_edit == row.times.median / u
+
+
+def test_stages_are_timed_by_their_outermost_name(problem, found) -> None:
+    (row,) = profile.measure([Contender("sleeper", Sleeper)], problem, QUICK, found=found).rows
+    stages = {stage.name: stage.seconds for stage in row.stages}
+    assert set(stages) == {"short", "long", "other"}
+    assert 0.004 <= stages["short"] < stages["long"]
+    assert row.times.median >= 0.016
+    assert row.error is None
+    assert row.ratio is None
+
+
+def test_a_stage_outside_of_a_profile_does_nothing() -> None:
+    with profile.stage("anything"):
+        pass
+
+
+def test_what_a_contender_does_wrong_is_a_row(problem, found) -> None:
+    class Fails:
+        def __init__(self, p: Problem, at: int) -> None:
+            self.left = at
+
+        def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("out of\nluck")
+
+    late = [Contender(f"after {n}", lambda p, n=n: Fails(p, n)) for n in (0, 4)]
+    rows = profile.measure(
+        [*profile.named(["rlsedit, ops"], profile.catalogue("cpu")[:1]), *late], problem, QUICK, found=found
+    ).rows
+    assert [row.status for row in rows] == ["measured", "failed", "failed"]
+    assert rows[1].reason == rows[2].reason == "RuntimeError: out of luck"
+    assert rows[2].times is None
+
+
+def test_what_does_not_fit_is_skipped_with_its_size(problem, found) -> None:
+    rows = profile.measure(
+        profile.catalogue("cpu"), problem, Settings(repetitions=1, memory=2.2e5, cold=False), found=found
+    ).rows
+    skipped = {row.name: row.reason for row in rows if row.status == "skipped"}
+    assert "MEMIT, float64" in skipped
+    assert "GB may be used" in skipped["MEMIT, float64"]
+    assert any(row.status == "measured" for row in rows)
+
+
+def test_what_would_take_too_long_is_skipped_with_its_estimate(problem, found) -> None:
+    slow = Contender("slow", Sleeper, flops=lambda p: 1e15)
+    (row,) = profile.measure([slow], problem, QUICK, found=found).rows
+    assert row.status == "skipped"
+    assert "the limit is 600 s" in row.reason
+
+
+def test_the_baseline_is_in_every_group(problem, found) -> None:
+    def of(name: str, size: float) -> _Cell:
+        return _Cell(Contender(name, Sleeper, bytes=lambda p: size), 0)
+
+    cells = [of("base", 2.0), of("a", 5.0), of("b", 4.0), of("c", 3.0), of("d", 8.0)]
+    groups = [[cell.contender.name for cell in group] for group in _groups(cells, problem, "base", 10.0)]
+    assert groups == [["base", "a"], ["base", "b", "c"], ["base", "d"]]
+
+
+def test_history_is_written_first_and_ages_stand_side_by_side(problem, found) -> None:
+    calls: Counter[str] = Counter()
+
+    class Ages(Sleeper):
+        def age(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            calls["aged"] += 1
+
+    settings = Settings(repetitions=2, cold=False, check=1)
+    rows = profile.measure([Contender("one", Ages)], problem, settings, history=(0, 5), found=found).rows
+    assert [row.problem["history"] for row in rows] == [0, 5]
+    assert calls["aged"] == 4  # five, less the batch of the check
+
+
+def test_layers_multiply_the_steps(found) -> None:
+    problem = Problem(32, 8, 4, layers=3)
+    contenders = profile.catalogue("cpu", 3)
+    rows = {row.name: row for row in profile.measure(contenders, problem, QUICK, found=found).rows}
+    one = {
+        row.name: row for row in profile.measure(profile.catalogue("cpu"), Problem(32, 8, 4), QUICK, found=found).rows
+    }
+    base = profile.BASELINE
+    assert rows[base].flops == pytest.approx(3 * one[base].flops)
+    assert rows["rlsedit, layers at once"].flops == pytest.approx(rows[base].flops)
+    assert rows["rlsedit, layers at once"].error < 1e-5
+    assert "rlsedit, layers at once" not in one
+
+
+def test_a_forced_back_end_is_in_force(problem, found) -> None:
+    import rlsedit_kernels as rk
+
+    seen = []
+
+    class Asks(Sleeper):
+        def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            seen.append(rk.backends.__module__)
+            Y, _ = rk.ops.gain_products(torch.eye(K.shape[1]), K)
+            assert Y.shape == (K.shape[1], K.shape[0])
+
+    (row,) = profile.measure([Contender("x", Asks, backend="nowhere")], problem, QUICK, found=found).rows
+    assert row.status == "failed"
+    assert "nowhere" in row.reason
+    (row,) = profile.measure([Contender("x", Asks, backend="torch")], problem, QUICK, found=found).rows
+    assert row.status == "measured"
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("contenders", "history", "message"),
+    [
+        ([], (0,), "at least one, got none"),
+        ([Contender("a", Sleeper), Contender("a", Sleeper)], (0,), "distinct names"),
+        ([Contender("a", Sleeper)], (-1,), "none negative"),
+        ([Contender("a", Sleeper)], (), "distinct numbers of batches"),
+    ],
+)
+def test_wrong_calls(problem, found, contenders, history, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        profile.measure(contenders, problem, QUICK, history=history, found=found)
+
+
+@pytest.mark.parametrize("values", [{"repetitions": 0}, {"check": 0}, {"seconds": 0.0}, {"limit": float("nan")}])
+def test_wrong_settings(values) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Settings(**values)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="none is called 'nobody'; there are rlsedit, ops"):
+        profile.named(["nobody"], profile.catalogue("cpu"))

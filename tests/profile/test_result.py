@@ -1,0 +1,132 @@
+"""Results: the same after a round trip, one schema, comparisons that say what else was different, growth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from rlsedit_kernels import profile
+from rlsedit_kernels.profile import Contender, Problem, Settings, Times
+from rlsedit_kernels.profile.counting import Count
+from rlsedit_kernels.profile.machine import Ceilings
+
+QUICK = Settings(repetitions=2, cold=False, check=1)
+
+
+@pytest.fixture(scope="module")
+def small(found) -> profile.Profile:
+    names = ["rlsedit, op", "woodbury", "MEMIT"]
+    return profile.measure(profile.named(names, profile.catalogue("cpu")), Problem(40, 8, 4), QUICK, found=found)
+
+
+def test_round_trip(small, tmp_path) -> None:
+    small.save(tmp_path / "deep" / "a.json")
+    assert profile.load(tmp_path / "deep" / "a.json") == small
+
+
+def test_numbers_that_are_not_finite_become_null(small, tmp_path) -> None:
+    rows = (dataclasses.replace(small.rows[0], error=float("inf")), *small.rows[1:])
+    dataclasses.replace(small, rows=rows).save(tmp_path / "a.json")
+    assert profile.load(tmp_path / "a.json").rows[0].error is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "must be JSON"),
+        ("[1]", "schema must be 'rlsedit-profile/1', got 'list'"),
+        ('{"schema": "rlsedit-profile/9"}', "got 'rlsedit-profile/9'"),
+        ('{"schema": "rlsedit-profile/1"}', "not a whole profile"),
+    ],
+)
+def test_what_is_no_profile(content, message, tmp_path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        profile.load(tmp_path / "a.json")
+
+
+def test_medians_and_spread() -> None:
+    times = Times.of([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (times.p20, times.median, times.p80, times.repetitions) == (2.0, 3.0, 4.0, 5)
+
+
+def test_the_ceiling_is_the_longer_of_two_times() -> None:
+    ceilings = Ceilings(10.0, {"float32": 100.0, "float64": 50.0})
+    assert ceilings.reached(Count(200.0, 10.0), 4.0) == pytest.approx(0.5)  # 2 s of flops, 1 s of bytes
+    assert ceilings.reached(Count(200.0, 10.0, wide=100.0), 4.0) == pytest.approx(0.75)
+    assert ceilings.reached(Count(10.0, 30.0), 6.0) == pytest.approx(0.5)
+    assert ceilings.reached(Count(), 1.0) is None
+
+
+def test_compare_tells_ratio_and_differences(small) -> None:
+    def slower(row: profile.Row) -> profile.Row:
+        t = row.times
+        factor = 4.0 if "Woodbury" in row.name else 2.0
+        return dataclasses.replace(
+            row, times=Times(t.median * factor, t.p80 * factor, t.p80 * factor, 2), ratio=row.ratio * factor / 2.0
+        )
+
+    other = dataclasses.replace(
+        small, rows=tuple(map(slower, small.rows[:-1])), machine={**small.machine, "torch": "9.9"}
+    )
+    rows, notes = profile.compare(small, other)
+    assert [row.name for row in rows] == [row.name for row in small.rows[:-1]]
+    assert all(row.change == pytest.approx(4.0 if "Woodbury" in row.name else 2.0) for row in rows)
+    assert all(row.relative == pytest.approx(row.change / 2.0) for row in rows)
+    assert any("torch differs" in note for note in notes)
+    assert any("only in the first: 1 rows, such as MEMIT, float64" in note for note in notes)
+
+
+def test_spreads_that_touch_are_not_apart(small) -> None:
+    rows, notes = profile.compare(small, small)
+    assert not any(row.apart for row in rows)
+    assert notes == []
+
+
+def test_sweep_has_a_row_for_each_value(found) -> None:
+    base = {"d": 32, "v": 8, "u": 4, "layers": 1, "dtype": torch.float32, "device": "cpu"}
+
+    def contenders(layers: int) -> list[Contender]:
+        return profile.named(["rlsedit, ops"], profile.catalogue("cpu", layers))[:1]
+
+    swept = profile.sweep("u", (8, 2), contenders, base, QUICK, found=found)
+    assert swept.kind == "u"
+    assert [row.problem["u"] for row in swept.rows] == [2, 8]
+    with pytest.raises(ValueError, match="axis must be one of"):
+        profile.sweep("v", (1,), contenders, base)
+    with pytest.raises(ValueError, match="distinct"):
+        profile.sweep("u", (2, 2), contenders, base)
+
+
+def test_extrapolation_is_marked_and_tells_how_far_it_was_off(found) -> None:
+    base = {"d": 256, "v": 64, "u": 4, "layers": 1, "dtype": torch.float32, "device": "cpu"}
+    contenders = profile.named(["rlsedit, ops", "MEMIT"], profile.catalogue("cpu"))
+    measured = profile.measure(
+        contenders, Problem(**base), Settings(repetitions=2, limit=1e-9, cold=False), found=found
+    )
+    assert {row.status for row in measured.rows} == {"skipped"}
+    settings = Settings(repetitions=3, cold=False)
+    filled = profile.extrapolated(measured, contenders, base, settings)
+    for row in filled.rows:
+        assert row.status == "extrapolated"
+        assert "from the rate at d = 64" in row.reason
+        assert "off by" in row.reason
+        assert row.error is None
+        assert row.times.repetitions == 0
+    memit = next(row for row in filled.rows if row.name.startswith("MEMIT"))
+    small = profile.measure([contenders[-1]], Problem(64, 16, 4), settings, found=found).rows[0]
+    work = [2.0 * d * d * (2 / 3 * d + 24) for d in (64, 256)]
+    assert memit.times.median == pytest.approx(small.times.median * work[1] / work[0], rel=0.9)
+
+
+def test_measured_rows_are_not_touched_by_extrapolation(small) -> None:
+    assert profile.extrapolated(small, profile.catalogue("cpu"), {"d": 40, "v": 8, "u": 4}, QUICK) is small
+
+
+def test_the_schema_is_json(small) -> None:
+    content = json.loads(json.dumps(small.as_dict()))
+    assert content["schema"] == profile.SCHEMA
+    assert {"machine", "ceilings", "settings", "rows", "kind"} < set(content)
