@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .families import FAMILIES, Family
 from .probe import probe
+from .quantised import advice, check_config
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -59,7 +60,8 @@ class Adapter:
                 architecture that is not in the table, or to edit another module of a known one.
 
         Raises:
-            ValueError: unknown architecture, a path that does not exist, a family or module that cannot be edited.
+            ValueError: unknown architecture, a path that does not exist, a family or module that cannot be edited, a
+                quantised model.
             TypeError: unknown override.
         """
         names = {"layers", "module", "norm", "head"}
@@ -74,6 +76,8 @@ class Adapter:
                 f"a layer, e.g. 'mlp.down_proj'), norm= (e.g. 'model.norm') and head= (e.g. 'lm_head'); "
                 f"missing: {sorted(names - set(overrides))}"
             )
+        if edit:
+            check_config(model.config)
         family = replace(family, **overrides) if family is not None else Family(**overrides, attention=None)
         layers = _part(model, family.layers, "layers")
         if not isinstance(layers, nn.ModuleList):
@@ -182,13 +186,16 @@ def _part(root: nn.Module, path: str, name: str) -> nn.Module:
 
 
 def _layout(module: nn.Module, name: str) -> str:
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     layout = {nn.Linear: "out_in", Conv1D: "in_out"}.get(type(module))
-    if layout is None or not isinstance(weight, Tensor) or weight.dtype not in _FLOATS:
+    wrong = advice(module)
+    if layout is None or wrong is not None or weight.dtype not in _FLOATS:
+        kind = f"{getattr(weight, 'dtype', type(weight).__name__)}"
+        if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter):
+            kind = f"{type(weight).__name__}, {kind}"
         raise ValueError(
             f"Adapter: {name} must be a plain nn.Linear or Conv1D with a floating-point weight, got "
-            f"{type(module).__name__} with weight of {getattr(weight, 'dtype', type(weight).__name__)}; load a "
-            f"quantised model unquantised (dtype=torch.bfloat16); merge adapters such as LoRA first"
+            f"{type(module).__name__} with weight of {kind}" + (f"; {wrong}" if wrong else "")
         )
     if weight.is_meta:
         raise ValueError(f"Adapter: {name} is on the meta device (offloaded); load the edited layers onto a device")
