@@ -185,8 +185,9 @@ def _show(console: Any, result: Any, args: argparse.Namespace) -> int:
     console.line(f"ceilings  a copy {1e-9 * result.ceilings.bytes_per_s:.1f} GB/s, a product {rates}\n")
     if result.kind == "shape":
         console.line(profile_table(result))
-        console.heading("Stages")
-        console.line(stage_table(result))
+        if any(row.stages for row in result.rows):
+            console.heading("Stages")
+            console.line(stage_table(result))
     else:
         console.line(sweep_table(result))
     if args.json is not None:
