@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,8 +12,10 @@ from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import LeverageError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
+from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.solutions import CarriedSolution, GainSolution, Outcome, Solution, norm
-from rlsedit_kernels.states import CovarianceState, SquareRootState
+from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
+from rlsedit_kernels.states.health import WEIGHT_WARNING
 from rlsedit_kernels.states.keys import checked_keys, finite
 
 LAYOUTS = ("in_out", "out_in")
@@ -59,6 +61,11 @@ class RLSFilter:
         track_bounds: whether to form V - K W_0 as well, which the bounds need: a second product K W a batch
             and a copy of W_0.
         inplace: write to the tensor `weight` itself (its dtype must be that of the state), not to a copy.
+        guard: "auto" checks the state as the stream goes on (`states/guard.py`): one that drifts is rebuilt from
+            `history` together with the weight, and moves to a safer form where the form is automatic; one that is
+            broken and cannot be repaired refuses further batches. "off" leaves it to the caller to ask `health()`.
+        history: gives (K, V, noise) of all batches that are held, the one at hand not among them; called only when the
+            filter must be rebuilt.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -76,6 +83,8 @@ class RLSFilter:
         solution: str | None = None,
         track_bounds: bool = True,
         inplace: bool = False,
+        guard: str = "auto",
+        history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None = None,
     ) -> None:
         if not isinstance(weight, torch.Tensor):
             raise TypeError(f"RLSFilter: weight must be a torch.Tensor, got {type(weight).__name__}")
@@ -115,10 +124,10 @@ class RLSFilter:
         self.state: CovarianceState | SquareRootState
         self._solution: Solution
         if state == "covariance":
-            self.state = CovarianceState(prior, form=form, dtype=working, device=weight.device)
+            self.state = CovarianceState(prior, form=form, dtype=working, device=weight.device, guard=guard)
             self._solution = GainSolution(self.state, self._row_form())
         else:
-            self.state = SquareRootState(prior, dtype=working, device=weight.device)
+            self.state = SquareRootState(prior, dtype=working, device=weight.device, guard=guard)
             if carried:
                 assert self._initial is not None
                 self._solution = CarriedSolution(self.state, self._row_form(), self._initial)
@@ -127,6 +136,17 @@ class RLSFilter:
         self._objective = 0.0
         self._errors = 0.0  # |E_all|^2, innovations against W_0, each over its noise
         self._forgotten = 1.0  # product of the forgetting factors: what is left of the prior
+        self._rounding = Rounding(prior, working)
+        if history is not None:
+            if not callable(history):
+                raise TypeError(
+                    f"RLSFilter: history must be callable and give the batches so far, got {type(history).__name__}"
+                )
+            if self._initial is None:
+                raise ValueError(
+                    "RLSFilter: history needs W_0, which track_bounds=False does not keep with the gain form"
+                )
+            self.state._watch.rebuild = lambda: self.refactor(history())
 
     @property
     def weight(self) -> torch.Tensor:
@@ -162,7 +182,31 @@ class RLSFilter:
             outcome = self._solution.update(K, V, noise, forget)
             self._objective = forget * self._objective + outcome.cost
             self._track(K, V, noise, forget, outcome.initial)
+            self._rounding.write(K, noise, forget, self._row_form() if self._solution.rounds else None)
         return self._step(outcome)
+
+    def health(self, *, thorough: bool = False) -> Health:
+        """`health()` of the state, with the error that rounding leaves in the weight itself.
+
+        A weight that is changed in place is rounded with every batch. Where S is ill-conditioned, or W_0 far larger
+        than W - W_0, that alone may cost digits in float32, however good the state is. Cures: dtype=torch.float64,
+        or state="square_root", which solves for the weight anew.
+
+        Args:
+            thorough: as for `CovarianceState.health`.
+        """
+        found = self.state.health(thorough=thorough)
+        size = math.sqrt(max(self._errors - self._objective, 0.0)) if self._track_bounds else 0.0
+        if size == 0.0 or not math.isfinite(size):
+            return found
+        error = self._rounding.error(self._current(), self._solution.rounds) / size
+        found = replace(found, weight_error=error)
+        if not error > WEIGHT_WARNING:
+            return found
+        message = (
+            f"rounding the weight to {self.state.dtype} costs about {error:.1e}: use float64, or the carried solution"
+        )
+        return replace(found, status="warning" if found.ok else found.status, messages=(*found.messages, message))
 
     def remove(
         self,
@@ -198,6 +242,7 @@ class RLSFilter:
                 return self._step(Outcome(norm(torch.addmm(V, K, self._current(), alpha=-1.0)), residual, 0.0))
             self._objective -= outcome.cost
             self._track(K, V, noise, 1.0, outcome.initial, sign=-1.0)
+            self._rounding.remove(K, noise)
         return self._step(outcome)
 
     def refactor(self, written: Iterable[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
@@ -217,8 +262,10 @@ class RLSFilter:
         with ieee_products():
             self._objective = self._solution.rebuild(self._initial, batches)
             self._errors, self._forgotten = 0.0, 1.0
+            self._rounding = Rounding(self.state.prior, self.state.dtype)
             for K, V, noise in batches:
                 self._track(K, V, noise, 1.0, None)
+                self._rounding.write(K, noise, 1.0, None)
 
     def _current(self) -> torch.Tensor:
         """W (d, v), up to date."""

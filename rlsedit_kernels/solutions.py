@@ -46,6 +46,9 @@ class GainSolution:
         W: (d, v) in row form, a view of the weight that is kept.
     """
 
+    rounds = True
+    """Whether the weight is rounded with every batch."""
+
     def __init__(self, state: CovarianceState | SquareRootState, W: torch.Tensor) -> None:
         self.state = state
         self.W = W
@@ -55,9 +58,9 @@ class GainSolution:
 
     def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> Outcome:
         """Write a batch; weight and state untouched where it fails."""
+        prepared = self.state.prepare(K, noise, forget)  # first: a guard may rebuild the weight with the state
         innovation = torch.addmm(V, K, self.W, alpha=-1.0)
         innovation_norm = norm(innovation)
-        prepared = self.state.prepare(K, noise, forget)
         self._check_size(prepared.gain, innovation_norm)
         self.W.addmm_(prepared.gain, innovation)
         self.state.write(prepared)  # type: ignore[arg-type]
@@ -105,6 +108,8 @@ class CarriedSolution:
         W_0: (d, v), a copy that is not changed.
     """
 
+    rounds = False
+
     def __init__(self, state: SquareRootState, W: torch.Tensor, W_0: torch.Tensor) -> None:
         self.state = state
         self.W = W
@@ -134,6 +139,7 @@ class CarriedSolution:
         """Write a batch; R and B untouched where it fails."""
         K, noise, forget = self.state.checked_batch("update", K, noise, forget)
         self._check_alone()
+        self.state.look()
         D = torch.addmm(V, K, self.W_0, alpha=-1.0)
         initial = norm(D)
         size = forget * self._size + initial**2 / noise

@@ -18,6 +18,7 @@ starts whitened in float64; one that has become a matrix before it turns out wea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -125,6 +126,35 @@ def _plain_is_unsafe(factor: PriorFactor, dtype: torch.dtype, level: float) -> s
 def _in_float64(factor: PriorFactor, largest_key: float, dense: bool, why: str) -> Choice:
     kept = choose(factor, torch.float64, largest_key, dense)
     return Choice(kept.form, torch.float64, f"{why}: no float32 covariance would hold, kept in float64")
+
+
+def next_safer(factor: PriorFactor, dtype: torch.dtype, largest_key: float, form: _Kept, why: str) -> Choice | None:
+    """Where a state goes that drifts although rho did not say so; None from the safest.
+
+    To a root in working precision where rho allows one, else to float64; columns of a ridge stay columns.
+
+    Args:
+        factor, dtype, largest_key: as for `choose`.
+        form: what is in use.
+        why: for the reason.
+    """
+    if form.dtype == torch.float64:
+        return None if form.name != "plain" else Choice("inverse_root", torch.float64, why)
+    columns = factor.root is None and not form.dense
+    if form.name == "inverse_root" or columns or not rho(factor, dtype, largest_key) <= INVERSE_ROOT_LIMIT:
+        return Choice("whitened" if columns else form.name, torch.float64, why)
+    return Choice("inverse_root", form.dtype, why)
+
+
+class _Kept(Protocol):
+    """What is asked of a form."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def dense(self) -> bool: ...
 
 
 def _rank(form: str, storage: torch.dtype) -> tuple[bool, int]:

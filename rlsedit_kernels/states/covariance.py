@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from rlsedit_kernels.backends.precision import ieee_products
-from rlsedit_kernels.errors import LeverageError
+from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
 from rlsedit_kernels.states import choice, conversion, report, saving
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
 from rlsedit_kernels.states.keys import checked_basis, checked_keys, largest_norm
@@ -42,12 +43,14 @@ class Prepared:
     Attributes:
         gain: (d, u), as `CovarianceState.gain` gives it.
         factored: the u x u system, from which residuals and costs follow.
+        inner: largest squared norm of a key in the coordinates of the form.
         keys, noise, forget: the batch.
         writes: the moment of the state at which it was prepared.
     """
 
     gain: torch.Tensor
     factored: BatchFactor
+    inner: float
     keys: torch.Tensor
     noise: float
     forget: float
@@ -71,6 +74,10 @@ class CovarianceState:
         dtype: torch.float32 or torch.float64, of keys and gains, and of the covariance unless "auto" finds
             float32 too narrow for it.
         device: where the state lives; None for the CPU.
+        guard: "auto" checks the state as the stream goes on (`states/guard.py`): one that drifts is rebuilt from
+            `history`, or moves to a safer form where the form is automatic; one that is broken and cannot be repaired
+            refuses further batches. "off" leaves it to the caller to ask `health()`.
+        history: gives pairs (K, noise) of all batches the state holds; called only when it must be rebuilt.
 
     Raises:
         TypeError, ValueError: wrong arguments, or a prior that is not positive definite.
@@ -86,6 +93,8 @@ class CovarianceState:
         form: str = "auto",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        guard: str = "auto",
+        history: History | None = None,
     ) -> None:
         if not isinstance(prior, Prior):
             raise TypeError(f"CovarianceState: prior must be a Prior, got {type(prior).__name__}")
@@ -100,6 +109,7 @@ class CovarianceState:
         self._factor: PriorFactor = prior.factor
         self._counters = Counters()
         self._writes = 0
+        self._watch = Watch(guard, history)
         self._probes = Probes.start(self._factor, self.device)
         self._form: _Form | None = None
         self._reason = "undecided until the first keys are seen"
@@ -166,13 +176,15 @@ class CovarianceState:
 
         A caller with several states prepares all of them, changes its weights, and then writes all of them.
         """
+        noise, forget, keys = _checks.noise("update", noise), _checks.forget("update", forget), self._keys("update", K)
+        self.look()
         with ieee_products(), self._unmoved_by_errors():
-            form, factored, keys = self._factored("update", K, noise, forget)
+            form, factored, inner = self._factored("update", keys, noise, forget)
             careful = factored.change.dtype != form.dtype
             gain = (form.back64 if careful else form.back)(factored.gain).to(self.dtype)
             if not math.isfinite(float(gain.sum())):
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {float(keys.abs().max()):.1e}")
-            return Prepared(gain, factored, keys, float(noise), float(forget), self._writes)
+            return Prepared(gain, factored, inner, keys, noise, forget, self._writes)
 
     def write(self, prepared: Prepared) -> None:
         """Second half of `update`.
@@ -207,19 +219,21 @@ class CovarianceState:
 
         Raises:
             LeverageError: the state knows these directions by this batch alone, and `remaining` was not given.
+            BreakdownError: the guard found the state broken, and `remaining` was not given.
             TypeError, ValueError: K or noise do not fit; a hard write (noise 0) cannot be taken back.
         """
         if _checks.noise("remove", noise) == 0.0:
             raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
+        K = self._keys("remove", K)
         with ieee_products():
-            K = self._keys("remove", K)
             try:
                 with self._unmoved_by_errors():
                     form = self._choose(K)
                     products = form.products64(form.coordinates64(K))
                     wide_gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
                     gain = form.back64(wide_gain).to(self.dtype)
-            except LeverageError:
+                    self._watch.refuse(self)
+            except BreakdownError:
                 if remaining is None:
                     raise
                 self.refactor(remaining)
@@ -232,6 +246,7 @@ class CovarianceState:
             self._writes += 1
             counters.steps -= 1
             counters.largest_leverage = max(leverage, counters.largest_leverage or 0.0)
+            counters.worst_drift = max(counters.worst_drift, self._watch.worst)
         return gain
 
     def restrict(self, Q: torch.Tensor) -> None:
@@ -246,7 +261,7 @@ class CovarianceState:
         checked_basis("restrict", Q, self.d)
         with ieee_products():
             with self._unmoved_by_errors():
-                form, factored, _ = self._factored("restrict", Q.mT, 0.0, 1.0)
+                form, factored, _ = self._factored("restrict", self._keys("restrict", Q.mT), 0.0, 1.0)
             self._change(form, factored)
             self._writes += 1
             self._singular_write(form)
@@ -286,12 +301,23 @@ class CovarianceState:
             return self._factor.precision().to(self.device)
         return report.precision(self._form, self._factor, singular=self._counters.singular_writes > 0)
 
-    def health(self) -> Health:
+    def health(self, *, thorough: bool = False) -> Health:
         """Form, conditioning and measured drift of the state, and what to do about it.
 
-        Costs one product of C with four vectors. Nothing is changed.
+        Args:
+            thorough: also take C apart in float64 (one dense eigendecomposition, about 10 d^3 flops): its smallest
+                eigenvalue, condition and asymmetry, and the error of the probes in the S-norm, which is that of W.
+                Otherwise one product of C with four vectors. Nothing is changed.
         """
-        return report.health(self)
+        return report.health(self, thorough=thorough)
+
+    def look(self) -> None:
+        """The guard's check, if it is time for one; every batch makes it by itself.
+
+        Raises:
+            BreakdownError: the state is broken and could not be repaired; nothing was changed.
+        """
+        self._watch.look(self)
 
     def state_dict(self) -> dict[str, object]:
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
@@ -324,6 +350,7 @@ class CovarianceState:
         twin._form = None if self._form is None else self._form.clone()
         twin._counters = copy.copy(self._counters)
         twin._probes = self._probes.to(self.device)
+        twin._watch = self._watch.copy()
         return twin
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CovarianceState:
@@ -380,6 +407,20 @@ class CovarianceState:
         assert self._form is not None
         return self._form
 
+    def _give_way(self, why: str) -> bool:
+        """Move an automatic state to the next safer form; whether it has moved."""
+        form = self._form
+        if form is None or self._requested != "auto":
+            return False
+        decided = choice.next_safer(self._factor, self.dtype, self._counters.largest_key, form, why)
+        if decided is None:
+            return False
+        was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
+        self._form = self._moved(form, decided)
+        self._reason = f"moved from {was} after {self.steps} batches: {decided.reason}"
+        self._writes += 1
+        return True
+
     def _moved(self, form: _Form, decided: choice.Choice) -> _Form:
         """The decided form with what `form` has learnt, by the covariance in float64."""
         if decided.form == form.name and self._factor.root is None:  # columns stay columns
@@ -388,21 +429,18 @@ class CovarianceState:
             return twin
         return self._from_covariance(decided, form.covariance(torch.float64))
 
-    def _factored(
-        self, op: str, K: torch.Tensor, noise: float, forget: float
-    ) -> tuple[_Form, BatchFactor, torch.Tensor]:
-        """The form, the factored batch (float64 where it needs care) and the keys in the dtype of the state."""
-        noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
-        K = self._keys(op, K)
+    def _factored(self, op: str, K: torch.Tensor, noise: float, forget: float) -> tuple[_Form, BatchFactor, float]:
+        """The form, the factored batch (float64 where it needs care), and |k~|^2 of the largest of checked keys."""
         form = self._choose(K)
-        products = form.products(form.coordinates(K.to(form.dtype)))
+        inner = form.coordinates(K.to(form.dtype))
+        products = form.products(inner)
         if not bool(torch.isfinite(products.G).all()):
             raise ValueError(
                 f"{op}: K C K' overflows {self.dtype}: keys of size {float(K.abs().max()):.1e} are too large"
             )
         if batches.needs_care(products.G, forget * noise):
             products = form.products64(form.coordinates64(K))
-        return form, batches.factor(products, forget * noise, torch.finfo(form.dtype).eps), K
+        return form, batches.factor(products, forget * noise, torch.finfo(form.dtype).eps), largest_norm(inner)
 
     def _change(self, form: _Form, factored: BatchFactor) -> None:
         if factored.change.dtype == form.dtype:
@@ -416,6 +454,9 @@ class CovarianceState:
         self._writes += 1
         counters.steps += 1
         counters.largest_key = max(counters.largest_key, largest_norm(prepared.keys))
+        counters.largest_inner = max(counters.largest_inner, prepared.inner)
+        counters.forgot = counters.forgot or prepared.forget != 1.0
+        counters.worst_drift = max(counters.worst_drift, self._watch.worst)
         if pivot is not None:
             counters.smallest_pivot = pivot if counters.smallest_pivot is None else min(counters.smallest_pivot, pivot)
         if prepared.noise > 0.0:

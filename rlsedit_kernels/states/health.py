@@ -10,14 +10,21 @@ from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whiten
 
 PROBES = 4
-DRIFT_WARNING = {"plain": 1e-3, "whitened": 1e-3, "inverse_root": 3e-4, "square_root": 3e-4}
+DRIFT_WARNING = {"plain": 3e-3, "whitened": 3e-3, "inverse_root": 3e-4, "square_root": 3e-4}
 DRIFT_BROKEN = {"plain": 0.3, "whitened": 0.3, "inverse_root": 0.02, "square_root": 0.02}
-"""By form, because a root is measured in another norm (`Probes.drift`); W is off by 1e-3 to 1e-2 at the warning."""
+"""By form, because a root is measured in another norm (`Probes.drift`); W is off by 1e-4 to 1e-2 at the warning."""
 
 RHO_WARNING = {"plain": 1e-4, "whitened": 1e-3, "inverse_root": 10.0}
-"""From this rho on W may be off by more than 1e-3."""
+"""From this rho on, in the coordinates of the form, W may be off by more than 1e-3."""
+
+WEIGHT_WARNING = 1e-3
+"""Estimated relative error of W, from rounding it, that is worth a warning."""
+
+ERROR_WARNING = 3e-2
+"""The same for the error of the probes in the S-norm, which sees the worst directions more than W does."""
 ROOTS = ("inverse_root", "square_root")
 _ROWS = 32
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,14 @@ class Health:
         drift: largest relative error of C S x - x over random probes x, in whitened coordinates; for the inverse
             root, of the quadratic form x'S C S x.
         messages: what a user should know or do, one sentence each.
+        worst_drift: the largest drift the guard has seen; a weight keeps what it was given then.
+        repairs: how often the guard has rebuilt the state or moved it to a safer form.
+        weight_error: estimated error of W in the S-norm, relative to W - W_0, from rounding it to its dtype with every
+            batch (`RLSFilter.health` only).
+        smallest_eigenvalue, largest_eigenvalue: of C in whitened coordinates; at most 1 without forgetting, below 0 C
+            is indefinite (`thorough` only, as what follows).
+        asymmetry: |C - C'| / |C|.
+        error: sqrt(r'S r / z'S z), r = C (S z) - z, the largest over the probes, with S by inverting C in float64.
     """
 
     status: str
@@ -65,6 +80,13 @@ class Health:
     careful_steps: int
     drift: float
     messages: tuple[str, ...]
+    worst_drift: float = 0.0
+    repairs: int = 0
+    weight_error: float | None = None
+    smallest_eigenvalue: float | None = None
+    largest_eigenvalue: float | None = None
+    asymmetry: float | None = None
+    error: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -86,6 +108,7 @@ class Probes:
     def __init__(self, z: torch.Tensor, image: torch.Tensor) -> None:
         self.z = z
         self.image = image
+        self._whitened: torch.Tensor | None = None
 
     @classmethod
     def start(cls, factor: PriorFactor, device: torch.device, seed: int = 20) -> Probes:
@@ -119,7 +142,7 @@ class Probes:
         """New probes for a covariance that has become singular (noise 0, a restriction): z = C y, S z = y."""
         fresh = Probes.start(factor, self.z.device, seed)
         self.image = fresh.image
-        self.z = apply(form, factor, fresh.image)
+        self.z, self._whitened = apply(form, factor, fresh.image), None
 
     def drift(self, form, factor: PriorFactor) -> float:  # type: ignore[no-untyped-def]
         """max over probes of |T^-1 (C S z - z)| / |T^-1 z|; of |z'S C S z / z'S z - 1| for the forms that keep a root.
@@ -128,14 +151,23 @@ class Probes:
         what the keys have told: for a covariance these reach W, for a root they do not (W off by 2e-4 at a
         first measure of 0.2). The second is weighted like W; W is off by 2 to 50 times as much.
         """
+        if form is not None and form.maps:
+            x, inner = self.whitened(factor), unwhiten_transposed(factor, self.image)
+            product = form.apply(inner)
+            if form.name in ROOTS:
+                return _largest((inner * product).sum(dim=0) / (self.image * self.z).sum(dim=0) - 1.0)
+            return _largest((product - x).norm(dim=0) / x.norm(dim=0).clamp_min(_TINY))
         product = apply(form, factor, self.image)
         if form is not None and form.name in ROOTS:
-            ratio = ((self.image * product).sum(dim=0) / (self.image * self.z).sum(dim=0) - 1.0).abs()
-            return float(ratio.max()) if bool(torch.isfinite(ratio).all()) else float("inf")
-        error = whiten(factor, product - self.z)
-        norm = whiten(factor, self.z).norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-        ratio = error.norm(dim=0) / norm
-        return float(ratio.max()) if bool(torch.isfinite(ratio).all()) else float("inf")
+            return _largest((self.image * product).sum(dim=0) / (self.image * self.z).sum(dim=0) - 1.0)
+        error = whiten(factor, product - self.z).norm(dim=0)
+        return _largest(error / self.whitened(factor).norm(dim=0).clamp_min(_TINY))
+
+    def whitened(self, factor: PriorFactor) -> torch.Tensor:
+        """T^-1 z, worked out once: z stays what it is until `begin_again`."""
+        if self._whitened is None:
+            self._whitened = whiten(factor, self.z)
+        return self._whitened
 
 
 def apply(form, factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -145,6 +177,10 @@ def apply(form, factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:  # type: 
     if not form.maps:
         return form.apply(y)
     return unwhiten(factor, form.apply(unwhiten_transposed(factor, y)))
+
+
+def _largest(ratio: torch.Tensor) -> float:
+    return float(ratio.abs().max()) if bool(torch.isfinite(ratio).all()) else float("inf")
 
 
 def _directions(rank: int, seed: int) -> torch.Tensor:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from rlsedit_kernels.priors import PriorFactor
-from rlsedit_kernels.priors.factor import CONDITION_WARNING
 from rlsedit_kernels.states import choice
-from rlsedit_kernels.states.coordinates import unwhiten
-from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, RHO_WARNING, Health
+from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whitened64
+from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, ERROR_WARNING, RHO_WARNING, Health, Probes
+from rlsedit_kernels.states.triangular_form import TriangularForm
 
 if TYPE_CHECKING:
     from rlsedit_kernels.states.covariance import CovarianceState, _Form
     from rlsedit_kernels.states.square_root import SquareRootState
 
 _RANGE = 1e3
+_TINY = torch.finfo(torch.float64).tiny
+
+CONDITION_LOSS = 1e-3
+"""(unit roundoff of W) sqrt(condition of the prior) from which on `health()` warns: a condition of 2.8e8 in float32."""
 
 
 def null_fraction(form: _Form) -> float:
@@ -58,27 +63,38 @@ def inverse_on_range(S: torch.Tensor, factor: PriorFactor) -> torch.Tensor:
     return (C + C.mT) * 0.5
 
 
-def health(state: CovarianceState) -> Health:
+@dataclass
+class _Findings:
+    """A status that only grows worse, and the sentences behind it."""
+
+    status: str
+    messages: list[str]
+
+    def warn(self, message: str) -> None:
+        self.status = "warning" if self.status == "ok" else self.status
+        self.messages.append(message)
+
+    def broken(self, message: str) -> None:
+        self.status = "broken"
+        self.messages.append(message)
+
+
+def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     """See `CovarianceState.health`."""
     factor, counters, form = state._factor, state._counters, state._form
     storage = state.dtype if form is None else form.dtype
     rho = choice.rho(factor, storage, counters.largest_key)
-    drift = state._probes.drift(form, factor)
-    messages = list(factor.notes)
-    status = "warning" if factor.lifted or factor.condition >= CONDITION_WARNING else "ok"
-    if form is not None and rho > RHO_WARNING[form.name]:
-        status = "warning"
+    found = _prior(factor, state.dtype)
+    inner = rho if form is None or not form.maps else 0.5 * torch.finfo(storage).eps * counters.largest_inner
+    if form is not None and inner > RHO_WARNING[form.name]:
         cure = "float64" if form.name == "inverse_root" else "form='inverse_root' or float64"
-        messages.append(f"rho {rho:.1e} is high for the {form.name} form in {storage}: use {cure}")
-    kind = "plain" if form is None else form.name
-    if drift > DRIFT_WARNING[kind]:
-        status = "warning"
-        messages.append(f"probes of C S have drifted by {drift:.1e}: refactor(batches), or use float64")
-    if not drift < DRIFT_BROKEN[kind]:
-        status = "broken"
-        messages.append("do not write weights from this state")
+        found.warn(f"rho {inner:.1e} is high for the {form.name} form in {storage}: use {cure}")
+    drift = state._probes.drift(form, factor)
+    worst = max(drift, counters.worst_drift, state._watch.worst)
+    _drifted(found, drift, worst, "plain" if form is None else form.name)
+    measured = _thorough(found, form, state._probes, factor) if thorough else {}
     return Health(
-        status=status,
+        status=found.status,
         form=state.form,
         reason=state._reason,
         dtype=str(state.dtype),
@@ -95,32 +111,30 @@ def health(state: CovarianceState) -> Health:
         largest_leverage=counters.largest_leverage,
         careful_steps=counters.careful_steps,
         drift=drift,
-        messages=tuple(messages),
+        messages=tuple(found.messages),
+        worst_drift=worst,
+        repairs=counters.repairs,
+        **measured,
     )
 
 
-def factor_health(state: SquareRootState) -> Health:
+def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
     """See `SquareRootState.health`."""
     factor, counters, form = state._factor, state._counters, state._form
     nothing = state.prior.is_nothing
-    messages = list(factor.notes)
-    status = "warning" if factor.lifted or factor.condition >= CONDITION_WARNING else "ok"
-    drift = 0.0
+    found = _prior(factor, state.dtype)
+    drift, measured, worst = 0.0, {}, max(counters.worst_drift, state._watch.worst)
     if form.regular:
         drift = state._probes.drift(form, factor)
+        worst = max(drift, worst)
+        _drifted(found, drift, worst, form.name)
+        measured = _thorough(found, form, state._probes, factor) if thorough else {}
     else:
-        status = "warning"
-        messages.append(
+        found.warn(
             f"{form.directions} of {form.rank} directions are known: no gain and no weight before all of them are"
         )
-    if drift > DRIFT_WARNING[form.name]:
-        status = "warning"
-        messages.append(f"probes of C S have drifted by {drift:.1e}: refactor(batches), or use float64")
-    if not drift < DRIFT_BROKEN[form.name]:
-        status = "broken"
-        messages.append("do not write weights from this state")
     return Health(
-        status=status,
+        status=found.status,
         form=form.name,
         reason="asked for",
         dtype=str(state.dtype),
@@ -137,5 +151,60 @@ def factor_health(state: SquareRootState) -> Health:
         largest_leverage=counters.largest_leverage,
         careful_steps=0,
         drift=drift,
-        messages=tuple(messages),
+        messages=tuple(found.messages),
+        worst_drift=worst,
+        repairs=counters.repairs,
+        **measured,
     )
+
+
+def _prior(factor: PriorFactor, dtype: torch.dtype) -> _Findings:
+    """What the prior alone says of a weight of this dtype: rounding it costs (unit roundoff) sqrt(condition)."""
+    found = _Findings("warning" if factor.lifted else "ok", list(factor.notes))
+    floor = 0.5 * torch.finfo(dtype).eps * math.sqrt(factor.condition)
+    if floor > CONDITION_LOSS:
+        found.warn(
+            f"a weight of {dtype} may be off by {floor:.1e} for the condition of the prior alone: keep it in float64"
+        )
+    return found
+
+
+def _drifted(found: _Findings, drift: float, worst: float, form: str) -> None:
+    cure = "refactor(batches), or use float64"
+    if drift > DRIFT_WARNING[form]:
+        found.warn(f"probes of C S have drifted by {drift:.1e}: {cure}")
+    elif worst > DRIFT_WARNING[form]:
+        found.warn(f"probes of C S had drifted by {worst:.1e} in between, and W with them: {cure}")
+    if not drift < DRIFT_BROKEN[form]:
+        found.broken("do not write weights from this state")
+
+
+def _thorough(
+    found: _Findings, form: _Form | TriangularForm | None, probes: Probes, factor: PriorFactor
+) -> dict[str, float]:
+    """Spectrum, asymmetry and S-norm error of the probes, from C~ in float64."""
+    matrix = _whitened(form, factor).to(torch.float64)
+    symmetric = (matrix + matrix.mT) * 0.5
+    values, vectors = torch.linalg.eigh(symmetric)
+    low, high = float(values[0]), float(values[-1])
+    x, image = probes.whitened(factor), unwhiten_transposed(factor, probes.image)
+    error = math.inf
+    if low > 0.0:
+        residual = (vectors.mT @ (symmetric @ image - x)) / values.sqrt()[:, None]
+        error = float((residual.norm(dim=0) / (x * image).sum(dim=0).clamp_min(_TINY).sqrt()).max())
+    else:
+        found.broken(f"C has the eigenvalue {low:.1e} beside {high:.1e}: it is not positive definite")
+    if math.isfinite(error) and error > ERROR_WARNING:
+        found.warn(f"the probes are off by {error:.1e} in the S-norm: refactor(batches), or use float64")
+    return {
+        "smallest_eigenvalue": low,
+        "largest_eigenvalue": high,
+        "asymmetry": float((matrix - matrix.mT).norm() / matrix.norm()),
+        "error": error,
+    }
+
+
+def _whitened(form: _Form | TriangularForm | None, factor: PriorFactor) -> torch.Tensor:
+    if form is None:
+        return torch.eye(factor.rank, dtype=torch.float64)
+    return whitened64(form.covariance64(), factor) if isinstance(form, TriangularForm) else form.whitened64(factor)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlsedit_kernels.backends.precision import ieee_products
-from rlsedit_kernels.errors import LeverageError
+from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.priors.factor import scalar
 from rlsedit_kernels.states import conversion, report, saving, triangular
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import checked_basis, checked_keys, finite, largest_norm
 from rlsedit_kernels.states.triangular_form import TriangularForm
@@ -72,6 +73,8 @@ class SquareRootState:
             nothing. A state that starts from nothing has a gain once d independent keys have arrived.
         dtype: torch.float32 or torch.float64, of keys, gains and R.
         device: where the state lives; None for the CPU.
+        guard, history: as for `CovarianceState`. There is no safer form to move to: a state that drifts is rebuilt
+            from its history, one that is broken refuses.
 
     Raises:
         TypeError, ValueError: wrong arguments, or a prior that is not positive definite.
@@ -87,6 +90,8 @@ class SquareRootState:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        guard: str = "auto",
+        history: History | None = None,
     ) -> None:
         if not isinstance(prior, Prior):
             raise TypeError(f"SquareRootState: prior must be a Prior, got {type(prior).__name__}")
@@ -96,6 +101,7 @@ class SquareRootState:
         self.dtype = dtype
         self.device = torch.device(device or "cpu")
         self._writes = 0
+        self._watch = Watch(guard, history)
         self._start()
 
     def _start(self) -> None:
@@ -221,6 +227,7 @@ class SquareRootState:
     def prepare(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> PreparedRows:
         """First half of `update`: everything that can fail, nothing written."""
         K, noise, forget = self.checked_batch("update", K, noise, forget)
+        self.look()
         with ieee_products():
             keys = self._form.coordinates(K)
             rows = keys / math.sqrt(noise)
@@ -269,6 +276,7 @@ class SquareRootState:
 
         Raises:
             LeverageError: the state knows these directions by this batch alone, and `remaining` was not given.
+            BreakdownError: the guard found the state broken, and `remaining` was not given.
             UnderdeterminedError: the state started from nothing and has seen too little.
             TypeError, ValueError: K or noise do not fit.
         """
@@ -276,7 +284,8 @@ class SquareRootState:
         with ieee_products():
             try:
                 form, _, gain, leverage = self._form.removed(self._wide_rows(K, noise), None, None)
-            except LeverageError:
+                self._watch.refuse(self)
+            except BreakdownError:
                 if remaining is None:
                     raise
                 self.refactor(remaining)
@@ -292,6 +301,7 @@ class SquareRootState:
         targets = self._right_hand_side("remove", B, V, K.shape[0]).to(torch.float64) / math.sqrt(noise)
         with ieee_products():
             form, new_B, _, leverage = self._form.removed(self._wide_rows(K, noise), B, targets)
+            self._watch.refuse(self)
             assert new_B is not None
             B.copy_(new_B)
             self._form = form
@@ -341,12 +351,25 @@ class SquareRootState:
         """S = R'R (d, d) float64; the pseudo-inverse of C where edits live in a proper subspace."""
         return self._form.precision64()
 
-    def health(self) -> Health:
+    def health(self, *, thorough: bool = False) -> Health:
         """Conditioning and measured drift of the state, and what to do about it.
 
-        Costs two triangular solves with four vectors. Nothing is changed.
+        Args:
+            thorough: as for `CovarianceState.health`; otherwise two triangular solves with four vectors.
         """
-        return report.factor_health(self)
+        return report.factor_health(self, thorough=thorough)
+
+    def look(self) -> None:
+        """The guard's check, if it is time for one; `update` makes it by itself, `commit` and `append_with` do not.
+
+        Raises:
+            BreakdownError: the state is broken and could not be repaired; nothing was changed.
+        """
+        self._watch.look(self)
+
+    def _give_way(self, _why: str) -> bool:
+        """There is no safer form."""
+        return False
 
     def state_dict(self) -> dict[str, object]:
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
@@ -376,6 +399,7 @@ class SquareRootState:
         twin._form = self._form.clone()
         twin._counters = copy.copy(self._counters)
         twin._probes = self._probes.to(self.device)
+        twin._watch = self._watch.copy()
         return twin
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SquareRootState:
@@ -426,10 +450,13 @@ class SquareRootState:
         self._writes += 1
         self._counters.steps += 1
         self._counters.largest_key = max(self._counters.largest_key, largest_norm(K))
+        self._counters.forgot = self._counters.forgot or forget != 1.0
+        self._counters.worst_drift = max(self._counters.worst_drift, self._watch.worst)
         self._probes.write(K, noise, forget)
 
     def _unrecord(self, K: torch.Tensor, noise: float, leverage: float) -> None:
         self._writes += 1
         self._counters.steps -= 1
         self._counters.largest_leverage = max(leverage, self._counters.largest_leverage or 0.0)
+        self._counters.worst_drift = max(self._counters.worst_drift, self._watch.worst)
         self._probes.remove(K, noise)

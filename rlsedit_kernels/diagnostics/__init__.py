@@ -1,0 +1,31 @@
+"""Diagnostics: streams that are hard in one way each, their exact solution, and how far any step is from it.
+
+from rlsedit_kernels.diagnostics import STEPS, make_stream, run_trials
+trials = run_trials(make_stream("weak-0.1", d=128, u=8), {"plain": STEPS["plain"][1], "mine": MyEditor}, 2000)
+"""
+
+from rlsedit_kernels.diagnostics.steps import STEPS, FilterStep, Step
+from rlsedit_kernels.diagnostics.streams import STREAMS, Batch, Stream, make_stream
+from rlsedit_kernels.diagnostics.trial import BROKEN, HEALTHY, Point, Trial, load, run_trials, save
+from rlsedit_kernels.diagnostics.truth import Exact, Truth, checkpoints, in_digits
+
+__all__ = [
+    "BROKEN",
+    "HEALTHY",
+    "STEPS",
+    "STREAMS",
+    "Batch",
+    "Exact",
+    "FilterStep",
+    "Point",
+    "Step",
+    "Stream",
+    "Trial",
+    "Truth",
+    "checkpoints",
+    "in_digits",
+    "load",
+    "make_stream",
+    "run_trials",
+    "save",
+]

@@ -1,0 +1,257 @@
+"""One stream, several steps beside it, and how far each is from the truth as the stream goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlsedit_kernels.backends.precision import ieee_products
+from rlsedit_kernels.diagnostics import measures
+from rlsedit_kernels.diagnostics.steps import HasCovariance, HasHealth, MakeStep, Step
+from rlsedit_kernels.diagnostics.streams import Batch, Stream
+from rlsedit_kernels.diagnostics.truth import Exact, Truth, checkpoints
+
+SCHEMA = "rlsedit-stability/1"
+
+BROKEN = 1e-2
+"""Error of W from which on a step counts as broken, and before which `health()` must have spoken."""
+
+HEALTHY = 1e-4
+"""Error of W up to which `health()` must be silent."""
+
+_REFUSALS = (ArithmeticError, torch.linalg.LinAlgError)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step after a number of batches; what cannot be had is None. For the errors see `measures`.
+
+    Attributes:
+        batches: written so far.
+        error_W, error_W_plain: of the weight, in the S-norm and plain, relative to W* - W_0.
+        error_C, error_C_plain, smallest, asymmetry, condition: of the covariance.
+        error_gain, error_gain_plain: of the gain of the last batch, formed from C as it is.
+        leverage: of the last batch.
+        drift: as `health()` measures it.
+        status: of `health()`.
+        form: in use.
+    """
+
+    batches: int
+    error_W: float
+    error_W_plain: float
+    leverage: float
+    error_C: float | None = None
+    error_C_plain: float | None = None
+    smallest: float | None = None
+    asymmetry: float | None = None
+    condition: float | None = None
+    error_gain: float | None = None
+    error_gain_plain: float | None = None
+    drift: float | None = None
+    status: str | None = None
+    form: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step on one stream.
+
+    Attributes:
+        stream, step: names.
+        points: at growing numbers of batches, up to the end or to where the step gave up.
+        seconds: spent in `update`.
+        refused_at: the batch (from 1) that was answered with an exception, None if there was none.
+        reason: its text.
+        broke_at: the first checkpoint with an error of W above `BROKEN`, or not finite; None if there was none.
+        flagged_at: the first checkpoint at which `health()` said "warning" or "broken".
+    """
+
+    stream: str
+    step: str
+    points: tuple[Point, ...]
+    seconds: float
+    refused_at: int | None
+    reason: str | None
+
+    @property
+    def broke_at(self) -> int | None:
+        return next((p.batches for p in self.points if not p.error_W <= BROKEN), None)
+
+    @property
+    def flagged_at(self) -> int | None:
+        return next((p.batches for p in self.points if p.status not in (None, "ok")), None)
+
+    @property
+    def missed(self) -> tuple[int, ...]:
+        """Checkpoints at which W is off by more than `BROKEN` and `health()` says ok."""
+        return tuple(p.batches for p in self.points if p.status == "ok" and not p.error_W <= BROKEN)
+
+    @property
+    def false_alarms(self) -> tuple[int, ...]:
+        """Checkpoints at which `health()` speaks while no error of W so far exceeds `HEALTHY`."""
+        worst, found = 0.0, []
+        for p in self.points:
+            worst = max(worst, p.error_W)
+            if p.status not in (None, "ok") and worst <= HEALTHY:
+                found.append(p.batches)
+        return tuple(found)
+
+    @property
+    def worst(self) -> float:
+        """Largest error of W along the stream."""
+        return max((p.error_W for p in self.points), default=math.nan)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "broke_at": self.broke_at, "flagged_at": self.flagged_at}
+
+
+class _Runner:
+    """One step, fed until it gives up."""
+
+    def __init__(self, name: str, step: Step | None, reason: str | None) -> None:
+        self.name, self.step, self.reason = name, step, reason
+        self.points: list[Point] = []
+        self.seconds = 0.0
+        self.refused_at: int | None = None if step is not None else 0
+
+    def write(self, batch: Batch, count: int) -> None:
+        if self.step is None or self.refused_at is not None:
+            return
+        begin = time.perf_counter()
+        try:
+            self.step.update(batch.K, batch.V, batch.noise, batch.forget)
+        except (*_REFUSALS, ValueError, RuntimeError) as error:
+            self.refused_at, self.reason = count, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        self.seconds += time.perf_counter() - begin
+
+    def look(self, batch: Batch, count: int, exact: Exact, true_gain: torch.Tensor, leverage: float) -> None:
+        if self.step is None or self.refused_at is not None:
+            return
+        try:
+            W = self.step.weight
+        except ArithmeticError as error:
+            self.refused_at, self.reason = count, f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return
+        point = Point(count, *measures.weight_errors(W, exact), leverage)
+        if isinstance(self.step, HasCovariance):
+            C = self.step.covariance()
+            gain = C.to(torch.float64) @ batch.K.to(torch.float64).mT / batch.noise
+            of_gain = measures.gain_errors(gain, true_gain, exact)
+            e = measures.covariance_error(C, exact)
+            point = replace(
+                point, error_C=e.relative, error_C_plain=e.plain, smallest=e.smallest, asymmetry=e.asymmetry,
+                condition=e.condition, error_gain=of_gain[0], error_gain_plain=of_gain[1],
+            )  # fmt: skip
+        if isinstance(self.step, HasHealth):
+            health = self.step.health()
+            used = f"{health.form} {health.storage.removeprefix('torch.')}"
+            point = replace(point, drift=health.drift, status=health.status, form=used)
+        self.points.append(point)
+
+    def trial(self, stream: str) -> Trial:
+        return Trial(stream, self.name, tuple(self.points), self.seconds, self.refused_at, self.reason)
+
+
+def run_trials(
+    stream: Stream,
+    steps: Mapping[str, MakeStep],
+    batches: int,
+    *,
+    at: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Trial]:
+    """Write a stream with several steps side by side and compare each with the batch solution.
+
+    Args:
+        stream: where the batches come from; one that ends sooner is followed to its end.
+        steps: makers by name; see `steps.Step` for what is asked of them.
+        batches: >= 1.
+        at: numbers of batches at which errors are looked at; default `checkpoints(batches)`.
+        progress: called with the number of batches done.
+
+    Returns:
+        One trial for each step. A step that raises is left at that batch; other steps go on.
+    """
+    if batches < 1:
+        raise ValueError(f"run_trials: batches must be >= 1, got {batches}")
+    looks = set(checkpoints(batches) if at is None else at)
+    runners = [_made(name, make, stream) for name, make in steps.items()]
+    truth = Truth(stream)
+    with ieee_products():
+        for count, batch in enumerate(stream.batches(), start=1):
+            truth.add(batch)
+            for runner in runners:
+                runner.write(batch, count)
+            if count in looks:
+                exact = truth.now()
+                true_gain = exact.C @ batch.K.to(torch.float64).mT / batch.noise
+                leverage = measures.leverage(batch.K, batch.noise, exact)
+                for runner in runners:
+                    runner.look(batch, count, exact, true_gain, leverage)
+            if progress is not None:
+                progress(count)
+            if count == batches:
+                break
+    return [runner.trial(stream.name) for runner in runners]
+
+
+def _made(name: str, make: MakeStep, stream: Stream) -> _Runner:
+    try:
+        return _Runner(name, make(stream), None)
+    except (*_REFUSALS, ValueError, RuntimeError) as error:
+        return _Runner(name, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def save(path: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+    """Write trials as JSON of the schema `SCHEMA`; numbers that are not finite become null or strings.
+
+    Args:
+        path: the file.
+        settings: d, u, batches, machine, ...: what the figures mean nothing without.
+        trials: in the order in which they shall be kept.
+    """
+    content = {"schema": SCHEMA, "settings": dict(settings), "trials": [_plain(t.as_dict()) for t in trials]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Trial]]:
+    """What `save` wrote: settings and trials.
+
+    Raises:
+        ValueError: the file is not of the schema `SCHEMA`.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"load: {path.name} must have the schema {SCHEMA!r}, got {found!r}")
+    trials = []
+    for entry in content["trials"]:
+        points = tuple(Point(**{key: _number(value) for key, value in p.items()}) for p in entry["points"])
+        kept = {key: entry[key] for key in ("stream", "step", "seconds", "refused_at", "reason")}
+        trials.append(Trial(points=points, **kept))
+    return content["settings"], trials
+
+
+_WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _number(value: Any) -> Any:
+    return _WORDS.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,140 @@
+"""guard="auto": a state that looks at itself now and then, and repairs itself or refuses before a weight is written.
+
+The check is `health()`'s cheap one, the drift of a few probes. It is made before batches 2, 3, 5, 9, 17, 33, then
+before every `EVERY`-th, and after any batch that had to be worked out in float64, since those are the ones that do
+harm. What it costs, spread over the batches between two checks, is in bench/results/health_cost.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING
+
+if TYPE_CHECKING:
+    from rlsedit_kernels.states.covariance import CovarianceState
+    from rlsedit_kernels.states.square_root import SquareRootState
+
+GUARDS = ("auto", "off")
+
+EVERY = 64
+"""Batches between two checks once a stream has settled."""
+
+MOVE_FROM = 0.2
+"""An automatic form gives way from this fraction of the drift at which `health()` warns: before there is damage."""
+
+History = Callable[[], Iterable[tuple[torch.Tensor, float]]]
+"""Gives (K, noise) of all batches that a state holds, the one at hand not among them."""
+
+
+class Watch:
+    """The guard of one state.
+
+    Args:
+        guard: "auto" or "off".
+        history: what the state is rebuilt from when it drifts; None: it moves to a safer form, or refuses.
+
+    Raises:
+        ValueError, TypeError: no such guard, or a history that cannot be called.
+    """
+
+    def __init__(self, guard: str, history: Callable[[], Iterable[Any]] | None) -> None:
+        if guard not in GUARDS:
+            raise ValueError(f"guard must be {' or '.join(map(repr, GUARDS))}, got {guard!r}")
+        if history is not None and not callable(history):
+            raise TypeError(
+                f"history must be callable and give the batches written so far, got {type(history).__name__}"
+            )
+        self.guard = guard
+        self.history = history
+        self.rebuild: Callable[[], None] | None = None
+        """Set by an owner that must be rebuilt together with its state (`RLSFilter`)."""
+        self.worst = 0.0
+        """The largest drift seen since the state was built."""
+        self._writes = -1
+        self._careful = 0
+        self._again = 0
+
+    def copy(self) -> Watch:
+        """For a copy of the state, which its owner does not own."""
+        twin = Watch(self.guard, self.history)
+        twin.worst, twin._writes, twin._careful = self.worst, self._writes, self._careful
+        return twin
+
+    def look(self, state: CovarianceState | SquareRootState) -> None:
+        """Check `state` if it is time to; repair it if need be.
+
+        Raises:
+            BreakdownError: it is broken and cannot be repaired; nothing was changed.
+        """
+        if self.guard == "off" or not self._due(state):
+            return
+        drift, verdict = self._measured(state)
+        if verdict == "ok":
+            return
+        repaired, found = self._rebuilt(state, verdict), drift
+        if repaired:
+            self.worst = 0.0
+            drift, verdict = self._measured(state)
+        if verdict != "broken":  # what has drifted once will do so again
+            repaired = state._give_way(f"its probes have drifted by {found:.1e}") or repaired
+        state._counters.repairs += repaired
+        if verdict == "broken":
+            raise _broken(state, drift)
+
+    def refuse(self, state: CovarianceState | SquareRootState) -> None:
+        """Check `state` now; for what is rare and cannot be made again after a repair.
+
+        Raises:
+            BreakdownError: it is broken.
+        """
+        if self.guard == "off" or state._form is None or not getattr(state._form, "regular", True):
+            return
+        drift, verdict = self._measured(state)
+        if verdict == "broken":
+            raise _broken(state, drift)
+
+    def _rebuilt(self, state: CovarianceState | SquareRootState, verdict: str) -> bool:
+        counters = state._counters
+        if counters.forgot or counters.singular_writes or (self.rebuild is None and self.history is None):
+            return False  # a rebuild from batches would lose what was forgotten or forbidden
+        if verdict != "broken" and counters.steps < self._again:
+            return False  # a form that is kept by request may drift for a while
+        repairs = counters.repairs
+        if self.rebuild is not None:
+            self.rebuild()
+        else:
+            assert self.history is not None
+            state.refactor(self.history())
+        state._counters.repairs = repairs
+        self._again = state.steps + EVERY
+        return True
+
+    def _measured(self, state: CovarianceState | SquareRootState) -> tuple[float, str]:
+        form = state._form
+        drift = state._probes.drift(form, state._factor)
+        name = "plain" if form is None else form.name
+        self.worst = max(self.worst, drift)
+        self._writes, self._careful = state._writes, state._counters.careful_steps
+        if not drift < DRIFT_BROKEN[name]:
+            return drift, "broken"
+        return drift, "ok" if drift <= MOVE_FROM * DRIFT_WARNING[name] else "drifting"
+
+    def _due(self, state: CovarianceState | SquareRootState) -> bool:
+        counters, form = state._counters, state._form
+        steps = counters.steps
+        if form is None or steps < 1 or self._writes == state._writes or not getattr(form, "regular", True):
+            return False
+        early = steps <= EVERY and steps & (steps - 1) == 0
+        return early or steps % EVERY == 0 or counters.careful_steps > self._careful
+
+
+def _broken(state: CovarianceState | SquareRootState, drift: float) -> BreakdownError:
+    return BreakdownError(
+        f"the {state.form} state is broken: probes of C S have drifted by {drift:.1e} after {state.steps} batches; "
+        "nothing was written. Give history=..., call refactor(batches), or use form='auto' or float64"
+    )
