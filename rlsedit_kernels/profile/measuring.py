@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -139,9 +139,23 @@ def rows_of(
             rows[cell] = _row(cell, problem, status="skipped", reason=reason)
         else:
             able.append(cell)
+    tell("the float64 solution")  # before anything else takes memory
+    exact = {
+        key: problem.exact(key[1], key[0]) for key in dict.fromkeys(_truth(cell, settings) for cell in able) if key
+    }
     for group in _groups(able, problem, settings.baseline, budget):
-        rows = {**_together(group, problem, settings, found, tell), **rows}  # the baseline stays with its first group
+        new = _together(group, problem, settings, found, exact, tell)
+        rows = {**new, **rows}  # the baseline stays with its first group
     return [rows[cell] for cell in cells]
+
+
+_Exact = Mapping[tuple[str, int], torch.Tensor]
+
+
+def _truth(cell: _Cell, settings: Settings) -> tuple[str, int] | None:
+    """Which weight a contender is compared with, and after how many batches."""
+    one = cell.contender
+    return None if one.truth is None else (one.truth, settings.check if one.history else 1)
 
 
 def _in_the_way(one: Contender, problem: Problem, settings: Settings, found: Ceilings, budget: float) -> str:
@@ -182,12 +196,11 @@ def _groups(cells: Sequence[_Cell], problem: Problem, baseline: str, budget: flo
 
 
 def _together(
-    group: Sequence[_Cell], problem: Problem, settings: Settings, found: Ceilings, tell: Progress
+    group: Sequence[_Cell], problem: Problem, settings: Settings, found: Ceilings, exact: _Exact, tell: Progress
 ) -> dict[_Cell, Row]:
     rows: dict[_Cell, Row] = {}
     runs: list[_Run] = []
     flush = torch.empty(_FLUSH.get(problem.device.type, 2**27) // 4, device=problem.device) if settings.cold else None
-    exact: dict[tuple[str, int], torch.Tensor] = {}
 
     def failed(cell: _Cell, error: Exception) -> None:
         logger.debug("profile: %s failed", cell.contender.name, exc_info=True)
@@ -201,7 +214,6 @@ def _together(
             runs.append(_started(cell, problem, settings, flush, exact))
         except Exception as error:  # whatever a contender does wrong is a row of the table
             failed(cell, error)
-    exact.clear()
     wanted = {id(run): _repetitions(run, settings) for run in runs}
     rounds = max(wanted.values(), default=0)
     for i in range(rounds):
@@ -224,7 +236,7 @@ def _started(
     problem: Problem,
     settings: Settings,
     flush: torch.Tensor | None,
-    exact: dict[tuple[str, int], torch.Tensor],
+    exact: _Exact,
 ) -> _Run:
     """Make it, write the batches of the check, compare, write the history, and count the work."""
     one = cell.contender
@@ -241,11 +253,9 @@ def _started(
             firsts.append(_timed(run, problem, flush))
         run.peak = peak.bytes
         weight = getattr(run.steps[0], "weight", None)
-        if one.truth is not None and isinstance(weight, torch.Tensor):
-            key = (one.truth, batches)
-            if key not in exact:
-                exact[key] = problem.exact(batches, one.truth)
-            run.error, run.error_batches = _error(weight, exact[key], problem.weight), batches
+        truth = _truth(cell, settings)
+        if truth is not None and isinstance(weight, torch.Tensor):
+            run.error, run.error_batches = _error(weight, exact[truth], problem.weight), batches
         while run.written < cell.history:
             _write(run, problem, timed=False)
         slow = firsts[-1][0] > _SLOW

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,3 +213,18 @@ def test_wrong_settings(values) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="none is called 'nobody'; there are rlsedit, ops"):
         profile.named(["nobody"], profile.catalogue("cpu"))
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, found) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "profile.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "d=1536, v=576, u=100" in code
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlsedit_kernels.profile.measuring.ceilings", lambda device: found)
+    names: dict[str, object] = {}
+    exec(code.replace("d=1536, v=576, u=100", "d=48, v=6, u=5"), names)
+    row = next(row for row in profile.load(tmp_path / "profile.json").rows if row.name == "mine")
+    assert row.status == "measured"
+    assert row.error is not None
+    assert row.error < 1e-3
+    assert "solve" in [stage.name for stage in row.stages]
