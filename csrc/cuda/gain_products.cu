@@ -19,17 +19,15 @@
 namespace rlsedit {
 namespace {
 
-constexpr int kStages = 3;
-
 template <class E, int NT>
-using Product = TileProduct<E, 4, 2, 2, NT, false, kStages>;
+using Product = TileProduct<E, 4, 2, 2, NT, false>;
 
 // Part `blockIdx.y / key blocks` of a block of Y; parts (b, splits, d, u), or Y itself where there is one
 // only.
 template <class E, int NT>
 __global__ void __launch_bounds__(Product<E, NT>::kThreads, E::kBlocks)
     product_kernel(Matrices<const typename E::T> C, Matrices<const typename E::T> K, typename E::T* parts,
-                   int64_t d, int64_t u, int splits, int64_t depth) {
+                   int64_t d, int64_t u, int splits, int64_t depth, int stages) {
   using T = typename E::T;
   using P = Product<E, NT>;
   const int blocks = static_cast<int>(gridDim.y) / splits, split = static_cast<int>(blockIdx.y) / blocks;
@@ -38,7 +36,7 @@ __global__ void __launch_bounds__(Product<E, NT>::kThreads, E::kBlocks)
   const int64_t begin = split * depth, end = lesser<int64_t>(d, begin + depth);
   P product;
   clear(product.sum);
-  product.add(C[b], row, d, K[b], key, u, begin, end, shared_memory<T>());
+  product.add(C[b], row, d, K[b], key, u, begin, end, shared_memory<T>(), stages);
   T* to = parts + (b * splits + split) * d * u;
   product.each([&](int i, int j, T value) {
     if (row + i < d && key + j < u) to[(row + i) * u + key + j] = value;
@@ -57,20 +55,13 @@ __global__ void __launch_bounds__(256) add_parts_kernel(const T* parts, T* Y, in
 }
 
 template <class E>
-using Gram = TileProduct<E, 2, 2, 2, 4, true, kStages>;
-
-// Rows and columns of tile `index` of a lower triangle, numbered row by row.
-RLSEDIT_DEVICE void lower_tile(int index, int& i, int& j) {
-  i = 0;
-  while ((i + 1) * (i + 2) / 2 <= index) ++i;
-  j = index - i * (i + 1) / 2;
-}
+using Gram = TileProduct<E, 2, 2, 2, 4, true>;
 
 // What rows [begin, end) of d add to a lower tile of G; parts (b, splits, u, u).
 template <class E>
 __global__ void __launch_bounds__(Gram<E>::kThreads)
     gram_kernel(Matrices<const typename E::T> K, const typename E::T* Y, typename E::T* parts, int64_t d,
-                int64_t u, int64_t depth) {
+                int64_t u, int64_t depth, int stages) {
   using T = typename E::T;
   using P = Gram<E>;
   const int64_t b = blockIdx.z, split = blockIdx.y;
@@ -80,7 +71,8 @@ __global__ void __launch_bounds__(Gram<E>::kThreads)
   const int64_t begin = split * depth, end = lesser<int64_t>(d, begin + depth);
   P product;
   clear(product.sum);
-  product.add(K[b], row, u, Matrix<const T>{Y + b * d * u, u, 1}, column, u, begin, end, shared_memory<T>());
+  product.add(K[b], row, u, Matrix<const T>{Y + b * d * u, u, 1}, column, u, begin, end, shared_memory<T>(),
+              stages);
   T* to = parts + (b * gridDim.y + split) * u * u;
   product.each([&](int i, int j, T value) {
     if (row + i < u && column + j < u) to[(row + i) * u + column + j] = value;
@@ -115,8 +107,9 @@ void form_products(Call& call, Matrices<const typename E::T> C, Matrices<const t
   T* parts = splits == 1 ? Y : call.scratch<T>(batch * splits * d * u);
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(keys * splits),
                   static_cast<unsigned>(batch));
-  launch(product_kernel<E, NT>, grid, P::kThreads, P::kShared, call.stream(), C, K, parts, d, u,
-         static_cast<int>(splits), depth);
+  const int stages = call.stages(P::kBufferBytes);
+  launch(product_kernel<E, NT>, grid, P::kThreads, stages * P::kBufferBytes, call.stream(), C, K, parts, d, u,
+         static_cast<int>(splits), depth, stages);
   if (splits > 1)
     launch(add_parts_kernel<T>,
            dim3(static_cast<unsigned>(ceil_div(d * u, 256)), 1, static_cast<unsigned>(batch)), 256, 0,
@@ -134,9 +127,10 @@ void form_gram(Call& call, Matrices<const typename E::T> K, const typename E::T*
   const int64_t depth = greater<int64_t>(128, ceil_div(ceil_div(d, 64), 32) * 32),
                 splits = ceil_div(d, depth);
   T* parts = call.scratch<T>(batch * splits * u * u);
+  const int stages = call.stages(P::kBufferBytes);
   const unsigned z = static_cast<unsigned>(batch);
   launch(gram_kernel<E>, dim3(static_cast<unsigned>(side * (side + 1) / 2), static_cast<unsigned>(splits), z),
-         P::kThreads, P::kShared, call.stream(), K, Y, parts, d, u, depth);
+         P::kThreads, stages * P::kBufferBytes, call.stream(), K, Y, parts, d, u, depth, stages);
   launch(add_gram_kernel<T>, dim3(static_cast<unsigned>(ceil_div(u * u, 256)), 1, z), 256, 0, call.stream(),
          static_cast<const T*>(parts), G, u, static_cast<int>(splits));
 }

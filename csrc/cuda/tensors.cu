@@ -91,6 +91,17 @@ void Call::require(bool good, const char* what) const {
   STD_TORCH_CHECK(good, op_, ": ", what);
 }
 
+int64_t Call::most_shared() const {
+#ifdef RLSEDIT_EMULATE
+  return static_cast<int64_t>(emulate::kMostShared);
+#else
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, first_.get_device_index()),
+        "shared memory of the device");
+  return bytes;
+#endif
+}
+
 int64_t Call::batch() const {
   int64_t count = 1;
   for (int64_t i = 0; i < first_.dim() - 2; ++i) count *= first_.size(i);

@@ -11,14 +11,15 @@ namespace rlsedit {
 // WM x WN warps, each with MT x NT tiles of 16 x 8. Shared memory: per buffer the left rows with kDepth
 // terms, 4 elements of padding each, so that the 32 fragments a warp reads (4 apart, 4 side by side) lie in
 // different banks; the right operand likewise, or, turned, kDepth rows of kColumns and 32 bytes of padding.
-template <class E, int WM, int WN, int MT, int NT, bool TURNED, int STAGES>
+template <class E, int WM, int WN, int MT, int NT, bool TURNED>
 struct TileProduct {
   using T = typename E::T;
-  static constexpr int kThreads = 32 * WM * WN;
+  static constexpr int kThreads = 32 * WM * WN, kRowTiles = MT, kColumnTiles = NT;
   static constexpr int kRows = 16 * MT * WM, kColumns = 8 * NT * WN, kDepth = 128 / sizeof(T);
   static constexpr int kLeftLd = kDepth + 4, kRightLd = TURNED ? kColumns + 32 / int(sizeof(T)) : kDepth + 4;
   static constexpr int kLeft = kRows * kLeftLd, kRight = (TURNED ? kDepth : kColumns) * kRightLd;
-  static constexpr size_t kShared = STAGES * (kLeft + kRight) * sizeof(T);
+  static constexpr int kBuffer = kLeft + kRight;
+  static constexpr size_t kBufferBytes = kBuffer * sizeof(T);  // two buffers or three, as there is room
   static_assert(kColumns % 16 == 0, "a turned tile is copied by 16 bytes");
 
   T sum[MT][NT][4];
@@ -30,11 +31,12 @@ struct TileProduct {
   // Terms [begin, end); `begin` a multiple of kDepth, or of 16 bytes at least. All threads meet at the end:
   // the shared memory is free again.
   RLSEDIT_DEVICE void add(const Matrix<const T>& A, int64_t row, int64_t rows, const Matrix<const T>& B,
-                          int64_t column, int64_t columns, int64_t begin, int64_t end, T* memory) {
+                          int64_t column, int64_t columns, int64_t begin, int64_t end, T* memory,
+                          int stages) {
     const bool wide_a = wide(A), wide_b = wide(B);
     const int steps = static_cast<int>(ceil_div(end - begin, kDepth));
     const auto fetch = [&](int step) {
-      T* left = memory + step % STAGES * (kLeft + kRight);
+      T* left = memory + step % stages * kBuffer;
       const int64_t k = begin + static_cast<int64_t>(step) * kDepth;
       copy_tile<kRows, kDepth, kLeftLd, kThreads>(left, A, wide_a, row, k, rows, end);
       if constexpr (TURNED)
@@ -42,16 +44,19 @@ struct TileProduct {
       else
         copy_tile<kColumns, kDepth, kRightLd, kThreads>(left + kLeft, B, wide_b, column, k, columns, end);
     };
-    for (int step = 0; step < STAGES - 1; ++step) {
+    for (int step = 0; step < stages - 1; ++step) {
       if (step < steps) fetch(step);
       copy_commit();
     }
     for (int step = 0; step < steps; ++step) {
-      copy_wait<STAGES - 2>();
+      if (stages == 2)
+        copy_wait<0>();
+      else
+        copy_wait<1>();
       __syncthreads();
-      if (step + STAGES - 1 < steps) fetch(step + STAGES - 1);
+      if (step + stages - 1 < steps) fetch(step + stages - 1);
       copy_commit();
-      const T* left = memory + step % STAGES * (kLeft + kRight);
+      const T* left = memory + step % stages * kBuffer;
       const int64_t terms = end - begin - static_cast<int64_t>(step) * kDepth;
       const int depth = static_cast<int>(lesser<int64_t>(ceil_div(terms, 8) * 8, kDepth));
       multiply<E, MT, NT, TURNED>(sum, left + warp_row() * kLeftLd, kLeftLd,
@@ -68,5 +73,23 @@ struct TileProduct {
     for_each_sum(sum, [&](int i, int j, T& value) { f(r + i, c + j, value); });
   }
 };
+
+// Rows and columns of tile `index` of a lower triangle, numbered row by row.
+RLSEDIT_DEVICE void lower_tile(int index, int& i, int& j) {
+  i = static_cast<int>((sqrtf(8.0f * static_cast<float>(index) + 1.0f) - 1.0f) * 0.5f);
+  while (i > 0 && static_cast<int64_t>(i) * (i + 1) / 2 > index) --i;  // the root is rounded
+  while (static_cast<int64_t>(i + 1) * (i + 2) / 2 <= index) ++i;
+  j = index - static_cast<int>(static_cast<int64_t>(i) * (i + 1) / 2);
+}
+
+// Two adjacent elements at once where they lie so.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T x, y;
+};
+template <class T>
+RLSEDIT_DEVICE bool paired(const Matrix<T>& A) {
+  return A.cs == 1 && A.rs % 2 == 0 && reinterpret_cast<uintptr_t>(A.data) % (2 * sizeof(T)) == 0;
+}
 
 }  // namespace rlsedit

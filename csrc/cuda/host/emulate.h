@@ -26,6 +26,8 @@
 
 #include <ucontext.h>
 
+#include <cmath>
+
 namespace rlsedit {
 namespace emulate {
 
@@ -307,6 +309,10 @@ T* shared_memory() {
 
 }  // namespace rlsedit
 
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+
 #define RLSEDIT_DEVICE inline
 #define RLSEDIT_HOST_DEVICE inline
 #define __global__
@@ -316,6 +322,7 @@ T* shared_memory() {
 #define gridDim (::rlsedit::emulate::Machine::here().grid)
 #define __syncthreads() (::rlsedit::emulate::Machine::here().wait_for_block())
 #define __syncwarp() (::rlsedit::emulate::Machine::here().wait_for_warp())
+using std::sqrt;
 #define __shfl_sync(mask, value, from) (::rlsedit::emulate::exchange(value, from))
 #define __shfl_xor_sync(mask, value, other) \
   (::rlsedit::emulate::exchange(value, (static_cast<int>(threadIdx.x) & 31) ^ (other)))
