@@ -80,7 +80,7 @@ def followed(rows: Rows, variant: str) -> dict[str, object]:
     kept = inverse_root.MAPPED_FROM
     inverse_root.MAPPED_FROM = kept if mapped_from is None else mapped_from
     try:
-        state, S = rk.CovarianceState(prior, form=form), S.copy()
+        state, S = rk.CovarianceState(prior, form=form, guard="off"), S.copy()
         rhs, W = np.zeros((len(S), 8)), torch.zeros(len(S), 8)
         for t, (K, V) in enumerate(stream):
             try:

@@ -35,7 +35,7 @@ def followed(problem: str, rows: Rows) -> list[dict[str, object]]:
     S, rhs = S.copy(), np.zeros((len(S), WIDTH))
     start = torch.zeros(len(S), WIDTH)
     filters = {
-        name: rk.RLSFilter(start, prior, layout="in_out", track_bounds=False, **arguments_)  # type: ignore[arg-type]
+        name: rk.RLSFilter(start, prior, layout="in_out", track_bounds=False, guard="off", **arguments_)  # type: ignore[arg-type]
         for name, arguments_ in FORMS.items()
     }
     failed: dict[str, int] = {}

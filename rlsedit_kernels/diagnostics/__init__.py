@@ -4,15 +4,16 @@ from rlsedit_kernels.diagnostics import STEPS, make_stream, run_trials
 trials = run_trials(make_stream("weak-0.1", d=128, u=8), {"plain": STEPS["plain"][1], "mine": MyEditor}, 2000)
 """
 
-from rlsedit_kernels.diagnostics.steps import STEPS, FilterStep, Step
+from rlsedit_kernels.diagnostics.steps import FORMS, PUBLISHED, FilterStep, Step, filter_step, make_steps
 from rlsedit_kernels.diagnostics.streams import STREAMS, Batch, Stream, make_stream
 from rlsedit_kernels.diagnostics.trial import BROKEN, HEALTHY, Point, Trial, load, run_trials, save
 from rlsedit_kernels.diagnostics.truth import Exact, Truth, checkpoints, in_digits
 
 __all__ = [
     "BROKEN",
+    "FORMS",
     "HEALTHY",
-    "STEPS",
+    "PUBLISHED",
     "STREAMS",
     "Batch",
     "Exact",
@@ -23,8 +24,10 @@ __all__ = [
     "Trial",
     "Truth",
     "checkpoints",
+    "filter_step",
     "in_digits",
     "load",
+    "make_steps",
     "make_stream",
     "run_trials",
     "save",

@@ -12,7 +12,7 @@ A step is written by its author; only `update` and `weight` are needed:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -124,35 +124,57 @@ class NormalEquationsStep:
         return torch.linalg.inv(self.S)
 
 
-def _filter(**arguments: object) -> MakeStep:
-    return lambda stream: FilterStep(stream, **arguments)
+FORMS: dict[str, tuple[str, dict[str, object]]] = {
+    "plain": ("C itself", {"form": "plain", "guard": "off"}),
+    "whitened": ("C = T C~ T' with the prior's root T", {"form": "whitened", "guard": "off"}),
+    "inverse-root": ("C = A A'", {"form": "inverse_root", "guard": "off"}),
+    "square-root-gain": ("R'R = S, weight by gains", {"state": "square_root", "solution": "gain", "guard": "off"}),
+    "square-root": ("R'R = S, right-hand side carried", {"state": "square_root", "guard": "off"}),
+    "auto": ("form='auto' without its guard", {"guard": "off"}),
+    "guarded": ("form='auto' with guard='auto': the defaults", {}),
+}
+"""Ours by name: (what is kept, arguments of `RLSFilter`)."""
 
-
-STEPS: dict[str, tuple[str, MakeStep]] = {
-    "plain": ("C in float32", _filter(form="plain", guard="off")),
-    "whitened": ("C in whitened coordinates, float32", _filter(form="whitened", guard="off")),
-    "inverse-root": ("C = A A', float32", _filter(form="inverse_root", guard="off")),
-    "square-root-gain": (
-        "R'R = S by streaming QR, weight by gains, float32",
-        _filter(state="square_root", solution="gain", guard="off"),
-    ),
-    "square-root": (
-        "R'R = S by streaming QR, right-hand side carried, float32",
-        _filter(state="square_root", guard="off"),
-    ),
-    "auto": ("what form='auto' takes, unguarded", _filter(guard="off")),
-    "guarded": ("form='auto' with guard='auto', the default", _filter()),
-    "plain-float64": ("C and weight in float64", _filter(form="plain", dtype=torch.float64, guard="off")),
-    "whitened-float64": ("whitened, float64", _filter(form="whitened", dtype=torch.float64, guard="off")),
-    "auto-float64": ("form='auto', guarded, float64", _filter(dtype=torch.float64)),
+PUBLISHED: dict[str, tuple[str, MakeStep]] = {
     "woodbury": (
-        "published: Woodbury by LU, C not symmetrised, float32",
+        "Woodbury by LU, C not symmetrised, prior inverted in float64",
         lambda stream: WoodburyStep(stream, None),
     ),
     "woodbury-jitter": (
-        "published: the same, prior inverted in float32 with jitter 1e-6",
+        "the same, prior inverted in float32 with a jitter of 1e-6",
         lambda stream: WoodburyStep(stream, 1e-6),
     ),
-    "normal-equations": ("published: Cholesky of a float32 S each batch", NormalEquationsStep),
+    "normal-equations": ("Cholesky of a float32 S with every batch", NormalEquationsStep),
 }
-"""Steps by name: (what it is, how it is made from a stream)."""
+"""Sequences of other people's code, written in plain torch, float32: (what it is, maker)."""
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def filter_step(form: str, dtype: str = "float32") -> MakeStep:
+    """A maker of `RLSFilter` in one of `FORMS`.
+
+    Raises:
+        ValueError: no such form or dtype.
+    """
+    if form not in FORMS:
+        raise ValueError(f"filter_step: form must be one of {', '.join(FORMS)}, got {form!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"filter_step: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return lambda stream: FilterStep(stream, dtype=DTYPES[dtype], **FORMS[form][1])
+
+
+def make_steps(
+    forms: Sequence[str], dtypes: Sequence[str] = ("float32",), published: bool = True
+) -> dict[str, MakeStep]:
+    """Makers by name: "plain", "plain float64", ..., and the published ones.
+
+    Raises:
+        ValueError: no such form or dtype.
+    """
+    steps = {
+        form if dtype == "float32" else f"{form} {dtype}": filter_step(form, dtype)
+        for dtype in dtypes
+        for form in forms
+    }
+    return steps | {name: make for name, (_, make) in PUBLISHED.items() if published}

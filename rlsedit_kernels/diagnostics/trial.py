@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,23 +95,21 @@ class Trial:
         return tuple(p.batches for p in self.points if p.status == "ok" and not p.error_W <= BROKEN)
 
     @property
-    def false_alarms(self) -> tuple[int, ...]:
-        """Checkpoints at which `health()` speaks while no error of W so far exceeds `HEALTHY`."""
-        worst, found = 0.0, []
-        for p in self.points:
-            worst = max(worst, p.error_W)
-            if p.status not in (None, "ok") and worst <= HEALTHY:
-                found.append(p.batches)
-        return tuple(found)
+    def warned_in_time(self) -> bool | None:
+        """Whether `health()` spoke no later than W passed `BROKEN`, and ever after; None where it never did."""
+        if self.broke_at is None:
+            return None
+        return self.flagged_at is not None and self.flagged_at <= self.broke_at and not self.missed
+
+    @property
+    def false_alarm(self) -> bool:
+        """Whether `health()` spoke on a stream along which W was never off by more than `HEALTHY`."""
+        return self.flagged_at is not None and self.worst <= HEALTHY and self.refused_at is None
 
     @property
     def worst(self) -> float:
         """Largest error of W along the stream."""
         return max((p.error_W for p in self.points), default=math.nan)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "broke_at": self.broke_at, "flagged_at": self.flagged_at}
 
 
 class _Runner:
@@ -212,16 +210,22 @@ def _made(name: str, make: MakeStep, stream: Stream) -> _Runner:
 
 
 def save(path: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
-    """Write trials as JSON of the schema `SCHEMA`; numbers that are not finite become null or strings.
+    """Write trials as JSON of the schema `SCHEMA`: points by column, numbers to four digits, those not finite as words.
 
     Args:
         path: the file.
         settings: d, u, batches, machine, ...: what the figures mean nothing without.
         trials: in the order in which they shall be kept.
     """
-    content = {"schema": SCHEMA, "settings": dict(settings), "trials": [_plain(t.as_dict()) for t in trials]}
+    content = {"schema": SCHEMA, "settings": dict(settings), "columns": _COLUMNS, "trials": []}
+    for trial in trials:
+        entry = {name: getattr(trial, name) for name in (*_KEPT, "broke_at", "flagged_at")}
+        entry["points"] = [[_plain(getattr(point, name)) for name in _COLUMNS] for point in trial.points]
+        content["trials"].append(_plain(entry))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".part")
+    temporary.write_text(_lines(content), encoding="utf-8")
+    temporary.replace(path)
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[Trial]]:
@@ -230,27 +234,37 @@ def load(path: Path) -> tuple[dict[str, Any], list[Trial]]:
     Raises:
         ValueError: the file is not of the schema `SCHEMA`.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"load: {path.name} must be JSON: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"load: {path.name} must have the schema {SCHEMA!r}, got {found!r}")
+    columns = content["columns"]
     trials = []
     for entry in content["trials"]:
-        points = tuple(Point(**{key: _number(value) for key, value in p.items()}) for p in entry["points"])
-        kept = {key: entry[key] for key in ("stream", "step", "seconds", "refused_at", "reason")}
-        trials.append(Trial(points=points, **kept))
+        points = tuple(Point(**dict(zip(columns, map(_number, row), strict=True))) for row in entry["points"])
+        trials.append(Trial(points=points, **{key: entry[key] for key in _KEPT}))
     return content["settings"], trials
 
 
+_KEPT = ("stream", "step", "seconds", "refused_at", "reason")
+_COLUMNS = [field.name for field in fields(Point)]
 _WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def _lines(content: dict[str, Any]) -> str:
+    """JSON with one trial a line."""
+    trials = content.pop("trials")
+    head = json.dumps(content, allow_nan=False)[:-1]
+    return head + ', "trials": [\n' + ",\n".join(json.dumps(t, allow_nan=False) for t in trials) + "\n]}\n"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+    return value
 
 
 def _number(value: Any) -> Any:

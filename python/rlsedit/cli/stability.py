@@ -1,0 +1,210 @@
+"""`rlsedit stability`: how far any recursion is from the exact solution along hard streams."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlsedit.cli.options import positive
+
+if TYPE_CHECKING:
+    from rlsedit.report import Console
+    from rlsedit_kernels.diagnostics import Stream, Trial
+
+NAME = "stability"
+HELP = "measure the numerical error of each form, and of your own step, over long streams"
+DESCRIPTION = (
+    "Follows streams whose exact solution is known and shows, for every form of the recursion, how far weight, "
+    "covariance and gain are from it, when they break, and whether health() said so before."
+)
+
+QUICK = ("anchored", "condition-1e8", "weak-0.1", "weak-0.001", "correlated", "wind-up")
+FORMS = ("plain", "whitened", "inverse-root", "square-root", "guarded")
+FULL: dict[str, Any] = {"d": 128, "u": 8, "v": 4, "batches": 10_000, "each_decade": 8}
+"""Sizes of docs/stability.md."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is followed, by whom, and where the result goes."""
+    parser.add_argument("--streams", metavar="LIST", help=f"names, or all (default {','.join(QUICK)}); see --list")
+    parser.add_argument("--condition", action="append", default=[], metavar="X", help="a prior of condition X as well")
+    parser.add_argument("--stream", type=Path, metavar="FILE", help="streams recorded by `rlsedit edit --record FILE`")
+    parser.add_argument("--forms", metavar="LIST", default=",".join(FORMS), help="of ours (default %(default)s)")
+    parser.add_argument(
+        "--dtypes", metavar="LIST", default="float32", help="float32, float64 or both (default float32)"
+    )
+    parser.add_argument("--no-published", action="store_true", help="leave published sequences out")
+    parser.add_argument(
+        "--step", action="append", default=[], metavar="MODULE:NAME", help="a step of your own, called with the stream"
+    )
+    parser.add_argument("--backend", help="force a back end: cpu, torch, triton, cuda")
+    parser.add_argument("--d", type=positive, default=64, metavar="N", help="dimension of a key (default %(default)s)")
+    parser.add_argument("--u", type=positive, default=8, metavar="N", help="keys of a batch (default %(default)s)")
+    parser.add_argument(
+        "--v", type=positive, default=4, metavar="N", help="dimension of a target (default %(default)s)"
+    )
+    parser.add_argument("--batches", type=positive, default=1000, metavar="N", help="of a stream (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the streams (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, the table and the figures")
+    parser.add_argument(
+        "--full", action="store_true", help="all streams at full length, kept in bench/results; resumes"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/stability.md and its figures from bench/results"
+    )
+    parser.add_argument("--list", action="store_true", help="show the streams and forms there are, and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Follows the streams and reports."""
+    from rlsedit.report import Console
+
+    console = Console()
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out: {args.out} is a file, needs a folder")
+    if args.list:
+        _show_names(console)
+        return 0
+    if args.page and not args.full:
+        _write_page(console)
+        return 0
+    if args.full:
+        return _run_full(console, args)
+    streams = _streams(args)
+    steps = _steps(args)
+    settings = {"d": args.d, "u": args.u, "v": args.v, "batches": args.batches, "seed": args.seed} | _machine()
+    trials: list[Trial] = []
+    for stream in streams:
+        trials += _follow(console, stream, steps, args.batches, 12, args.backend)
+    _report(console, settings, trials, args.out)
+    return 0
+
+
+def _run_full(console: Console, args: argparse.Namespace) -> int:
+    """The committed run: streams that the file has already are not run again."""
+    from rlsedit.report.stability import RESULTS
+    from rlsedit_kernels.diagnostics import STREAMS, load, make_steps, make_stream, save
+
+    names = list(STREAMS) if args.streams in (None, "all") else _names(args.streams)
+    steps = make_steps(FORMS, published=True) | make_steps(("guarded",), ("float64",), published=False)
+    settings = {**FULL, "seed": 0} | _machine()
+    for name in names:
+        kept = load(RESULTS)[1] if RESULTS.exists() else []
+        if any(trial.stream == name for trial in kept):
+            continue
+        stream = make_stream(name, FULL["d"], FULL["u"], FULL["v"])
+        fresh = _follow(console, stream, steps, FULL["batches"], FULL["each_decade"], args.backend)
+        kept = load(RESULTS)[1] if RESULTS.exists() else []  # another part may have been written meanwhile
+        every = {(t.stream, t.step): t for t in [*kept, *fresh]}
+        save(RESULTS, settings, sorted(every.values(), key=lambda t: list(STREAMS).index(t.stream)))
+    if args.page:
+        _write_page(console)
+    return 0
+
+
+def _streams(args: argparse.Namespace) -> list[Stream]:
+    from rlsedit_kernels.diagnostics import STREAMS, make_stream
+
+    if args.stream is not None:
+        from rlsedit.recorded import load_streams
+
+        return list(load_streams(args.stream).values())
+    names = list(QUICK) if args.streams is None and not args.condition else []
+    if args.streams is not None:
+        names = list(STREAMS) if args.streams == "all" else _names(args.streams)
+    names += [f"condition-{value}" for value in args.condition]
+    return [make_stream(name, args.d, args.u, args.v, args.seed) for name in names]
+
+
+def _steps(args: argparse.Namespace) -> dict[str, Any]:
+    from rlsedit_kernels.diagnostics import make_steps
+
+    steps = make_steps(_names(args.forms), _names(args.dtypes), not args.no_published)
+    return steps | {name: _own(name) for name in args.step}
+
+
+def _own(name: str) -> Callable[[Any], Any]:
+    """The maker of a step that MODULE:NAME stands for."""
+    module, sign, attribute = name.partition(":")
+    if not sign:
+        raise ValueError(f"--step: needs MODULE:NAME, got {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise ValueError(f"--step: module {module} has no {attribute!r}") from None
+    if not callable(found):
+        raise ValueError(f"--step: {name} must be callable with a stream, got {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def _follow(
+    console: Console, stream: Stream, steps: dict[str, Any], batches: int, each_decade: int, backend: str | None
+) -> list[Trial]:
+    import rlsedit_kernels as rk
+    from rlsedit_kernels.diagnostics import checkpoints, run_trials
+
+    with rk.use_backend(backend) if backend else nullcontext(), console.bar(f"{stream.name:<16}", batches) as bar:
+        trials = run_trials(
+            stream, steps, batches, at=checkpoints(batches, each_decade), progress=lambda done: bar.update(done)
+        )
+        broke = [trial.step for trial in trials if trial.broke_at is not None or trial.refused_at is not None]
+        bar.finish(f"{bar.elapsed:6.1f} s, " + (f"broke: {', '.join(broke)}" if broke else "all held"))
+    return trials
+
+
+def _report(console: Console, settings: dict[str, Any], trials: list[Trial], out: Path | None) -> None:
+    from rlsedit.report.stability import error_table, health_table, markdown
+    from rlsedit_kernels.diagnostics import save
+
+    console.line()
+    console.line(error_table(trials))
+    console.line()
+    console.line(health_table(trials))
+    if out is None:
+        return
+    from rlsedit.report.stability_plots import plot_errors, plot_health
+
+    save(out / "results.json", settings, trials)
+    (out / "stability.md").write_text(markdown(settings, trials), encoding="utf-8")
+    plot_errors(trials, out / "errors.svg")
+    if any(point.drift is not None for trial in trials for point in trial.points):
+        plot_health(trials, out / "health.svg")
+    console.line(f"\nwritten to {out}")
+
+
+def _write_page(console: Console) -> None:
+    from rlsedit.report.stability import PAGE, RESULTS, write_page
+
+    if not RESULTS.exists():
+        raise FileNotFoundError(f"--page: no file {RESULTS}; run `rlsedit stability --full` in a checkout first")
+    write_page()
+    console.line(f"written {PAGE}")
+
+
+def _show_names(console: Console) -> None:
+    from rlsedit.report import table
+    from rlsedit_kernels.diagnostics import FORMS as OURS
+    from rlsedit_kernels.diagnostics import PUBLISHED, STREAMS
+
+    console.line(table(("stream", "what is hard about it"), [(n, s) for n, (s, _) in STREAMS.items()], align="ll"))
+    console.line()
+    rows = [(name, text) for name, (text, _) in OURS.items()]
+    rows += [(name, f"published: {text}") for name, (text, _) in PUBLISHED.items()]
+    console.line(table(("form", "what is kept"), rows, align="ll"))
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise ValueError(f"needs at least one name, got {text!r}")
+    return names
+
+
+def _machine() -> dict[str, Any]:
+    from rlsedit.report.environment import environment
+
+    return {"environment": environment()}
