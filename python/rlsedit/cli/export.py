@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, choices=("hf", "delta", "lora"), help="what is written")
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="folder, or file for a delta")
     parser.add_argument(
-        "--base", required=True, metavar="BASE", help="folder of the model before the edits, or smollm2"
+        "--base", metavar="BASE", help="folder of the model before the edits, or smollm2 (default: what EDITED names)"
     )
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
     group = parser.add_argument_group("--to hf")
@@ -59,14 +59,14 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     console = Console()
     quiet_transformers()
-    if args.base == "smollm2":
-        from rlsedit.models import smollm2
-
-        args.base = smollm2.cached_copy()
+    args.base = _base(args)
     base = Checkpoint(args.base)
     with console.bar(f"comparing {args.edited} with {base.folder}", None):
         changes, about = _changes(args, base)
-    console.line(f"edited   {len(changes)} weights: " + ", ".join(change.module for change in changes))
+    names = [change.module for change in changes]
+    console.line(
+        f"edited   {len(names)} weights: " + ", ".join(names if len(names) < 4 else [names[0], "...", names[-1]])
+    )
     {"hf": _folder, "delta": _delta, "lora": _lora}[args.to](console, args, base, changes, about)
     return 0
 
@@ -94,6 +94,19 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--out: {args.out} is the edited model itself; needs another folder")
 
 
+def _base(args: argparse.Namespace) -> Path:
+    """--base, or the folder that the report of the edited model names."""
+    from rlsedit.models import smollm2
+
+    name = args.base
+    if name is None:
+        named = _report(args.edited).get("base")
+        name = named if isinstance(named, str) else None
+    if name is None:
+        raise ValueError(f"--base: needed, since {args.edited} does not say which folder it was made from")
+    return smollm2.cached_copy() if name == "smollm2" else Path(name)
+
+
 def _changes(args: argparse.Namespace, base: Checkpoint) -> tuple[list[Change], dict[str, Any]]:
     """The changes, and the method and number of edits where they are known."""
     from rlsedit.export import Checkpoint, between, delta_changes, load_delta
@@ -105,15 +118,23 @@ def _changes(args: argparse.Namespace, base: Checkpoint) -> tuple[list[Change], 
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Method and number of edits from the report that `rlsedit edit` or `rlsedit export` left; None without one."""
+    """Method and number of edits as the folder's report has them, None where it does not say."""
+    report = _report(folder)
+    facts = report.get("facts")
+    written = facts.get("written") if isinstance(facts, dict) else None
+    return {"method": report.get("method"), "edits": report.get("edits", written)}
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """What `rlsedit edit` or `rlsedit export` left in a folder; empty without it."""
     for name in _REPORTS:
         try:
             report = json.loads((folder / name).read_text(encoding="utf-8"))
-            edits = report["edits"] if "edits" in report else report["facts"]["written"]
-            return {"method": report.get("method"), "edits": edits}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError):
             continue
-    return {"method": None, "edits": None}
+        if isinstance(report, dict):
+            return report
+    return {}
 
 
 def _folder(
@@ -152,8 +173,7 @@ def _lora(
     with console.bar("factors", None):
         factors = factorise(changes, args.rank)
     scores = _scores(console, args, base, facts, factors) if facts else None
-    name = str(base.folder.resolve())
-    report = write_lora(factors, args.out, base=name, scores=scores, replace=args.force, about=about)
+    report = write_lora(factors, args.out, base=str(base.folder), scores=scores, replace=args.force, about=about)
     rows = [
         (layer.module, str(layer.rank), str(layer.rank_of_change), f"{layer.frobenius:.1e}", f"{layer.spectral:.1e}")
         for layer in report.layers
