@@ -104,7 +104,7 @@ def test_a_bad_record_is_named(tmp_path: Path, change: dict[str, Any], words: st
 @pytest.mark.parametrize(
     ("rewrite", "words"),
     [
-        ([], "requested_rewrite must be an object, got list"),
+        ("x", "requested_rewrite must be an object, got str"),
         ({"prompt": "{} is"}, "requested_rewrite.subject is missing"),
         ({"prompt": "{} is", "subject": "x", "target_new": {}}, "requested_rewrite.target_new.str is missing"),
     ],

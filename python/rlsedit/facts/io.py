@@ -1,4 +1,4 @@
-"""Files of facts: JSON lines or a JSON array, plain or gzipped, in our fields or in CounterFact's."""
+"""Files of facts: JSON lines or a JSON array, plain or gzipped, in our fields or those of a published data set."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlsedit.facts.fact import Fact
+from rlsedit.facts.formats import fields_of
 from rlsedit.paths import atomic_write_text
 
-__all__ = ["fact_from_record", "load_facts", "save_facts"]
+__all__ = ["fact_from_record", "facts_from_record", "load_facts", "save_facts"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ _REQUIRED = ("prompt", "subject", "target_new")
 def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] = "raise") -> list[Fact]:
     """Reads facts from a file of JSON lines (or one JSON array), gzipped if its name ends in ``.gz``.
 
-    A record has either the fields of `Fact` or those of CounterFact (``requested_rewrite``,
-    ``paraphrase_prompts``, ``neighborhood_prompts``); a missing id becomes the number of the record.
+    A record has the fields of `Fact`, or those of CounterFact, MQuAKE-CF or zsRE (`facts/formats.py`); a missing id
+    becomes the number of the record. A record of MQuAKE-CF holds one fact or several.
 
     Args:
         path: the file, UTF-8.
@@ -50,17 +51,18 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
         try:
             if isinstance(record, json.JSONDecodeError):
                 raise ValueError(f"not valid JSON: {record.msg} at column {record.colno}")
-            fact = fact_from_record(record, default_id=str(number))
-            if fact.id in seen:
-                raise ValueError(f"id must be unique, got {fact.id!r} again (first at {seen[fact.id]})")
+            found = facts_from_record(record, default_id=str(number))
+            for fact in found:
+                if fact.id in seen:
+                    raise ValueError(f"id must be unique, got {fact.id!r} again (first at {seen[fact.id]})")
         except (ValueError, TypeError) as error:
             if on_error == "raise":
                 raise ValueError(f"{where}: {error}") from None
             skipped += 1
             logger.warning("%s: skipped: %s", where, error)
             continue
-        seen[fact.id] = where
-        facts.append(fact)
+        seen.update((fact.id, where) for fact in found)
+        facts += found
     if not facts:
         tail = f" ({skipped} bad records skipped)" if skipped else ""
         raise ValueError(f"{path}: no facts in this file{tail}")
@@ -68,7 +70,24 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
 
 
 def fact_from_record(record: object, default_id: str = "0") -> Fact:
-    """Makes a `Fact` from one decoded JSON object, in our fields or in CounterFact's.
+    """Makes a `Fact` from one decoded JSON object that holds one.
+
+    Raises:
+        ValueError: if a field is missing, unknown or bad, the message names it; or for a record of several facts.
+        TypeError: if a field has the wrong type.
+    """
+    found = facts_from_record(record, default_id)
+    if len(found) > 1:
+        raise ValueError(f"a record must hold one fact, got {len(found)}: use facts_from_record")
+    return found[0]
+
+
+def facts_from_record(record: object, default_id: str = "0") -> list[Fact]:
+    """The facts of one decoded JSON object, in our fields or those of a published data set; one or more.
+
+    Args:
+        record: the object.
+        default_id: id where the record has none; ".0", ".1", ... are added where it holds several facts.
 
     Raises:
         ValueError: if a field is missing, unknown or bad; the message names the field.
@@ -76,7 +95,12 @@ def fact_from_record(record: object, default_id: str = "0") -> Fact:
     """
     if not isinstance(record, dict):
         raise TypeError(f"a record must be a JSON object, got {type(record).__name__}")
-    fields = _from_counterfact(record) if "requested_rewrite" in record else dict(record)
+    found = fields_of(record)
+    several = len(found) > 1
+    return [_fact(fields, f"{default_id}.{i}" if several else default_id) for i, fields in enumerate(found)]
+
+
+def _fact(fields: dict[str, Any], default_id: str) -> Fact:
     for name in _REQUIRED:
         if name not in fields:
             raise ValueError(f"{name} is missing; the record has {', '.join(sorted(fields)) or 'no fields'}")
@@ -93,7 +117,7 @@ def fact_from_record(record: object, default_id: str = "0") -> Fact:
             fields[name] = fields[name].strip()
     if isinstance(fields.get("prompt"), str):
         fields["prompt"] = fields["prompt"].rstrip()
-    for name in ("paraphrases", "neighbours"):  # the tokenising code adds the blank before the target
+    for name in ("paraphrases", "neighbours", "generation"):  # the tokenising code adds the blank before the target
         if isinstance(fields.get(name), list):
             fields[name] = [item.rstrip() if isinstance(item, str) else item for item in fields[name]]
     return Fact(**fields)
@@ -103,32 +127,6 @@ def save_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
     """Writes facts as JSON lines that `load_facts` reads back equal; the file appears whole or not at all."""
     lines = (json.dumps(fact.to_dict(), ensure_ascii=False) for fact in facts)
     atomic_write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _from_counterfact(record: dict[str, Any]) -> dict[str, Any]:
-    rewrite = record["requested_rewrite"]
-    if not isinstance(rewrite, dict):
-        raise TypeError(f"requested_rewrite must be an object, got {type(rewrite).__name__}")
-    fields: dict[str, Any] = {
-        "paraphrases": record.get("paraphrase_prompts") or (),
-        "neighbours": record.get("neighborhood_prompts") or (),
-        "relation": rewrite.get("relation_id") or "",
-    }
-    if "case_id" in record:
-        fields["id"] = record["case_id"]
-    for name in ("prompt", "subject"):
-        if name not in rewrite:
-            raise ValueError(f"requested_rewrite.{name} is missing")
-        fields[name] = rewrite[name]
-    for name in ("target_new", "target_true"):
-        target = rewrite.get(name)
-        if isinstance(target, dict):
-            target = target.get("str")
-        if target is None and name == "target_new":
-            raise ValueError("requested_rewrite.target_new.str is missing")
-        if target is not None:
-            fields[name] = target
-    return fields
 
 
 def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
