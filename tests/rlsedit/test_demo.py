@@ -83,7 +83,7 @@ def test_known_facts_are_the_first_that_the_model_writes_itself(monkeypatch: pyt
 
     def scores(_adapter: Any, _tokenizer: Any, queries: list[tuple[str, str]]) -> dict[tuple[str, str], Answer]:
         asked.extend(queries)
-        return {query: Answer(-1.0, query[1].startswith("known")) for query in queries}
+        return {query: Answer(-1.0, query[1].startswith("known"), 0.0) for query in queries}
 
     monkeypatch.setattr("rlsedit.metrics.score_answers", scores)
     facts = [Fact(str(i), "{} is", f"s{i}", "new", f"known {i}" if i % 3 == 0 else "not") for i in range(60)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from support.language_models import FACTS, FAMILIES, POST_NORM, tiny, tokenizer
 
 from rlsedit.facts import Fact
 from rlsedit.metrics import evaluate, score_answers, summarise
+from rlsedit.metrics.estimate import estimate as estimate_of
 from rlsedit.models import Adapter
 from rlsedit.prompts import encode
 
@@ -83,8 +85,53 @@ def test_evaluate_counts_by_the_definitions() -> None:
     assert report.summary["efficacy_success"].stderr == pytest.approx(0.5)
     assert report.summary["efficacy_accuracy"].count == 3
     log_z = math.log(math.exp(9) + math.exp(8) + 398)
+    assert x["efficacy_magnitude"] == pytest.approx((math.exp(9) - math.exp(8)) / math.exp(log_z))
+    assert y["neighbourhood_magnitude"] == pytest.approx(x["efficacy_magnitude"])
+    assert (x["neighbourhood_tokens"], z["portability_accuracy"]) == (0.5, None)
     assert x["log_probability_new"] == pytest.approx(9 - log_z)
     assert x["log_probability_true"] == pytest.approx(8 - log_z)
+
+
+def test_tokens_and_what_follows() -> None:
+    """A model that always says 'Norway': of 'Norway Lima' one token of two is right, wherever the answer stands."""
+    model = tiny("llama")
+    norway, both = (encode(tokenizer(), "a", target=text).target for text in ("Norway", "Norway Lima"))
+    assert (len(norway), len(both)) == (1, 2)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(400, dtype=torch.float64))
+        model.lm_head.bias[norway[0]] = 9.0
+    follows = (("Then", ("Peru", "Norway Lima")), ("So", ("Peru", "Norway")), ("Thus", ("Peru",)))
+    fact = Fact("x", "{} is in", "Lima", "Norway Lima", portability=follows)
+    report = evaluate(model, tokenizer(), [fact])
+    (row,) = report.rows
+    assert (row["efficacy_tokens"], row["efficacy_accuracy"]) == (0.5, 0.0)
+    assert row["portability_tokens"] == pytest.approx((0.5 + 1.0 + 0.0) / 3)
+    assert row["portability_accuracy"] == pytest.approx(1 / 3)
+    assert row["portability_any"] == 1.0
+    assert report.summary["portability_any"].count == 1
+
+
+def test_bootstrap_covers_the_mean() -> None:
+    """Of 200 samples of 40 from a known distribution, the 95 % interval holds its mean in 180 to 200."""
+    generator = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        found = estimate_of(generator.exponential(1.0, 40), seed=seed)
+        assert found.low < found.mean < found.high
+        assert (found.high - found.low) / found.stderr == pytest.approx(3.9, rel=0.25)
+        held += found.low <= 1.0 <= found.high
+    assert 175 <= held <= 199
+
+
+def test_the_interval_of_the_score_is_that_of_a_harmonic_mean() -> None:
+    names = ("efficacy", "paraphrase", "neighbourhood")
+    rows = [{f"{n}_success": float(i % (k + 2) > 0) for k, n in enumerate(names)} for i in range(60)]
+    score = summarise(rows)["score"]
+    means = [sum(row[f"{n}_success"] for row in rows) / 60 for n in names]
+    assert score.mean == pytest.approx(3 / sum(1 / mean for mean in means))
+    assert score.low < score.mean < score.high
+    assert (score.high - score.low) / score.stderr == pytest.approx(3.9, rel=0.15)
 
 
 def test_summary() -> None:

@@ -94,7 +94,7 @@ def test_score_table_and_json() -> None:
     assert "25.0 ± 0.0" in text
     assert text.count("n/a") == 2
     plain = finite({"a": summary["paraphrase_accuracy"], "b": (1, math.inf, "x")})
-    assert plain == {"a": {"mean": None, "stderr": None, "count": 0}, "b": [1, None, "x"]}
+    assert plain == {"a": {"mean": None, "stderr": None, "count": 0, "low": None, "high": None}, "b": [1, None, "x"]}
     json.dumps(plain, allow_nan=False)
 
 

@@ -7,26 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ..facts import Fact
 from ..models.adapter import Adapter
+from .estimate import Estimate, bootstrap, estimate, harmonic
 from .scoring import Answer, Query, score_answers
 
-SUCCESSES = ("efficacy_success", "paraphrase_success", "neighbourhood_success")
-METRICS = (
-    "efficacy_success", "efficacy_accuracy", "paraphrase_success", "paraphrase_accuracy",
-    "neighbourhood_success", "neighbourhood_accuracy",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over facts, its standard error, and the number of facts it is taken over."""
-
-    mean: float
-    stderr: float
-    count: int
+GROUPS = ("efficacy", "paraphrase", "neighbourhood")
+KINDS = ("success", "accuracy", "tokens", "magnitude")
+SUCCESSES = tuple(f"{group}_success" for group in GROUPS)
+PORTABILITY = ("portability_accuracy", "portability_tokens", "portability_any")
+METRICS = (*(f"{group}_{kind}" for group in GROUPS for kind in KINDS), *PORTABILITY)
 
 
 @dataclass(frozen=True)
@@ -55,8 +48,11 @@ def evaluate(
     """Efficacy, paraphrase and neighbourhood of `facts` in `model`.
 
     With p(a) = exp(mean log-probability of the tokens of a):
-        efficacy, paraphrase   success p(new) > p(true); accuracy: every token of the new answer is the likeliest
-        neighbourhood          success p(true) > p(new); accuracy: every token of the neighbour's right answer is
+        efficacy, paraphrase   success p(new) > p(true); magnitude p(new) - p(true); accuracy: every token of the new
+                               answer is the likeliest; tokens: the share of its tokens that are (zsRE's accuracy)
+        neighbourhood          the same with the neighbour's right answer first
+        portability            accuracy and tokens of the best of the answers that count as right; any: of one of the
+                               questions at least, all tokens (MQuAKE's multi-hop accuracy, here by teacher forcing)
 
     Args:
         model: a causal LM.
@@ -74,6 +70,7 @@ def evaluate(
         raise ValueError("evaluate: facts must hold at least one fact, got none")
     adapter = adapter or Adapter.for_model(model, edit=False)
     queries = [query for fact in facts for group in _queries(fact) for pair in group for query in pair if query]
+    queries += [query for fact in facts for choices in _portable(fact) for query in choices]
     answers = score_answers(adapter, tokenizer, queries, max_tokens=max_tokens, progress=progress)
     rows = [_row(fact, answers) for fact in facts]
     return EvalReport(rows, summarise(rows))
@@ -96,17 +93,24 @@ def _queries(fact: Fact) -> tuple[list[Pair], list[Pair], list[Pair]]:
     return [written(fact.text.rstrip())], [written(prompt.rstrip()) for prompt in fact.paraphrases], kept
 
 
+def _portable(fact: Fact) -> list[list[Query]]:
+    return [[(prompt.rstrip(), answer) for answer in answers] for prompt, answers in fact.portability]
+
+
 def _row(fact: Fact, answers: dict[Query, Answer]) -> dict[str, Any]:
     row: dict[str, Any] = {"id": fact.id}
     groups = _queries(fact)
-    for name, pairs in zip(("efficacy", "paraphrase", "neighbourhood"), groups, strict=True):
-        wins = [
-            answers[right].log_probability > answers[rival].log_probability
-            for right, rival in pairs
-            if rival is not None and rival != right
-        ]
-        row[f"{name}_success"] = _mean([float(win) for win in wins])
-        row[f"{name}_accuracy"] = _mean([float(answers[right].is_argmax) for right, _ in pairs])
+    for name, pairs in zip(GROUPS, groups, strict=True):
+        rivals = [(answers[right], answers[other]) for right, other in pairs if other is not None and other != right]
+        first = [answers[right] for right, _ in pairs]
+        row[f"{name}_success"] = _mean([float(a.log_probability > b.log_probability) for a, b in rivals])
+        row[f"{name}_magnitude"] = _mean([math.exp(a.log_probability) - math.exp(b.log_probability) for a, b in rivals])
+        row[f"{name}_accuracy"] = _mean([float(answer.is_argmax) for answer in first])
+        row[f"{name}_tokens"] = _mean([answer.share for answer in first])
+    best = [max((answers[query] for query in choices), key=lambda answer: answer.share) for choices in _portable(fact)]
+    row["portability_accuracy"] = _mean([float(answer.is_argmax) for answer in best])
+    row["portability_tokens"] = _mean([answer.share for answer in best])
+    row["portability_any"] = float(any(answer.is_argmax for answer in best)) if best else None
     right, rival = groups[0][0]
     row["log_probability_new"] = answers[right].log_probability
     row["log_probability_true"] = None if rival is None else answers[rival].log_probability
@@ -114,39 +118,27 @@ def _row(fact: Fact, answers: dict[Query, Answer]) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
-    """Means with standard errors (s / sqrt(n), s with n - 1); that of the score by the jackknife over facts."""
-    summary = {name: _estimate([row[name] for row in rows if row[name] is not None]) for name in METRICS}
-    complete = [[row[name] for name in SUCCESSES] for row in rows]
-    score = _harmonic([summary[name].mean for name in SUCCESSES])
-    n = len(complete)
-    without = []
-    if n > 1:
-        for i in range(n):
-            rest = complete[:i] + complete[i + 1 :]
-            without.append(_harmonic([_mean([r[j] for r in rest if r[j] is not None]) for j in range(3)]))
-    known = [value for value in without if not math.isnan(value)]
-    centre = sum(known) / len(known) if known else math.nan
-    spread = sum((value - centre) ** 2 for value in known)
-    stderr = math.sqrt((len(known) - 1) / len(known) * spread) if len(known) > 1 else math.nan
-    return {**summary, "score": Estimate(score, stderr, n)}
+    """Means with standard errors (s / sqrt(n), s with n - 1) and 95 % bootstrap intervals over facts.
+
+    The standard error of the score, the harmonic mean of the three successes, is that of the jackknife over facts.
+    """
+    summary = {name: estimate([row[name] for row in rows if row.get(name) is not None]) for name in METRICS}
+    return {**summary, "score": _score(rows)}
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> Estimate:
+    values = np.array([[math.nan if row[name] is None else row[name] for name in SUCCESSES] for row in rows], float)
+    known, filled, n = ~np.isnan(values), np.nan_to_num(values), len(values)
+    counts, sums = known.sum(axis=0), filled.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = float(harmonic(sums / counts))
+        without = harmonic((sums - filled) / (counts - known))  # each fact left out in turn
+    without = without[~np.isnan(without)] if n > 1 else without[:0]
+    m = len(without)
+    stderr = math.sqrt((m - 1) / m * float(((without - without.mean()) ** 2).sum())) if m > 1 else math.nan
+    low, high = bootstrap(values, harmonic) if n > 1 and not math.isnan(score) else (math.nan, math.nan)
+    return Estimate(score, stderr, n, low, high)
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _estimate(values: Sequence[float]) -> Estimate:
-    n = len(values)
-    if n == 0:
-        return Estimate(math.nan, math.nan, 0)
-    mean = sum(values) / n
-    if n == 1:
-        return Estimate(mean, math.nan, 1)
-    return Estimate(mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n), n)
-
-
-def _harmonic(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    if len(known) < len(values):
-        return math.nan
-    return 0.0 if min(known) == 0 else len(known) / sum(1 / value for value in known)

@@ -23,10 +23,17 @@ Query = tuple[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """Score of one answer: mean log-probability of its tokens, and whether each is the likeliest at its place."""
+    """Score of one answer.
+
+    Attributes:
+        log_probability: mean over its tokens.
+        is_argmax: whether each of them is the likeliest at its place.
+        share: of its tokens that are (the token accuracy of zsRE).
+    """
 
     log_probability: float
     is_argmax: bool
+    share: float
 
 
 def score_answers(
@@ -72,18 +79,22 @@ def _score_group(
     last = calls.run(adapter, calls.hidden, 0, adapter.num_layers)[:, -1]
     pairs = [(b, query, enc) for b, part in enumerate(wanted) for query, enc in part]
     total, right = _read(adapter, last, [b for b, _, _ in pairs], [enc.target[0] for _, _, enc in pairs])
-    sums = {query: (t, r) for (_, query, _), t, r in zip(pairs, total, right, strict=True)}
+    sums = {query: (t, int(r)) for (_, query, _), t, r in zip(pairs, total, right, strict=True)}
     if longer:
         assert cache is not None
         for query, t, r in _continue(adapter, batch, cache, longer):
-            sums[query] = (sums[query][0] + t, sums[query][1] and r)
-    return {query: Answer(sums[query][0] / len(enc.target), sums[query][1]) for _, query, enc in pairs}
+            sums[query] = (sums[query][0] + t, sums[query][1] + r)
+    return {query: _answer(*sums[query], len(enc.target)) for _, query, enc in pairs}
+
+
+def _answer(log_probability: float, right: int, tokens: int) -> Answer:
+    return Answer(log_probability / tokens, right == tokens, right / tokens)
 
 
 def _continue(
     adapter: Adapter, batch: Aligned, cache: Cache, longer: Sequence[tuple[int, Query, Encoding]]
-) -> list[tuple[Query, float, bool]]:
-    """Log-probabilities of the second and later tokens of answers, and whether all of them are likeliest."""
+) -> list[tuple[Query, float, int]]:
+    """Log-probabilities of the second and later tokens of answers, and how many of them are likeliest."""
     rows = torch.tensor([b for b, _, _ in longer], device=adapter.device)
     tails = align([enc.target[:-1] for _, _, enc in longer], [0] * len(longer), adapter.device)
     mask = torch.cat([batch.mask[rows], tails.mask], 1)
@@ -99,7 +110,7 @@ def _continue(
     at = 0
     for _, query, enc in longer:
         n = len(enc.target) - 1
-        result.append((query, sum(logs[at : at + n]), all(likeliest[at : at + n])))
+        result.append((query, sum(logs[at : at + n]), sum(likeliest[at : at + n])))
         at += n
     return result
 
