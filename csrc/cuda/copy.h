@@ -41,15 +41,15 @@ RLSEDIT_DEVICE void copy_wait() {
 #endif
 }
 
-// to[r][c] (ROWS x COLUMNS, LD apart) <- A[row + r][column + c], zero outside of rows x columns. THREADS
+// to[r][c] (height x COLUMNS, LD apart) <- A[row + r][column + c], zero outside of rows x columns. THREADS
 // threads, not waited for. LD times the element size is a multiple of 16 bytes, and COLUMNS of 16 bytes.
-template <int ROWS, int COLUMNS, int LD, int THREADS, class T>
-RLSEDIT_DEVICE void copy_tile(T* to, const Matrix<const T>& A, bool by16, int64_t row, int64_t column,
-                              int64_t rows, int64_t columns) {
+template <int COLUMNS, int LD, int THREADS, class T>
+RLSEDIT_DEVICE void copy_tile(T* to, int height, const Matrix<const T>& A, bool by16, int64_t row,
+                              int64_t column, int64_t rows, int64_t columns) {
   constexpr int kWide = 16 / sizeof(T), kAcross = COLUMNS / kWide;
   static_assert(COLUMNS % kWide == 0 && LD % kWide == 0, "tiles of 16 bytes");
   if (by16) {
-    for (int i = static_cast<int>(threadIdx.x); i < ROWS * kAcross; i += THREADS) {
+    for (int i = static_cast<int>(threadIdx.x); i < height * kAcross; i += THREADS) {
       const int r = i / kAcross, c = i % kAcross * kWide;
       const int64_t left = row + r < rows ? columns - column - c : 0;
       const int valid = static_cast<int>(lesser<int64_t>(greater<int64_t>(left, 0), kWide));
@@ -59,8 +59,8 @@ RLSEDIT_DEVICE void copy_tile(T* to, const Matrix<const T>& A, bool by16, int64_
     return;
   }
   const bool down = A.rs == 1 && A.cs != 1;  // threads side by side read adjacent elements
-  for (int i = static_cast<int>(threadIdx.x); i < ROWS * COLUMNS; i += THREADS) {
-    const int r = down ? i % ROWS : i / COLUMNS, c = down ? i / ROWS : i % COLUMNS;
+  for (int i = static_cast<int>(threadIdx.x); i < height * COLUMNS; i += THREADS) {
+    const int r = down ? i % height : i / COLUMNS, c = down ? i / height : i % COLUMNS;
     const bool inside = row + r < rows && column + c < columns;
     copy_async<sizeof(T)>(to + r * LD + c, inside ? &A.at(row + r, column + c) : A.data,
                           inside ? static_cast<int>(sizeof(T)) : 0);

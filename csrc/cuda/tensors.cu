@@ -140,7 +140,12 @@ void Call::lead(const Tensor& t, int& dims, int64_t* sizes, int64_t* strides) co
 
 }  // namespace rlsedit
 
-#ifndef RLSEDIT_EMULATE
+#ifdef RLSEDIT_EMULATE
+// For the tests: warps and lanes run in descending order.
+extern "C" __attribute__((visibility("default"))) void rlsedit_emulate_descending(int yes) {
+  rlsedit::emulate::Machine::here().descending = yes != 0;
+}
+#else
 // For the loader: what this library was compiled for, such as "80-real 90a-real 100-virtual".
 extern "C" __attribute__((visibility("default"))) const char* rlsedit_cuda_architectures() {
   return RLSEDIT_CUDA_ARCHITECTURES;

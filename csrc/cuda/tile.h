@@ -38,11 +38,11 @@ struct TileProduct {
     const auto fetch = [&](int step) {
       T* left = memory + step % stages * kBuffer;
       const int64_t k = begin + static_cast<int64_t>(step) * kDepth;
-      copy_tile<kRows, kDepth, kLeftLd, kThreads>(left, A, wide_a, row, k, rows, end);
+      copy_tile<kDepth, kLeftLd, kThreads>(left, kRows, A, wide_a, row, k, rows, end);
       if constexpr (TURNED)
-        copy_tile<kDepth, kColumns, kRightLd, kThreads>(left + kLeft, B, wide_b, k, column, end, columns);
+        copy_tile<kColumns, kRightLd, kThreads>(left + kLeft, kDepth, B, wide_b, k, column, end, columns);
       else
-        copy_tile<kColumns, kDepth, kRightLd, kThreads>(left + kLeft, B, wide_b, column, k, columns, end);
+        copy_tile<kDepth, kRightLd, kThreads>(left + kLeft, kColumns, B, wide_b, column, k, columns, end);
     };
     for (int step = 0; step < stages - 1; ++step) {
       if (step < steps) fetch(step);

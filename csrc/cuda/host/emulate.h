@@ -322,6 +322,9 @@ struct alignas(16) int4 {
 #define gridDim (::rlsedit::emulate::Machine::here().grid)
 #define __syncthreads() (::rlsedit::emulate::Machine::here().wait_for_block())
 #define __syncwarp() (::rlsedit::emulate::Machine::here().wait_for_warp())
+using std::fabs;
+using std::fmax;
+using std::fmin;
 using std::sqrt;
 #define __shfl_sync(mask, value, from) (::rlsedit::emulate::exchange(value, from))
 #define __shfl_xor_sync(mask, value, other) \
