@@ -1,7 +1,17 @@
-"""Measuring what an edit did: scores of the CounterFact benchmark."""
+"""Measuring what an edit did: scores of CounterFact and zsRE, fluency and consistency of generated texts."""
 
 from .counterfact import EvalReport, evaluate, summarise
 from .estimate import Estimate
 from .scoring import Answer, score_answers
+from .writing import WritingReport, evaluate_writing
 
-__all__ = ["Answer", "Estimate", "EvalReport", "evaluate", "score_answers", "summarise"]
+__all__ = [
+    "Answer",
+    "Estimate",
+    "EvalReport",
+    "WritingReport",
+    "evaluate",
+    "evaluate_writing",
+    "score_answers",
+    "summarise",
+]
