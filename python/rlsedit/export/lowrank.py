@@ -45,18 +45,17 @@ class LowRank:
 def noise_edge(weight: Tensor, dtype: torch.dtype) -> float:
     """Largest singular value to be expected of rounding errors in a weight.
 
-    Rounding to nearest leaves errors of standard deviation 0.4 u |w| with u the unit roundoff, and a random matrix
-    (m, n) of independent entries of deviation s has no singular value much above s (sqrt(m) + sqrt(n)) (Geman 1980).
+    Rounding to nearest leaves errors of standard deviation 0.4 u |w|, u the unit roundoff. A matrix of independent
+    entries of deviations s_ij has a norm of about max_i |s_i.| + max_j |s_.j| (Bandeira and van Handel 2016).
     A weight in half precision is rounded once, one in float32 with every batch: 64 batches are allowed for.
 
     Args:
         weight: (m, n).
         dtype: in which it is stored.
     """
-    m, n = weight.shape
-    unit = torch.finfo(dtype).eps / 2
-    size = float(weight.double().norm()) / math.sqrt(m * n)
-    return 0.6 * math.sqrt(_ROUNDINGS.get(dtype, _MANY)) * unit * size * (math.sqrt(m) + math.sqrt(n))
+    weight = weight.double()
+    largest = float(weight.norm(dim=0).max() + weight.norm(dim=1).max())
+    return 0.5 * math.sqrt(_ROUNDINGS.get(dtype, _MANY)) * torch.finfo(dtype).eps / 2 * largest
 
 
 def low_rank(
