@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,20 +15,30 @@ from torch import Tensor, nn
 from .config import EditConfig
 from .deviations import Deviations
 from .facts import Fact
-from .methods import Method, get_method
+from .methods import Method, Solver, get_method
 from .metrics import EvalReport, evaluate
 from .models.adapter import Adapter
 from .prompts import Context, make_contexts
-from .reports import BatchReport, EditReport, Progress
+from .reports import BatchReport, EditReport
+from .store import conflicts, replay
+from .store.conflicts import OnConflict
+from .store.errors import StoreError
+from .store.files import DISK, Disk, uninterrupted
+from .store.folder import Folder
+from .store.index import Index
+from .store.journal import Journal, MemoryJournal
+from .store.ledger import now
+from .store.records import Record, figures
+from .store.removal import check_removable, take_out
+from .store.session import Session, rest_of
 from .targets import optimise_targets
 from .targets.rows import fact_rows
 from .weights import EditedWeights
-from .writing import WRITERS, Job, LayerState, Written
+from .writing import WRITERS, Job, LayerState
 from .writing.job import FindTargets
+from .writing.reporting import ProgressCallback, Stage, batch_report
 
 logger = logging.getLogger(__name__)
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class Editor:
@@ -46,6 +56,8 @@ class Editor:
             weights as they are. None: measured at the first edit on text the model writes itself, which is a makeshift.
         adapter: for an architecture that `Adapter.for_model` does not know.
         targets: makes z* in the place of `rlsedit.targets.optimise_targets`, such as a `TargetCache`.
+        record: whether keys and targets of all batches are kept, which `remove`, `undo` and `save` need: in the memory
+            of the host, about 4 u (2 d + 3 v) bytes a layer and batch, until `save` gives them a folder.
 
     Raises:
         ValueError: unknown method or architecture, layers that do not exist, moments that do not fit, weights that are
@@ -62,6 +74,7 @@ class Editor:
         moments: Mapping[int, Tensor] | None = None,
         adapter: Adapter | None = None,
         targets: FindTargets | None = None,
+        record: bool = True,
     ) -> None:
         self.method: Method = method if isinstance(method, Method) else get_method(method)
         self.adapter = adapter or Adapter.for_model(model)
@@ -86,6 +99,10 @@ class Editor:
         self._contexts: list[Context] | None = None
         self._layers: dict[int, LayerState] | None = None
         self._find_targets: FindTargets = optimise_targets if targets is None else targets
+        self._starts: dict[int, Solver] = {}
+        self._folder: Folder | None = None
+        self._journal: Journal | None = MemoryJournal() if record and self.method.signal != "steps" else None
+        self._number = 0  # of the last step, where nothing is recorded
 
     def edit(
         self,
@@ -94,44 +111,42 @@ class Editor:
         batch_size: int | None = None,
         progress: ProgressCallback | None = None,
         finish: bool = True,
+        on_conflict: OnConflict = "keep-both",
     ) -> EditReport:
         """Write facts, in batches.
 
         Args:
-            facts: at least one; ids distinct.
+            facts: at least one; ids distinct, and not those of edits that the model holds.
             batch_size: facts of one batch, at least 1; None for that of the config. ROME writes one at a time.
             progress: called with `Progress` events.
             finish: whether the sequence ends here, for a method with a step at its end (PRUNE).
+            on_conflict: what is done about an edit with the same subject and the same prompt or named relation: both
+                are kept, the new one replaces the old one (taken out as by `remove`, in the same step), or the facts
+                are refused. Conflicts are logged and reported.
 
         Raises:
-            ValueError: no facts, ids that repeat, a fact that cannot be encoded, a state that has broken down. The
-                batches before stay written; the batch at hand leaves weights and states as they were.
+            ValueError: no facts, ids that repeat, a fact that cannot be encoded, a conflict that is refused, a method
+                that cannot replace, a state that has broken down. The batches before stay written; the batch at hand
+                leaves weights, states and folder as they were.
+            OSError: a batch cannot be made durable; as above.
         """
         facts = list(facts)
         size = self.config.batch_size if batch_size is None else batch_size
         size = min(size, 1) if self.method.single else size
-        if not facts:
-            raise ValueError("Editor.edit: facts must hold at least one fact, got none")
-        if wrong := [type(fact).__name__ for fact in facts if not isinstance(fact, Fact)]:
-            raise TypeError(f"Editor.edit: facts must be rlsedit.Fact objects, got {wrong[0]}")
-        if size < 1:
-            raise ValueError(f"Editor.edit: batch_size must be at least 1, got {size}")
-        if twice := [name for name, n in Counter(fact.id for fact in facts).items() if n > 1]:
-            raise ValueError(f"Editor.edit: facts must have distinct ids, got {twice[:5]} more than once")
-        rows = fact_rows(self.tokenizer, facts, [Context("", 1.0)])  # all of them before any is written
-        if sinks := [facts[row.fact].id for row in rows if row.kind == "nll" and row.pivot == 0]:
-            logger.warning(
-                "Editor.edit: the subject of %s is the first token the model reads; its hidden state is that of an "
-                "attention sink in many models and takes an edit badly. Put words before the subject",
-                sinks,
-            )
+        self._check_facts(facts, size, on_conflict)
+        index = Index() if self._journal is None else self._journal.index
+        found = conflicts.settle(facts, index, on_conflict)
+        if found and on_conflict == "replace":
+            check_removable(self.method, self.config, index)
         self._prepare()
-        batches = [facts[i : i + size] for i in range(0, len(facts), size)]
-        report = EditReport(self.method.name)
-        for index, batch in enumerate(batches):
-            report.batches.append(self._batch(batch, _Stage(progress, index, len(batches))))
-        if finish and self.method.finish is not None:
-            self._finish()
+        batches = conflicts.batches(facts, size, apart=on_conflict == "replace")
+        report = EditReport(self.method.name, conflicts=found)
+        for at, batch in enumerate(batches):
+            old = index.conflicts(batch) if on_conflict == "replace" else []
+            replaced = tuple(dict.fromkeys(conflict.old for conflict in old))
+            report.batches.append(self._batch(batch, replaced, Stage(progress, at, len(batches))))
+        if finish:
+            self.finish()
         return report
 
     def evaluate(self, facts: Sequence[Fact], *, progress: Callable[[int, int], None] | None = None) -> EvalReport:
@@ -142,13 +157,190 @@ class Editor:
         """What the state of each edited layer reports of itself; empty before the first edit."""
         return {} if self._layers is None else {n: layer.solver.health() for n, layer in self._layers.items()}
 
+    def finish(self) -> None:
+        """The method's step at the end of a sequence, where it has one (PRUNE); on all layers or none."""
+        if self.method.finish is not None and self._layers is not None:
+            layers = self._layers
+            self._step("finish", lambda: replay.finished(self._stream(), layers))
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Take edits out of the model: the weights that the stream without them has, to rounding.
+
+        The recorded targets of all others stay (`rlsedit.store.removal`); costs one downdate, whatever was written.
+
+        Args:
+            ids: distinct ids of edits that the model holds.
+
+        Raises:
+            ValueError: unknown ids, nothing recorded, a method that cannot take single edits back.
+            StoreError: a file that is needed is damaged.
+            OSError: the step cannot be made durable. Weights, states and folder are then as they were.
+        """
+        names = [ids] if isinstance(ids, str) else list(ids)
+        journal = self._recorded("remove")
+        if unknown := [name for name in names if name not in journal.index.live]:
+            raise ValueError(f"Editor.remove: ids must be of edits in the model, got {unknown[:5]}")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"Editor.remove: ids must be distinct, at least one, got {names[:5]}")
+        layers = self._layers
+        assert layers is not None
+        self._step("remove", lambda: self._without(layers, names), tuple(names))
+
+    def undo(self) -> tuple[str, ...]:
+        """Take the last step back (a batch, a removal, a finish), to the bit; the ids of a batch are returned.
+
+        The steps since the last snapshot before it are repeated from the records; without a folder all of them.
+
+        Raises:
+            ValueError: nothing to undo, or nothing recorded.
+            StoreError: a file that is needed is damaged.
+            OSError: the step cannot be made durable.
+        """
+        journal = self._recorded("undo")
+        if not journal.index.stack:
+            raise ValueError("Editor.undo: there is no step to take back")
+        *stack, last = journal.index.stack
+        self._prepare()
+        snapshots = None if self._folder is None else self._folder.snapshots
+        self._step("undo", lambda: replay.restore(self._stream(), journal, stack, snapshots), last.ids)
+        return last.ids
+
     def reset(self) -> None:
         """Back to the weights the editor was made with, bit for bit, and to the prior."""
+        if self._folder is not None and self._folder.journal.index.stack:
+            self._step("reset", lambda: replay.restore(self._stream(), self._folder.journal, ()))  # type: ignore[union-attr]
+        elif self._folder is None and self._journal is not None:
+            self._journal = MemoryJournal()
         with torch.no_grad():
             for n, weight in self._first.items():
                 self.adapter.rows(n).copy_(weight)
         self._weights = EditedWeights(self.adapter, self.config.layers)
         self._layers = None
+
+    def save(self, path: str | os.PathLike[str], *, every: int = 20, disk: Disk = DISK) -> None:
+        """Keep this editor in a folder: all steps so far, and from then on each step before it counts as written.
+
+        Called again it takes a snapshot, which makes a later `resume` short; one is taken every `every` steps besides.
+
+        Args:
+            path: the output folder; `path/rlsedit` is made in it.
+            every: steps between two snapshots, at least 1.
+            disk: how files are written, for tests.
+
+        Raises:
+            ValueError: nothing was recorded, or another folder keeps this editor.
+            StoreError: the folder holds edits of another stream.
+            OSError: it cannot be written.
+        """
+        if every < 1:
+            raise ValueError(f"Editor.save: every must be at least 1, got {every}")
+        if self._folder is not None:
+            kept = self._folder.path
+            if os.path.realpath(kept) != os.path.realpath(path):
+                raise ValueError(f"Editor.save: path must be {kept}, where this editor is kept, got {path}")
+        else:
+            if self._journal is None and self._number:
+                raise ValueError("Editor.save: the edits so far were not recorded; save before the first edit")
+            self._prepare()
+            assert self._moments is not None
+            base = {n: (self._first[n], self._moments[n]) for n in self.config.layers}
+            records = self._journal if isinstance(self._journal, MemoryJournal) else ()
+            self._folder = Folder.create(path, self._session(), base, records, every=every, disk=disk)
+            self._journal = self._folder.journal
+        self._folder.snapshot(self._parts(), due=False)
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        method: Method | None = None,
+        adapter: Adapter | None = None,
+        targets: FindTargets | None = None,
+        every: int = 20,
+        disk: Disk = DISK,
+    ) -> Editor:
+        """The editor that a folder keeps, to the bit, whatever ended the process that wrote it.
+
+        Args:
+            path: the output folder.
+            model: the model that was edited, with any values in the edited weights: they are set.
+            tokenizer: its tokenizer.
+            method: the recipe, where it is none of `list_methods()`.
+            adapter, targets: as for `Editor`.
+            every, disk: as for `save`.
+
+        Raises:
+            FolderBusyError: another process writes to the folder.
+            StoreError: no such folder, another model, or a damaged file that cannot be done without.
+        """
+        folder = Folder.open(path, every=every, disk=disk)
+        try:
+            session = folder.session
+            if method is not None and method.name != session.method:
+                raise StoreError(f"resume: method must be {session.method!r}, got {method.name!r}")
+            adapter = adapter or Adapter.for_model(model)
+            session.check(adapter)
+            base = {n: folder.first(n, adapter.device) for n in session.config.layers}
+            with torch.no_grad():
+                for n, (weight, _) in base.items():
+                    adapter.rows(n).copy_(weight)
+            editor = cls(
+                model, tokenizer, method or session.method, session.config,
+                moments={n: moment for n, (_, moment) in base.items()}, adapter=adapter, targets=targets,
+            )  # fmt: skip
+            editor._contexts = list(session.contexts)
+            editor._folder, editor._journal = folder, folder.journal
+            if folder.journal.index.stack:
+                stack = folder.journal.index.stack
+                editor._layers = replay.restore(editor._stream(), folder.journal, stack, folder.snapshots)
+                editor._weights.keep()
+            return editor
+        except BaseException:
+            folder.close()
+            raise
+
+    @property
+    def folder(self) -> Folder | None:
+        """The folder that keeps this editor."""
+        return self._folder
+
+    @property
+    def planned(self) -> list[Fact]:
+        """Facts that were asked for and not written when the process before this one ended."""
+        return [] if self._folder is None else [row.fact for row in self._folder.ledger.edits(state="planned")]
+
+    @property
+    def first_weights(self) -> dict[int, Tensor]:
+        """W_0 (d, v) of each edited layer, in the dtype of the model; not copies."""
+        return dict(self._first)
+
+    def close(self) -> None:
+        """Give the folder back to other writers; nothing is lost without it."""
+        if self._folder is not None:
+            self._folder.close()
+            self._folder, self._journal = None, None
+
+    def _check_facts(self, facts: list[Fact], size: int, on_conflict: str) -> None:
+        if not facts:
+            raise ValueError("Editor.edit: facts must hold at least one fact, got none")
+        if wrong := [type(fact).__name__ for fact in facts if not isinstance(fact, Fact)]:
+            raise TypeError(f"Editor.edit: facts must be rlsedit.Fact objects, got {wrong[0]}")
+        if size < 1:
+            raise ValueError(f"Editor.edit: batch_size must be at least 1, got {size}")
+        if on_conflict not in conflicts.POLICIES:
+            raise ValueError(f"Editor.edit: on_conflict must be one of {conflicts.POLICIES}, got {on_conflict!r}")
+        if twice := [name for name, n in Counter(fact.id for fact in facts).items() if n > 1]:
+            raise ValueError(f"Editor.edit: facts must have distinct ids, got {twice[:5]} more than once")
+        rows = fact_rows(self.tokenizer, facts, [Context("", 1.0)])  # all of them before any is written
+        if sinks := [facts[row.fact].id for row in rows if row.kind == "nll" and row.pivot == 0]:
+            logger.warning(
+                "Editor.edit: the subject of %s is the first token the model reads; its hidden state is that of an "
+                "attention sink in many models and takes an edit badly. Put words before the subject",
+                sinks,
+            )
 
     def _prepare(self) -> None:
         if self._contexts is None:
@@ -163,73 +355,114 @@ class Editor:
             self._layers = {n: self._first_state(n) for n in self.config.layers}
 
     def _first_state(self, layer: int) -> LayerState:
+        """The state of a layer before the first batch; the prior is factored once."""
         assert self._moments is not None
         weight, dtype = self.adapter.rows(layer), self._weights.dtype(layer)
-        solver = self.method.start(self._moments[layer], self.config, dtype, weight.device)
+        if layer not in self._starts:
+            self._starts[layer] = self.method.start(self._moments[layer], self.config, dtype, weight.device)
         gram = (self.config.mom2_weight * self._moments[layer]).to(device=weight.device, dtype=dtype)
-        return LayerState(solver, Deviations(torch.zeros_like(weight, dtype=dtype), gram))
+        return LayerState(
+            self._starts[layer], Deviations(torch.zeros(weight.shape, dtype=dtype, device=weight.device), gram)
+        )
 
-    def _batch(self, facts: list[Fact], stage: _Stage) -> BatchReport:
+    def _batch(self, facts: list[Fact], replaced: tuple[str, ...], stage: Stage) -> BatchReport:
         assert self._contexts is not None
         assert self._layers is not None
         before = self._layers
-        job = Job(
-            self.adapter,
-            self.tokenizer,
-            facts,
-            self._contexts,
-            self.config,
-            self.method,
-            self._weights,
-            before,
-            stage,
-            self._find_targets,
-        )
+        if self._folder is not None:
+            self._folder.plan(facts)
         try:
+            layers = before
+            if replaced:
+                layers = self._without(before, replaced)
+                self._weights.nest()
+            job = Job(
+                self.adapter,
+                self.tokenizer,
+                facts,
+                self._contexts,
+                self.config,
+                self.method,
+                self._weights,
+                layers,
+                stage,
+                self._find_targets,
+            )
             written = WRITERS[self.method.signal](job)
-            self._layers = {**before, **written.states}  # one assignment: all layers or none
-        except BaseException:
+            following = {**layers, **written.states}
+            stage("report", len(facts), len(facts))
+            report = batch_report(self.method, self.config, facts, written, stage.seconds, following)
+            noise = self.method.noise(self.config, len(facts))
+            record = Record(
+                self._number + 1, "batch", now(), tuple(facts), replaced, written.owners, noise, job.rows,
+                report=figures(report),
+            )  # fmt: skip
+            self._commit(record, following)  # one assignment in it: all layers or none
+        except BaseException as error:
             if self._layers is before:
-                self._weights.undo()
+                self._weights.revert()
+                if self._folder is not None and isinstance(error, Exception):
+                    self._folder.failed(facts, " ".join(str(error).split())[:500] or type(error).__name__)
             raise
-        self._weights.keep()
         stage("batch", len(facts), len(facts))
-        return self._report(facts, written, stage.seconds)
+        return report
 
-    @torch.no_grad()
-    def _finish(self) -> None:
-        """The method's step at the end of a sequence, on all layers or none."""
-        assert self._layers is not None
-        assert self.method.finish is not None
-        before, following = self._layers, {}
+    def _step(self, kind: str, work: Callable[[], dict[int, LayerState]], removed: tuple[str, ...] = ()) -> None:
+        """One step that writes no facts: all layers, states and folder, or nothing."""
+        before = self._layers
         try:
-            for n, state in before.items():
-                shift = state.deviations.shift
-                change = self.method.finish(shift, self._first[n].to(shift.dtype), self.config) - shift
-                self._weights.add(n, change)
-                following[n] = replace(state, deviations=state.deviations.moved(change))
-            self._layers = following
+            following = work()
+            self._commit(Record(self._number + 1, kind, now(), removed=removed), following)
         except BaseException:
             if self._layers is before:
-                self._weights.undo()
+                self._weights.revert()
             raise
-        self._weights.keep()
 
-    def _report(self, facts: list[Fact], written: Written, seconds: dict[str, float]) -> BatchReport:
-        assert self._layers is not None
-        all_of = [layer.deviations for layer in self._layers.values()]
-        bounds = [deviations.bounds(self.method, self.config) for deviations in all_of]
-        return BatchReport(
-            ids=tuple(fact.id for fact in facts),
-            seconds=seconds,
-            fit=sum(deviations.fit(self.method, self.config) for deviations in all_of),
-            parameter_deviation=sum(deviations.parameter for deviations in all_of),
-            anchor_deviation=sum(deviations.anchor for deviations in all_of),
-            parameter_bound=_root_sum([parameter for parameter, _ in bounds]),
-            anchor_bound=_root_sum([anchor for _, anchor in bounds]),
-            target_loss=written.loss,
-            steps=written.steps,
-        )
+    def _commit(self, record: Record, layers: dict[int, LayerState]) -> None:
+        """From the moment that the record is durable the step has been taken."""
+        if self._journal is not None:
+            sums, sizes = replay.marks(self._stream(), layers)
+            record = replace(record, number=len(self._journal.entries) + 1, sums=sums, sizes=sizes)
+        with uninterrupted():
+            if self._folder is not None:
+                self._folder.append(record)
+            elif self._journal is not None:
+                self._journal.append(record)
+            self._layers = layers
+            self._weights.keep()
+            self._number = record.number
+        if self._folder is not None:
+            try:
+                self._folder.snapshot(self._parts(), due=True)
+            except OSError as error:
+                logger.warning("%s: no snapshot for now, the records have everything: %s", self._folder.path, error)
+
+    def _without(self, layers: Mapping[int, LayerState], names: Sequence[str]) -> dict[int, LayerState]:
+        journal = self._recorded("remove")
+        return take_out(self.method, self.config, self._weights, layers, journal, journal.index, names)
+
+    def _recorded(self, what: str) -> Journal:
+        if self._journal is None:
+            raise ValueError(
+                f"Editor.{what}: nothing was recorded; make the editor with record=True, or give it a folder by "
+                "Editor.save before the first edit"
+            )
+        return self._journal
+
+    def _stream(self) -> replay.Stream:
+        return replay.Stream(self.method, self.config, self._weights, self._first, self._first_state)
+
+    def _parts(self) -> dict[int, tuple[Tensor, object]]:
+        return {n: (self._weights.wide(n), state) for n, state in (self._layers or {}).items()}
+
+    def _session(self) -> Session:
+        adapter, layers = self.adapter, self.config.layers
+        model = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
+        assert self._contexts is not None
+        return Session(
+            self.method.name, self.config, tuple(self._contexts), adapter.module, adapter.layout,
+            str(adapter.rows(layers[0]).dtype), rest_of(adapter, layers), model, {},
+        )  # fmt: skip
 
     def _checked(self, moments: Mapping[int, Tensor]) -> dict[int, Tensor]:
         if missing := [n for n in self.config.layers if n not in moments]:
@@ -240,26 +473,3 @@ class Editor:
                 got = tuple(moments[n].shape) if isinstance(moments[n], Tensor) else type(moments[n]).__name__
                 raise ValueError(f"Editor: moments[{n}] must be a tensor of shape ({d}, {d}), got {got}")
         return {n: moments[n].double() for n in self.config.layers}
-
-
-class _Stage:
-    """Sends progress events and adds up wall time by stage."""
-
-    def __init__(self, progress: ProgressCallback | None, batch: int, batches: int) -> None:
-        self._progress, self._batch, self._batches = progress, batch, batches
-        self._now: str | None = None
-        self._since = 0.0
-        self.seconds: dict[str, float] = {"targets": 0.0, "keys": 0.0, "solve": 0.0, "report": 0.0}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if self._now in self.seconds:
-            self.seconds[self._now] += now - self._since
-        self._now, self._since = stage, now
-        if self._progress is not None and stage != "report":
-            self._progress(Progress(stage, self._batch, self._batches, done, total))
-
-
-def _root_sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(value**2 for value in known) ** 0.5 if len(known) == len(values) else None

@@ -43,12 +43,28 @@ class BatchReport:
     steps: float
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """A fact that is asked for, and an edit about the same subject with the same prompt or the same (named) relation.
+
+    Attributes:
+        new: id of the fact that is asked for.
+        old: id of the edit that the model holds, or of an earlier fact of the same request.
+        subject: of the fact that is asked for.
+    """
+
+    new: str
+    old: str
+    subject: str
+
+
 @dataclass
 class EditReport:
-    """All batches of one call of `Editor.edit`."""
+    """All batches of one call of `Editor.edit`, and the conflicts that were found before the first of them."""
 
     method: str
     batches: list[BatchReport] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
 
     @property
     def facts(self) -> int:

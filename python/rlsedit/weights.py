@@ -36,7 +36,7 @@ class EditedWeights:
             for n, view in self._views.items()
             if view.dtype in (torch.float16, torch.bfloat16)
         }
-        self._saved: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._levels: list[dict[int, tuple[Tensor, Tensor | None]]] = [{}]
 
     def dtype(self, layer: int) -> torch.dtype:
         """Precision in which this layer is edited: float32, or float64 for a float64 model."""
@@ -50,8 +50,26 @@ class EditedWeights:
     @torch.no_grad()
     def show(self, layer: int, value: Tensor) -> None:
         """Let the model see `value` (d, v), rounded to its dtype; taken back by `add`'s caller or `undo`."""
-        self._saved.setdefault(layer, (self._views[layer].clone(), self._masters.get(layer)))
+        self._save(layer)
         self._views[layer].copy_(value)
+
+    @torch.no_grad()
+    def put(self, layer: int, value: Tensor) -> None:
+        """W becomes `value` (d, v), given in the precision of `dtype`; taken back by `undo`.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        wide = self.wide(layer)
+        if value.shape != wide.shape or value.dtype != wide.dtype:
+            raise ValueError(
+                f"Editor: the weight of layer {layer} must be {wide.dtype} of shape {tuple(wide.shape)}, got "
+                f"{value.dtype} of {tuple(value.shape)}"
+            )
+        self._save(layer)
+        self._views[layer].copy_(value)
+        if layer in self._masters:
+            self._masters[layer] = value
 
     @torch.no_grad()
     def add(self, layer: int, update: Tensor) -> None:
@@ -65,20 +83,36 @@ class EditedWeights:
         rounded = changed.to(view.dtype)
         if not bool(rounded.isfinite().all()):
             raise ValueError(f"Editor: the update of layer {layer} must be finite in {view.dtype}, got NaN or Inf")
-        self._saved.setdefault(layer, (view.clone(), master))
+        self._save(layer)
         view.copy_(rounded)
         if master is not None:
             self._masters[layer] = changed
 
+    def nest(self) -> None:
+        """From here on `undo` goes back to this point only; `revert` and `keep` see all changes."""
+        self._levels.append({})
+
     def keep(self) -> None:
         """Make the changes since the last `keep` final."""
-        self._saved = {}
+        self._levels = [{}]
+
+    def undo(self) -> None:
+        """Put back, bit for bit, what was there at the last `keep` or `nest`."""
+        self._put_back(self._levels[-1])
+        self._levels[-1] = {}
+
+    def revert(self) -> None:
+        """Put back, bit for bit, what was there at the last `keep`."""
+        while self._levels:
+            self._put_back(self._levels.pop())
+        self._levels = [{}]
+
+    def _save(self, layer: int) -> None:
+        self._levels[-1].setdefault(layer, (self._views[layer].clone(), self._masters.get(layer)))
 
     @torch.no_grad()
-    def undo(self) -> None:
-        """Put back, bit for bit, what was there at the last `keep`."""
-        for layer, (weight, master) in self._saved.items():
+    def _put_back(self, saved: dict[int, tuple[Tensor, Tensor | None]]) -> None:
+        for layer, (weight, master) in saved.items():
             self._views[layer].copy_(weight)
             if master is not None:
                 self._masters[layer] = master
-        self._saved = {}

@@ -246,7 +246,7 @@ def test_prune_is_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     add = editor._weights.add
     monkeypatch.setattr(editor._weights, "add", lambda n, u: add(n, u) if n == 1 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        editor._finish()
+        editor.finish()
     assert all(torch.equal(editor.adapter.rows(n), before[n]) for n in (1, 2))
     assert editor._layers is states
 

@@ -33,4 +33,5 @@ METHOD = Method(
     solver=make,
     commit="never",
     signal="steps",
+    entangled="gradient steps on all facts of a batch cannot be told apart",
 )

@@ -19,6 +19,9 @@ Commit = Literal["batch", "never", "hard"]
 Signal = Literal["targets", "components", "tokens", "gradients", "steps"]
 """What a method is driven by; each has one writer in `rlsedit.writing`."""
 
+Removal = Literal["downdate", "solve"]
+"""How single edits are taken back: by a downdate of the state, or by solving their batch again without them."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -109,6 +112,8 @@ class Method:
         signal: what drives the method.
         single: one fact at a time, one layer, all contexts of equal weight in the key (ROME).
         early_stop: whether z* stops early where the new answer has become the likeliest (ENCORE).
+        removable: how single edits are taken back, for a recipe whose `solver`, `commit` and steps do not say it.
+        entangled: why single edits cannot be taken back; empty where they can, or where the recipe says it.
     """
 
     name: str
@@ -124,6 +129,24 @@ class Method:
     signal: Signal = "targets"
     single: bool = False
     early_stop: bool = False
+    removable: Removal | None = None
+    entangled: str = ""
+
+    @property
+    def removal(self) -> Removal:
+        """How single edits are taken back, where `lasting` is empty."""
+        return self.removable or ("solve" if self.commit == "never" else "downdate")
+
+    @property
+    def lasting(self) -> str:
+        """Why single edits cannot be taken back; empty where they can."""
+        if self.entangled or self.removable is not None:
+            return self.entangled
+        if self.post is not None:
+            return "the step after the solve depends on the weights as they were"
+        if self.commit == "hard":
+            return "a hard commit (noise 0) leaves no trace to remove"
+        return "its solver does not say how" if self.solver is not None else ""
 
     def check(self, config: EditConfig) -> None:
         """Refuse hyper-parameters with which the prior would be zero, before anything is computed.

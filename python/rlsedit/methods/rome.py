@@ -7,6 +7,7 @@ k is the mean key over the contexts and k_e that of the bare prompt. The mixture
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -27,14 +28,15 @@ class RomeSolver:
         """For keys (1, d), residual (1, v) and bare (1, d)."""
         if len(keys) != 1 or bare is None:
             raise ValueError(f"rome: keys must be one at a time, with that of the bare prompt; got {len(keys)}")
-        gain = self.state.gain(keys, noise=0.0)
+        following = copy.copy(self.state)  # may move to another form; its matrix is not written to
+        gain = following.gain(keys, noise=0.0)
         match = float(bare @ gain)
         if not abs(match) > 1e-6:
             raise ValueError(
                 f"rome: the key of the bare prompt must not be orthogonal to the mean key, got {match:.1e}; use r_rome"
             )
         gain = gain / match
-        return Proposal(gain @ residual, gain), self
+        return Proposal(gain @ residual, gain), RomeSolver(following)
 
     def health(self) -> dict[str, object]:
         """The state's own report."""
@@ -54,4 +56,5 @@ METHOD = Method(
     solver=make,
     commit="never",
     single=True,
+    removable="solve",
 )

@@ -9,6 +9,7 @@ which is the recursion on a ridge, with residual K_t (W~ - W_(t-1)) and noise 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -17,7 +18,7 @@ import rlsedit_kernels as rk
 
 from . import memit
 from .method import Method, Proposal, Solver, Start
-from .solver import RecursionSolver
+from .solver import RecursionSolver, Removable
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,17 @@ class SimIESolver:
         """For token inputs K (n, d) and residuals K (W~ - W) (n, v)."""
         proposal, following = self.ridge.propose(keys, residual)
         return proposal, replace(self, ridge=following)
+
+    def seen(self, keys: Tensor) -> SimIESolver:
+        """With the editor underneath as it is after a batch of its keys (u, d): nothing is written, a form may move."""
+        return replace(self, base=self.base.propose(keys, keys[:, :1])[1])
+
+    def removed(self, keys: Tensor, remaining: Iterable[tuple[Tensor, float]]) -> tuple[Tensor, SimIESolver]:
+        """Token rows taken out of the ridge."""
+        if not isinstance(self.ridge, Removable):
+            raise TypeError(f"simie: the ridge must be a solver that can remove, got {type(self.ridge).__name__}")
+        gain, following = self.ridge.removed(keys, remaining)
+        return gain, replace(self, ridge=following)
 
     def health(self) -> dict[str, object]:
         """The report of the ridge's state."""
@@ -53,4 +65,5 @@ METHOD = Method(
     solver=make,
     objective=lambda config: (config.simie_ridge**0.5, 0.0),
     signal="tokens",
+    removable="downdate",
 )

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 import rlsedit_kernels as rk
 
-from .method import Commit, Method, Proposal, Start
+from .method import Commit, Method, Proposal, Solver, Start
+
+
+@runtime_checkable
+class Removable(Protocol):
+    """A solver out of whose state rows can be taken."""
+
+    def removed(self, keys: Tensor, remaining: Iterable[tuple[Tensor, float]]) -> tuple[Tensor, Solver]:
+        """Gain F A^-1 (d, u) of a removal (docs/mathematics.md, fact 5), and the state without the rows.
+
+        Args:
+            keys: (u, d), written with the noise of the method.
+            remaining: keys and noise of all rows that stay, read only where a downdate would be ill-conditioned.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,8 +46,9 @@ class RecursionSolver:
         """gain = C K' (noise I + K C K')^-1, update = gain E; the commit is made on a copy of the state."""
         noise = self.noise(len(keys))
         if self.commit == "never":
-            gain = self.state.gain(keys, noise=noise)
-            return Proposal(gain @ residual, gain), self
+            following = copy.copy(self.state)  # may move to another form; its matrix is not written to
+            gain = following.gain(keys, noise=noise)
+            return Proposal(gain @ residual, gain), replace(self, state=following)
         following = self.state.clone()
         if self.commit == "hard":
             gain = following.gain(keys, noise=noise)
@@ -40,6 +56,12 @@ class RecursionSolver:
         else:
             gain = following.update(keys, noise=noise)
         return Proposal(gain @ residual, gain), replace(self, state=following)
+
+    def removed(self, keys: Tensor, remaining: Iterable[tuple[Tensor, float]]) -> tuple[Tensor, RecursionSolver]:
+        """A downdate of a copy of the state, or the state made anew from what stays (`CovarianceState.remove`)."""
+        following = self.state.clone()
+        gain = following.remove(keys, self.noise(len(keys)), remaining=remaining)
+        return gain, replace(self, state=following)
 
     def health(self) -> dict[str, object]:
         """The state's own report."""

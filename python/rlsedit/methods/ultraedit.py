@@ -8,6 +8,7 @@ over all tokens of a batch, k^ and g^ being inputs and gradients normalised by t
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -56,8 +57,9 @@ class UltraEditSolver:
         normaliser = before.with_batch(features)
         seen, gradients = normaliser(features).split([keys.shape[1], residual.shape[1]], 1)
         values = -self.rate * seen.square().sum(1, keepdim=True) * gradients
-        gain = self.state.gain(keys, noise=1.0)
-        return Proposal(gain @ values, None), replace(self, normaliser=normaliser)
+        following = copy.copy(self.state)  # may move to another form; its matrix is not written to
+        gain = following.gain(keys, noise=1.0)
+        return Proposal(gain @ values, None), replace(self, state=following, normaliser=normaliser)
 
     def health(self) -> dict[str, object]:
         """The state's own report."""
@@ -79,4 +81,5 @@ METHOD = Method(
     solver=make,
     commit="never",
     signal="gradients",
+    entangled="its running statistics normalise all later edits",
 )

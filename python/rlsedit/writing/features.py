@@ -40,8 +40,14 @@ def write_tokens(job: Job) -> Written:
     underneath = write_targets(replace(job, method=base, states=states))
     changes = {n: job.weights.wide(n) - before[n] for n in job.config.layers}
     job.weights.undo()
-    following = {n: job.apply(n, part.keys, part.keys @ changes[n]) for n, part in features.items()}
-    return replace(underneath, states=following)
+    base_keys = {n: rows.keys for n, rows in job.rows.items()}
+    states = {
+        n: replace(state, solver=replace(_simie(state), base=underneath.states[n].solver))
+        for n, state in job.states.items()
+    }
+    job = replace(job, states=states)
+    following = {n: job.apply(n, part.keys, part.keys @ changes[n], base_keys[n]) for n, part in features.items()}
+    return replace(underneath, states=following, owners=token_owners(job))
 
 
 def write_gradients(job: Job) -> Written:
@@ -52,7 +58,13 @@ def write_gradients(job: Job) -> Written:
     for n, part in features.items():
         assert part.gradients is not None
         following[n] = job.apply(n, part.keys, part.gradients)
-    return Written(following, loss, 1.0)
+    return Written(following, loss, 1.0, token_owners(job))
+
+
+def token_owners(job: Job) -> tuple[int, ...]:
+    """Index of the fact of each row of `features_of`."""
+    rows = [row for row in fact_rows(job.tokenizer, job.facts, [Context("", 1.0)]) if row.kind == "nll"]
+    return tuple(row.fact for row in rows for _ in row.inputs)
 
 
 def features_of(job: Job, gradients: bool) -> tuple[dict[int, Features], float]:

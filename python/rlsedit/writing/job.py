@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,8 @@ from ..facts import Fact
 from ..methods import Method, Proposal, Solver
 from ..models.adapter import Adapter
 from ..prompts import Context
+from ..store.records import LayerRows
+from ..store.tensors import plain
 from ..targets import Targets
 from ..weights import EditedWeights
 
@@ -29,6 +31,40 @@ class LayerState:
     deviations: Deviations
 
 
+def applied(
+    method: Method,
+    config: EditConfig,
+    weights: EditedWeights,
+    state: LayerState,
+    layer: int,
+    rows: LayerRows,
+    solved: Callable[[], None] = lambda: None,
+) -> LayerState:
+    """Write the rows of a batch at one layer, and give the next state: the same bits for the same rows and state.
+
+    Args:
+        method, config: of the stream.
+        weights: changed.
+        state: of the layer, before the batch.
+        layer: one of the edited layers.
+        rows: keys, residual and bare keys, or the change itself.
+        solved: called once the weight is written.
+    """
+    if rows.change is not None:
+        weights.add(layer, rows.change)
+        solved()
+        return LayerState(state.solver, state.deviations.moved(rows.change))
+    assert rows.keys is not None
+    assert rows.residual is not None
+    proposal, solver = state.solver.propose(rows.keys, rows.residual, rows.bare)
+    if method.post is not None:
+        proposal = Proposal(method.post(proposal.update, weights.wide(layer), config), None)
+    weights.add(layer, proposal.update)
+    solved()
+    noise = method.noise(config, len(rows.keys))
+    return LayerState(solver, state.deviations.after(rows.keys, rows.residual, proposal, noise))
+
+
 @dataclass(frozen=True)
 class Job:
     """One batch.
@@ -42,6 +78,7 @@ class Job:
         states: by layer, before the batch.
         stage: called with (name of the stage, done, total).
         find: makes z*.
+        rows: filled with what was written at each layer.
     """
 
     adapter: Adapter
@@ -54,6 +91,7 @@ class Job:
     states: Mapping[int, LayerState]
     stage: Callable[[str, int, int], None]
     find: FindTargets
+    rows: dict[int, LayerRows] = field(default_factory=dict)
 
     def apply(self, layer: int, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> LayerState:
         """Propose a change for `layer`, take the method's step after the solve, add it, and give the next state.
@@ -64,15 +102,26 @@ class Job:
             residual: (u, v).
             bare: (u, d) or None.
         """
+        reads_bare = bare is not None and self.method.solver is not None
+        # in one layout, so that they can be written again to the bit
+        rows = LayerRows(plain(keys), plain(residual), bare=plain(bare) if reads_bare and bare is not None else None)
+        return self._write(layer, rows)
+
+    def change(self, layer: int, change: Tensor) -> LayerState:
+        """Add a change (d, v) that no solve has made."""
+        return self._write(layer, LayerRows(change=plain(change)))
+
+    def _write(self, layer: int, rows: LayerRows) -> LayerState:
         state, at = self.states[layer], self.config.layers.index(layer)
         self.stage("solve", at, len(self.config.layers))
-        proposal, solver = state.solver.propose(keys, residual, bare)
-        if self.method.post is not None:
-            proposal = Proposal(self.method.post(proposal.update, self.weights.wide(layer), self.config), None)
-        self.weights.add(layer, proposal.update)
-        self.stage("report", at, len(self.config.layers))
-        noise = self.method.noise(self.config, len(keys))
-        return LayerState(solver, state.deviations.after(keys, residual, proposal, noise))
+        following = applied(
+            self.method, self.config, self.weights, state, layer, rows,
+            lambda: self.stage("report", at, len(self.config.layers)),
+        )  # fmt: skip
+        if rows.keys is not None and rows.residual is not None:
+            rows = replace(rows, target=rows.residual + rows.keys @ state.deviations.shift)
+        self.rows[layer] = rows
+        return following
 
 
 @dataclass(frozen=True)
@@ -83,8 +132,10 @@ class Written:
         states: by layer, after the batch.
         loss: mean of the last loss of each fact.
         steps: mean number of evaluations of the loss.
+        owners: index of the fact of each row; empty where row i is that of fact i.
     """
 
     states: dict[int, LayerState] = field(default_factory=dict)
     loss: float = 0.0
     steps: float = 0.0
+    owners: tuple[int, ...] = ()

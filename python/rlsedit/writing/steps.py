@@ -55,12 +55,9 @@ def write_steps(job: Job) -> Written:
                 job.stage("targets", min(step + 1, len(job.facts)), len(job.facts))
         finally:
             job.weights.undo()
-    following = {}
-    for i, n in enumerate(layers):
-        job.stage("solve", i, len(layers))
-        change = masters[n] - first[n]
-        job.weights.add(n, change)
-        following[n] = LayerState(job.states[n].solver, job.states[n].deviations.moved(change))
+    following: dict[int, LayerState] = {}
+    for n in layers:
+        following[n] = job.change(n, masters[n] - first[n])
     return Written(following, loss, float(taken))
 
 

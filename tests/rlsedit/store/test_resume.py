@@ -1,0 +1,113 @@
+"""A folder gives the editor back to the bit: all methods, from snapshots and from the records alone, and undo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.editors import differing, editor, everything, facts, resumed
+
+from rlsedit.methods import list_methods
+from rlsedit.store.errors import StoreError
+
+BATCH = dict(batch_size=2, finish=False)
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+@pytest.mark.parametrize("method", list_methods())
+def test_a_resumed_stream_has_the_bits_of_one_that_was_never_interrupted(
+    method: str, every: int, tmp_path: Path
+) -> None:
+    whole = editor(method)
+    whole.edit(facts(8), **BATCH)
+    part = editor(method)
+    part.save(tmp_path, every=every)
+    part.edit(facts(4), **BATCH)
+    expected = everything(part)
+    part.close()
+    again = resumed(tmp_path, every=every)
+    assert differing(everything(again), expected) == []
+    again.edit(facts(4, 4), **BATCH)
+    assert differing(everything(again), everything(whole)) == []
+    again.finish()
+    whole.finish()
+    assert differing(everything(again), everything(whole)) == []
+    again.close()
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gptj", torch.bfloat16), ("gpt2", torch.float32),
+                                               ("gemma3_text", torch.float16), ("qwen2", torch.float64)])  # fmt: skip
+def test_families_and_dtypes(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    settings = dict(layers=(2,)) if family == "gemma3_text" else {}
+    whole, part = editor("rlsedit", dtype, family, **settings), editor("rlsedit", dtype, family, **settings)
+    whole.edit(facts(6), **BATCH)
+    part.edit(facts(2), **BATCH)
+    part.save(tmp_path, every=2)  # the batch before is taken along
+    part.edit(facts(2, 2), **BATCH)
+    part.close()
+    again = resumed(tmp_path, dtype, family)
+    again.edit(facts(2, 4), **BATCH)
+    assert differing(everything(again), everything(whole)) == []
+    again.reset()
+    fresh = editor("rlsedit", dtype, family, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), fresh.model.parameters(), strict=True))
+    again.edit(facts(6), **BATCH)
+    assert differing(everything(again), everything(whole)) == []
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["folder", "memory"])
+@pytest.mark.parametrize("method", list_methods())
+def test_undo_is_exact_to_the_bit(method: str, kept: bool, tmp_path: Path) -> None:
+    one = editor(method)
+    if kept:
+        one.save(tmp_path, every=2)
+    elif method == "ft":
+        with pytest.raises(ValueError, match="nothing was recorded"):
+            one.undo()
+        return
+    states = [everything(one)]
+    for i in range(3):
+        one.edit(facts(2, 2 * i), **BATCH)
+        states.append(everything(one))
+    single = one.method.single
+    for i in (2, 1):
+        for _ in range(2 if single else 1):
+            ids = one.undo()
+        assert ids == (f"f{2 * i}",) if single else (f"f{2 * i}", f"f{2 * i + 1}")
+        assert differing(everything(one), states[i]) == []
+    one.edit(facts(2, 2), **BATCH)
+    assert differing(everything(one), states[2]) == []
+    if kept:
+        one.close()
+        again = resumed(tmp_path)
+        assert differing(everything(again), states[2]) == []
+        rows = again.folder.ledger.edits()  # type: ignore[union-attr]
+        assert [(row.fact.id, row.state) for row in rows if row.state == "applied"] == [
+            (f"f{i}", "applied") for i in range(4)
+        ]
+        again.close()
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    from support.language_models import tiny, tokenizer
+
+    from rlsedit.editor import Editor
+
+    one = editor()
+    one.save(tmp_path)
+    one.edit(facts(2))
+    one.close()
+    for other, words in ((tiny("llama", torch.float32, seed=1), "another"), (tiny("gpt2", torch.float32), "module"),
+                         (tiny("llama", torch.float64), "dtype")):  # fmt: skip
+        before = [value.clone() for value in other.parameters()]
+        with pytest.raises(StoreError, match=words):
+            Editor.resume(tmp_path, other, tokenizer())
+        assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+    with pytest.raises(StoreError, match="holds no edits"):
+        resumed(tmp_path / "records")
+    again = resumed(tmp_path)
+    with pytest.raises(StoreError, match="holds edits already"):
+        editor().save(tmp_path)
+    with pytest.raises(ValueError, match="where this editor is kept"):
+        again.save(tmp_path / "other")
