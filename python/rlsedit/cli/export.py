@@ -179,6 +179,9 @@ def _lora(
         for layer in report.layers
     ]
     console.line(table(("module", "rank", "of", "error, Frobenius", "spectral"), rows))
+    if report.exact and changes[0].dtype.itemsize == 2:
+        name = str(changes[0].dtype).removeprefix("torch.")
+        console.line(f"the error is the rounding of {name} weights, which the factors leave out")
     if scores is not None:
         console.line("\n" + score_table(scores))
         console.line(f"\nefficacy lost to the rank: {100 * (report.efficacy_loss or 0.0):.1f} points")

@@ -77,6 +77,14 @@ def test_an_adapter_with_scores(pair: Any, tmp_path: Path, capsys: pytest.Captur
     )
 
 
+def test_half_precision_folders(make_pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = make_pair("llama", torch.bfloat16)
+    assert main(command(pair.edited, "lora", tmp_path / "out", pair.base)) == 0
+    assert "the error is the rounding of bfloat16 weights" in capsys.readouterr().out
+    assert main(command(pair.edited, "delta", tmp_path / "d", pair.base)) == 0
+    assert "bits" in capsys.readouterr().out
+
+
 def test_what_an_edit_left_behind_is_read(pair: Any, tmp_path: Path) -> None:
     edited = tmp_path / "edited"
     shutil.copytree(pair.edited, edited)
