@@ -1,7 +1,7 @@
 """What does it cost to watch a state: the cheap check, the guard of a stream, and the thorough check on request?
 
-Batches on states that keep a matrix, guarded and not, in turns. A guarded state checks itself before every 64th batch once
-a stream has settled, so that rounds of 64 batches are timed; the price of one check is timed by itself as well.
+Batches on states that keep a matrix, guarded and not, in turns. A guarded state checks itself before every 64th batch
+once a stream has settled, so that rounds of 64 batches are timed; the price of one check is timed by itself as well.
 """
 
 from __future__ import annotations

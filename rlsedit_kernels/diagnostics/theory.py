@@ -1,7 +1,7 @@
 """The theorem and the proposition of the paper (arXiv 2601.15686), and the limits of the objective, in numbers.
 
-Nothing is assumed here that is not computed: a weight comes from `RLSFilter`, or from a dense solve where what is asked is
-no recursion (a ridge that grows with the stream).
+Nothing is assumed here that is not computed: a weight comes from `RLSFilter`, or from a dense solve where what is
+asked is no recursion (a ridge that grows with the stream).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Bounds:
         parameter, parameter_bound: |W_t - W_0| and |E_all| / (2 lambda).
         anchor, anchor_bound: |K_0 (W_t - W_0)| and |E_all| / (2 mu); NaN where the prior has no anchor.
         gain, gain_bound: |C_t K_t'|_2 / sqrt(noise) and 1 / (2 lambda).
-        key, key_bound: the same gain and s / (lambda^2 + s^2) with s = |K_t|_2 / sqrt(noise); infinite where s > lambda.
+        key_bound: of the gain as well, s / (lambda^2 + s^2) with s = |K_t|_2 / sqrt(noise); infinite where s > lambda.
     """
 
     batches: int
@@ -100,13 +100,13 @@ def _anchor(prior: Prior, shift: torch.Tensor, left: float, errors: float) -> tu
 
 def consistency(
     d: int = 32, u: int = 8, v: int = 4, batches: int = 3000, *, at: Sequence[int], seed: int = 0
-) -> dict[str, list[tuple[int, float]]]:
+) -> dict[str, list[tuple[float, float]]]:
     """Distances of W_t from where the proposition says that it goes, with targets K W + noise of one W.
 
     Returns:
-        By name, pairs (batches, relative distance): "lambda fixed" from W by `RLSFilter` in float32; "lambda^2 = t" from
-        the minimiser of the population with that ridge; "lambda^2 = t^1.5" from W_0; "mu^2 = t^1.5" of the anchored map
-        K_0 W_t from K_0 W_0.
+        By name, pairs (batches, relative distance): "lambda fixed" from W by `RLSFilter` in float32; "lambda^2 = t"
+        from the minimiser of the population with that ridge; "lambda^2 = t^1.5" from W_0; "mu^2 = t^1.5" of the
+        anchored map K_0 W_t from K_0 W_0.
     """
     stream = make_stream("consistent", d, u, v, seed)
     assert stream.population is not None
@@ -119,7 +119,7 @@ def consistency(
     second = _second_moment(d, seed) * u
     eye, size = torch.eye(d, dtype=torch.float64), float(W.norm())
     tempered = torch.linalg.solve(second + eye, second @ W)
-    found: dict[str, list[tuple[int, float]]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for count, batch in enumerate(stream.batches(), start=1):
         rls.update(batch.K, batch.V)
         K, V = batch.K.to(torch.float64), batch.V.to(torch.float64)
@@ -144,10 +144,10 @@ def consistency(
 def _second_moment(d: int, seed: int) -> torch.Tensor:
     """E[k k'] of the keys of the stream "consistent", which are not quite Gaussian: |k|^2 = d.
 
-    By 200,000 draws of the same rule from another seed.
+    By 100,000 draws of the same rule from another seed.
     """
     mixing = Mixing(d, torch.Generator().manual_seed(1000 * seed + 2))
-    X = torch.randn(200_000, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 991))
+    X = torch.randn(100_000, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 991))
     X = X * falling(d, 0.5)
     X = X * (d**0.5 / X.norm(dim=1, keepdim=True))
     K = mixing.rows(X)

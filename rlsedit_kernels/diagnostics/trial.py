@@ -217,7 +217,7 @@ def save(path: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> No
         settings: d, u, batches, machine, ...: what the figures mean nothing without.
         trials: in the order in which they shall be kept.
     """
-    content = {"schema": SCHEMA, "settings": dict(settings), "columns": _COLUMNS, "trials": []}
+    content: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), "columns": _COLUMNS, "trials": []}
     for trial in trials:
         entry = {name: getattr(trial, name) for name in (*_KEPT, "broke_at", "flagged_at")}
         entry["points"] = [[_plain(getattr(point, name)) for name in _COLUMNS] for point in trial.points]

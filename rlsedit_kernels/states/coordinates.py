@@ -6,20 +6,28 @@ import torch
 
 from rlsedit_kernels.priors import PriorFactor
 
+_NARROW = 16
+"""Up to as many columns a product is formed by rows of the transpose: a third of the time on a CPU, and less."""
+
+
+def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A x."""
+    return A @ x if x.shape[1] > _NARROW else (x.mT.contiguous() @ A.mT).mT
+
 
 def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
     """T^-1 z."""
-    return z / (factor.scale or 1.0) if factor.root_inverse is None else factor.root_inverse.to(z.device) @ z
+    return z / (factor.scale or 1.0) if factor.root_inverse is None else product(factor.root_inverse.to(z.device), z)
 
 
 def unwhiten(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
     """T x."""
-    return x * (factor.scale or 1.0) if factor.root is None else factor.root.to(x.device) @ x
+    return x * (factor.scale or 1.0) if factor.root is None else product(factor.root.to(x.device), x)
 
 
 def unwhiten_transposed(factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:
     """T' y."""
-    return y * (factor.scale or 1.0) if factor.root is None else factor.root.to(y.device).mT @ y
+    return y * (factor.scale or 1.0) if factor.root is None else product(factor.root.to(y.device).mT, y)
 
 
 def whitened64(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:

@@ -121,6 +121,7 @@ class Watch:
         self.worst = max(self.worst, drift)
         self._writes, self._careful = state._writes, state._counters.careful_steps
         if not drift < DRIFT_BROKEN[name]:
+            self._writes = -1  # it is looked at again however often it is asked
             return drift, "broken"
         return drift, "ok" if drift <= MOVE_FROM * DRIFT_WARNING[name] else "drifting"
 

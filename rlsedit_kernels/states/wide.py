@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rlsedit_kernels.states.coordinates import product as narrow
 from rlsedit_kernels.states.products import Products
 
 _ROWS = 512
@@ -13,7 +14,7 @@ _ROWS = 512
 
 def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x (n, p) in float64 for A (n, m) of any dtype and a float64 x (m, p)."""
-    return torch.cat([A[i : i + _ROWS].to(torch.float64) @ x for i in range(0, A.shape[0], _ROWS)])
+    return torch.cat([narrow(A[i : i + _ROWS].to(torch.float64), x) for i in range(0, A.shape[0], _ROWS)])
 
 
 def transposed_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

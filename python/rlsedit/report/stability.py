@@ -37,8 +37,8 @@ def markdown(settings: dict[str, Any], trials: Sequence[Trial]) -> str:
     """Both tables, with the sizes they were measured at."""
     sizes = f"d = {settings['d']}, u = {settings['u']}, v = {settings['v']}, at most {settings['batches']} batches"
     return (
-        f"Largest error of W in the S-norm, relative to W − W_0, along each stream ({sizes}). **Bold**: above 1e-2 at the "
-        "batch behind the @. †: refused at the batch behind it.\n\n"
+        f"Largest error of W in the S-norm, relative to W − W_0, along each stream ({sizes}). **Bold**: above 1e-2, "
+        "first at the batch behind the @. †: refused at the batch behind it.\n\n"
         f"{_markdown(*_errors(trials, bold=True))}\n\n"
         "What `health()` said:\n\n"
         f"{_markdown(*_health(trials))}\n"
@@ -127,7 +127,7 @@ def _health(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
                 _listed(late),
                 str(len(healthy)),
                 _listed(false),
-            ]  # fmt: skip
+            ]
         )
     return header, rows
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlsedit.report.stability_plots import COLOURS, MARKS, STYLES, new_figure, save_figure, styled
 
@@ -25,7 +26,14 @@ def plot_bounds(path: Path, batches: int = BATCHES) -> None:
     for i, name in enumerate(STREAMS):
         bounds = follow_bounds(make_stream(name, 64, 8), batches, checkpoints(batches))
         x = [b.batches for b in bounds]
-        style = {"color": COLOURS[i], "ls": STYLES[i], "marker": MARKS[i], "ms": 3, "lw": 1.4, "label": name}
+        style: dict[str, Any] = {
+            "color": COLOURS[i],
+            "ls": STYLES[i],
+            "marker": MARKS[i],
+            "ms": 3,
+            "lw": 1.4,
+            "label": name,
+        }
         axes[0].plot(x, [b.parameter / b.parameter_bound for b in bounds], **style)
         axes[1].plot(x, [b.gain / b.gain_bound for b in bounds], **style)
     axes[0].set_title(r"$\|W_t-W_0\|_F$ over its bound $\|E\|/2\lambda$")
@@ -72,20 +80,18 @@ def plot_limits(path: Path) -> None:
 
 
 def _falling(
-    path: Path, lines: dict[str, list[tuple[float, float]]] | dict[str, list[tuple[int, float]]], x: str, y: str,
-    slope: float | None,
-) -> None:  # fmt: skip
+    path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, slope: float | None
+) -> None:
     figure = new_figure((6.0, 4.0))
     axis = figure.subplots()
     for i, (name, pairs) in enumerate(lines.items()):
-        xs: Sequence[float] = [a for a, _ in pairs]
+        xs = [a for a, _ in pairs]
         axis.plot(xs, [b for _, b in pairs], color=COLOURS[i], ls=STYLES[i], marker=MARKS[i], ms=4, lw=1.5, label=name)
         if slope is not None and i == 0:
             ends = (xs[0], xs[-1])
             level = pairs[-1][1] * 1.6
-            axis.plot(
-                ends, [level * (e / ends[1]) ** slope for e in ends], color="0.5", lw=0.9, label=f"slope {slope:g}"
-            )
+            shown = [level * (e / ends[1]) ** slope for e in ends]
+            axis.plot(ends, shown, color="0.5", lw=0.9, label=f"slope {slope:g}")
     axis.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     axis.legend(frameon=False, fontsize=8)
     styled(axis)

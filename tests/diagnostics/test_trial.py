@@ -1,0 +1,167 @@
+"""Trials: any step beside the truth, what is told of it, and the file it is kept in."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+import rlsedit_kernels as rk
+from rlsedit_kernels.diagnostics import (
+    FORMS,
+    PUBLISHED,
+    Truth,
+    checkpoints,
+    filter_step,
+    load,
+    make_steps,
+    make_stream,
+    measures,
+    run_trials,
+    save,
+)
+from rlsedit_kernels.diagnostics.steps import WoodburyStep
+
+D, U = 24, 4
+
+
+class Bare:
+    """The least that a step can be: it writes nothing at all."""
+
+    def __init__(self, stream) -> None:
+        self.weight = stream.W_0.clone()
+
+    def update(self, K, V, noise, forget) -> None:
+        pass
+
+
+class Refusing(Bare):
+    def update(self, K, V, noise, forget) -> None:
+        self.left = getattr(self, "left", 7) - 1
+        if not self.left:
+            raise rk.BreakdownError("that\nis enough")
+
+
+@pytest.fixture(scope="module")
+def trials():
+    steps = make_steps(("plain", "square-root"), ("float32", "float64")) | {"bare": Bare, "refusing": Refusing}
+    return {t.step: t for t in run_trials(make_stream("condition-1e6", D, U), steps, 60)}
+
+
+def test_float64_is_exact_and_float32_is_not(trials) -> None:
+    for name in ("plain", "square-root"):
+        last, wide = trials[name].points[-1], trials[f"{name} float64"].points[-1]
+        assert wide.error_W < 1e-9
+        assert 1e-8 < last.error_W < 1e-2
+        for error in ("error_W_plain", "error_C", "error_C_plain", "error_gain", "error_gain_plain"):
+            assert getattr(wide, error) < 1e-7
+            assert getattr(wide, error) < getattr(last, error) < 1.0
+        assert wide.smallest == pytest.approx(1.0, abs=1e-6)
+        assert last.asymmetry == wide.asymmetry == 0.0
+        assert wide.condition == pytest.approx(last.condition, rel=0.1)
+        assert 0.0 < wide.leverage < 1.0
+        assert last.status == "ok"
+
+
+def test_a_bare_step_is_told_by_its_weight(trials) -> None:
+    points = trials["bare"].points
+    assert [point.error_W for point in points] == pytest.approx([1.0] * len(points))
+    assert {point.error_C for point in points} == {None}
+    assert {point.status for point in points} == {None}
+    assert trials["bare"].broke_at == 1
+    assert trials["bare"].warned_in_time is False
+
+
+def test_a_refusal_ends_one_trial_only(trials) -> None:
+    assert trials["refusing"].refused_at == 7
+    assert trials["refusing"].reason == "BreakdownError: that is enough"
+    assert trials["refusing"].points[-1].batches == 6
+    assert trials["bare"].points[-1].batches == 60
+
+
+def test_published_sequences_are_worse_than_ours() -> None:
+    found = {t.step: t for t in run_trials(make_stream("condition-1e8", D, U), make_steps(("guarded",)), 40)}
+    assert set(found) == {"guarded", *PUBLISHED}
+    assert found["guarded"].worst < 1e-2
+    assert found["woodbury-jitter"].worst > 10 * found["guarded"].worst
+    assert found["normal-equations"].worst > 10 * found["guarded"].worst
+
+
+def test_a_published_sequence_is_the_recursion() -> None:
+    stream, step = make_stream("forgetting", D, U), None
+    step, truth = WoodburyStep(stream, None, torch.float64), Truth(stream)
+    for batch in islice(stream.batches(), 20):
+        step.update(batch.K, batch.V, batch.noise, batch.forget)
+        truth.add(batch)
+    assert measures.weight_errors(step.weight, truth.now())[0] < 1e-12
+    assert measures.covariance_error(step.covariance(), truth.now()).relative < 1e-12
+
+
+def test_measures_see_what_was_done_to_a_covariance() -> None:
+    stream = make_stream("weak-1", D, U)
+    truth = Truth(stream)
+    for batch in islice(stream.batches(), 9):
+        truth.add(batch)
+    exact = truth.now()
+    C = exact.C
+    values, vectors = torch.linalg.eigh(C)
+    indefinite = C - 2.0 * values[-1] * torch.outer(vectors[:, -1], vectors[:, -1])
+    assert measures.covariance_error(1.01 * C, exact).relative == pytest.approx(0.01, rel=1e-6)
+    assert measures.covariance_error(1.01 * C, exact).plain == pytest.approx(0.01, rel=1e-6)
+    assert measures.covariance_error(indefinite, exact).smallest < 0.0
+    assert measures.covariance_error(indefinite, exact).condition == math.inf
+    skew = torch.zeros_like(C)
+    skew[0, 1] = float(C.norm())
+    assert measures.covariance_error(C + skew, exact).asymmetry > 0.5
+    assert measures.covariance_error(C * math.nan, exact).relative == math.inf
+    assert measures.weight_errors(exact.W * math.nan, exact) == (math.inf, math.inf)
+    shifted = exact.W_0 + 1.5 * exact.shift
+    assert measures.weight_errors(shifted, exact) == pytest.approx((0.5, 0.5))
+    K = next(stream.batches()).K
+    assert measures.gain_errors(2.0 * exact.C @ K.double().mT, exact.C @ K.double().mT, exact) == pytest.approx(
+        (1.0, 1.0)
+    )
+
+
+def test_a_file_keeps_everything(trials, tmp_path) -> None:
+    path = tmp_path / "deep" / "results.json"
+    save(path, {"d": D}, list(trials.values()))
+    settings, loaded = load(path)
+    assert settings == {"d": D}
+    for one, two in zip(trials.values(), loaded, strict=True):
+        assert (one.step, one.stream, one.refused_at, one.reason) == (two.step, two.stream, two.refused_at, two.reason)
+        assert [p.error_W for p in two.points] == pytest.approx([p.error_W for p in one.points], rel=1e-3)
+        assert [p.status for p in two.points] == [p.status for p in one.points]
+    json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    assert not list(path.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "other/1"}'])
+def test_other_files_are_refused(tmp_path, text) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="load: x.json must"):
+        load(tmp_path / "x.json")
+
+
+def test_checkpoints() -> None:
+    assert checkpoints(1) == (1,)
+    assert checkpoints(100, 1) == (1, 10, 100)
+    points = checkpoints(10_000)
+    assert points[0] == 1
+    assert points[-1] == 10_000
+    ratios = np.diff(np.log(points[30:]))
+    assert ratios.max() < 0.25
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="batches must be >= 1"):
+        run_trials(make_stream("easy", D, U), {}, 0)
+    with pytest.raises(ValueError, match="form must be one of"):
+        filter_step("nothing")
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        filter_step("plain", "float16")
+    assert set(make_steps(tuple(FORMS), published=False)) == set(FORMS)

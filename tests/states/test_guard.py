@@ -1,0 +1,211 @@
+"""guard="auto": a state repairs itself or refuses, and what it refuses leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+from itertools import islice
+
+import pytest
+import torch
+
+import rlsedit_kernels as rk
+from rlsedit_kernels.diagnostics import Truth, make_stream, measures
+from rlsedit_kernels.states.guard import EVERY
+
+D, U = 48, 8
+
+
+def damaged(state: rk.CovarianceState | rk.SquareRootState, by: float) -> None:
+    """An error of size `by` in what the state keeps."""
+    form = state._form
+    kept = next(A for A in (getattr(form, n, None) for n in ("C", "matrix", "A", "R")) if A is not None)
+    kept *= 1.0 + by
+
+
+def written(state, count: int, stream: str = "weak-1") -> list[tuple[torch.Tensor, float]]:
+    batches = [(b.K, b.noise) for b in islice(make_stream(stream, D, U).batches(), count)]
+    for K, noise in batches:
+        state.update(K, noise)
+    return batches
+
+
+def snapshot(state) -> dict:
+    return copy.deepcopy(state.state_dict())
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def make(kind: str, **arguments):
+    if kind == "square_root":
+        return rk.SquareRootState(rk.Prior.ridge(D, 10.0), **arguments)
+    return rk.CovarianceState(rk.Prior.ridge(D, 10.0), form=kind, **arguments)
+
+
+KINDS = ("plain", "whitened", "inverse_root", "square_root")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_state_refuses_and_nothing_changes(kind) -> None:
+    state = make(kind)
+    batches = written(state, 16)
+    damaged(state, 0.5)
+    before, K = snapshot(state), batches[0][0]
+    for _ in range(2):
+        with pytest.raises(rk.BreakdownError, match="broken: probes of C S have drifted"):
+            state.update(K)
+        assert same(snapshot(state), before)
+    with pytest.raises(rk.BreakdownError):
+        state.remove(K)
+    assert same(snapshot(state), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_guard_it_goes_on(kind) -> None:
+    state = make(kind, guard="off")
+    K = written(state, 16)[0][0]
+    damaged(state, 0.5)
+    state.update(K)
+    assert state.health().status == "broken"
+    assert state.health().worst_drift == state.health().drift
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", [0.5, 4e-3])
+def test_with_a_history_it_is_rebuilt(kind, by) -> None:
+    kept: list[tuple[torch.Tensor, float]] = []
+    state = make(kind, history=lambda: kept)
+    kept += written(state, 16)
+    damaged(state, by)
+    K = next(make_stream("weak-1", D, U, seed=1).batches()).K
+    state.update(K)
+    health = state.health()
+    assert health.repairs == 1
+    assert health.status == "ok"
+    assert state.steps == 17
+    exact = make(kind, dtype=torch.float64)
+    for keys in [*(k for k, _ in kept), K]:
+        exact.update(keys)
+    assert float((state.covariance().double() - exact.covariance()).norm() / exact.covariance().norm()) < 1e-5
+
+
+def test_an_automatic_form_moves_before_there_is_damage() -> None:
+    state = rk.CovarianceState(make_stream("wind-up", D, U).prior)
+    batches = written(state, 16)
+    assert state.form == "whitened"
+    damaged(state, 1e-3)
+    state.update(batches[0][0])
+    health = state.health()
+    assert (health.form, health.storage) != ("whitened", "torch.float32")
+    assert "its probes have drifted by 1" in health.reason
+    assert health.repairs == 1
+    assert health.ok
+
+
+def test_an_explicit_form_is_kept() -> None:
+    state = make("plain")
+    batches = written(state, 16)
+    damaged(state, 5e-3)
+    state.update(batches[0][0])
+    assert (state.form, state.health().storage) == ("plain", "torch.float32")
+    assert state.health().status == "warning"
+
+
+def test_what_was_forgotten_or_forbidden_is_not_rebuilt() -> None:
+    """A rebuild from batches would lose it."""
+    for change in ({"forget": 0.99}, {"noise": 0.0}):
+        state = rk.CovarianceState(rk.Prior.ridge(D, 10.0), form="plain", history=lambda: pytest.fail("rebuilt"))
+        batches = written(state, 15)
+        state.update(batches[0][0][:2], **change)
+        damaged(state, 0.5)
+        with pytest.raises(rk.BreakdownError):
+            state.update(batches[0][0])
+
+
+def test_checks_are_rare(monkeypatch) -> None:
+    state = make("plain")
+    seen: list[int] = []
+    measured = type(state._watch)._measured
+    monkeypatch.setattr(type(state._watch), "_measured", lambda w, s: seen.append(s.steps) or measured(w, s))
+    K = next(make_stream("easy", D, U).batches()).K * 1e-3
+    for _ in range(3 * EVERY + 1):
+        state.update(K)
+    assert seen == [1, 2, 4, 8, 16, 32, 64, 128, 192]
+    state.update(1e3 * K, noise=1e-4)  # worked out in float64: the batch after it is checked
+    assert state.health().careful_steps == 1
+    state.update(K)
+    assert seen[-1] == 3 * EVERY + 2
+    state.gain(K)
+    state.gain(K)
+    assert len(seen) == 10
+
+
+def test_a_copy_guards_itself() -> None:
+    state = make("plain")
+    batches = written(state, 16)
+    twin = state.clone()
+    damaged(twin, 0.5)
+    state.update(batches[0][0])
+    with pytest.raises(rk.BreakdownError):
+        twin.update(batches[0][0])
+
+
+@pytest.mark.parametrize("kind", ["covariance", "square_root"])
+def test_bad_arguments(kind) -> None:
+    make_state = rk.CovarianceState if kind == "covariance" else rk.SquareRootState
+    with pytest.raises(ValueError, match="guard must be 'auto' or 'off', got 'on'"):
+        make_state(rk.Prior.ridge(D, 1.0), guard="on")
+    with pytest.raises(TypeError, match="history must be callable"):
+        make_state(rk.Prior.ridge(D, 1.0), history=[])
+
+
+class TestFilter:
+    @pytest.mark.parametrize("state", ["covariance", "square_root"])
+    @pytest.mark.parametrize("by", [0.5, 4e-3])
+    def test_weight_and_state_are_rebuilt_together(self, state, by) -> None:
+        stream, kept = make_stream("weak-1", D, U), []
+        rls = rk.RLSFilter(stream.W_0, stream.prior, state, layout="in_out", history=lambda: kept)
+        truth = Truth(stream)
+        for count, batch in enumerate(islice(stream.batches(), 40), start=1):
+            rls.update(batch.K, batch.V, batch.noise)
+            kept.append((batch.K, batch.V, batch.noise))
+            truth.add(batch)
+            if count == 32:
+                damaged(rls.state, by)
+                rls._row_form().mul_(1.0 + by)
+        assert rls.health().repairs == 1
+        assert rls.health().status == "ok"
+        assert measures.weight_errors(rls.weight, truth.now())[0] < 1e-4
+        assert rls.objective == pytest.approx(truth.innovations - truth.now().norm(truth.now().shift) ** 2, rel=1e-3)
+
+    @pytest.mark.parametrize("state", ["covariance", "square_root"])
+    def test_a_refusal_leaves_the_weight(self, state) -> None:
+        stream = make_stream("weak-1", D, U)
+        rls = rk.RLSFilter(
+            stream.W_0, stream.prior, state, layout="in_out", form="plain" if state == "covariance" else "auto"
+        )
+        batches = list(islice(stream.batches(), 17))
+        for batch in batches[:16]:
+            rls.update(batch.K, batch.V)
+        before, objective = rls.weight.clone(), rls.objective
+        damaged(rls.state, 0.5)
+        with pytest.raises(rk.BreakdownError):
+            rls.update(batches[16].K, batches[16].V)
+        assert objective == rls.objective
+        assert rls.state.steps == 16
+        if state == "covariance":
+            assert torch.equal(rls.weight, before)
+
+    def test_history_needs_the_first_weight(self) -> None:
+        W = torch.zeros(D, 2)
+        with pytest.raises(ValueError, match="history needs W_0"):
+            rk.RLSFilter(W, rk.Prior.ridge(D, 1.0), layout="in_out", track_bounds=False, history=lambda: [])
+        with pytest.raises(TypeError, match="history must be callable"):
+            rk.RLSFilter(W, rk.Prior.ridge(D, 1.0), layout="in_out", history=3)
