@@ -45,7 +45,7 @@ def test_the_bounds_are_tight() -> None:
 
 
 def test_beyond_lambda_the_bound_of_a_key_fails() -> None:
-    """s / (lambda^2 + s^2) is claimed for s <= lambda only: an anchor turns a large key into a smaller effective one."""
+    """s / (lambda^2 + s^2) is claimed for s <= lambda only: an anchor makes a large key a smaller effective one."""
     lam, mu, s = 1.0, 1.0, 2.0
     S_0 = lam**2 * np.eye(2) + mu**2 * np.array([[0.0, 0.0], [0.0, 4.0]])
     largest = 0.0
