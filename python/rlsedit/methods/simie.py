@@ -9,7 +9,7 @@ which is the recursion on a ridge, with residual K_t (W~ - W_(t-1)) and noise 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -37,12 +37,20 @@ class SimIESolver:
         """With the editor underneath as it is after a batch of its keys (u, d): nothing is written, a form may move."""
         return replace(self, base=self.base.propose(keys, keys[:, :1])[1])
 
-    def removed(self, keys: Tensor, remaining: Iterable[tuple[Tensor, float]]) -> tuple[Tensor, SimIESolver]:
+    def removed(self, keys: Tensor) -> tuple[Tensor, SimIESolver]:
         """Token rows taken out of the ridge."""
+        gain, following = self._removable().removed(keys)
+        return gain, replace(self, ridge=following)
+
+    def rebuilt(self, rows: Callable[[], Iterable[tuple[Tensor, Tensor, float]]]) -> tuple[Tensor, SimIESolver]:
+        """The ridge made anew from token rows."""
+        shift, following = self._removable().rebuilt(rows)
+        return shift, replace(self, ridge=following)
+
+    def _removable(self) -> Removable:
         if not isinstance(self.ridge, Removable):
             raise TypeError(f"simie: the ridge must be a solver that can remove, got {type(self.ridge).__name__}")
-        gain, following = self.ridge.removed(keys, remaining)
-        return gain, replace(self, ridge=following)
+        return self.ridge
 
     def health(self) -> dict[str, object]:
         """The report of the ridge's state."""

@@ -19,12 +19,22 @@ from .method import Commit, Method, Proposal, Solver, Start
 class Removable(Protocol):
     """A solver out of whose state rows can be taken."""
 
-    def removed(self, keys: Tensor, remaining: Iterable[tuple[Tensor, float]]) -> tuple[Tensor, Solver]:
+    def removed(self, keys: Tensor) -> tuple[Tensor, Solver]:
         """Gain F A^-1 (d, u) of a removal (docs/mathematics.md, fact 5), and the state without the rows.
 
         Args:
             keys: (u, d), written with the noise of the method.
-            remaining: keys and noise of all rows that stay, read only where a downdate would be ill-conditioned.
+
+        Raises:
+            LeverageError: the state knows these directions by these rows alone; `rebuilt` serves.
+        """
+
+    def rebuilt(self, rows: Callable[[], Iterable[tuple[Tensor, Tensor, float]]]) -> tuple[Tensor, Solver]:
+        """W - W_0 (d, v) float64 (or a 0 for no rows) that minimises the objective over `rows`, and the state that holds them.
+
+        Args:
+            rows: gives keys (u, d), targets less K W_0 (u, v), and noise, of all batches that stay; called more than
+                once.
         """
 
 
@@ -57,11 +67,23 @@ class RecursionSolver:
             gain = following.update(keys, noise=noise)
         return Proposal(gain @ residual, gain), replace(self, state=following)
 
-    def removed(self, keys: Tensor, remaining: Iterable[tuple[Tensor, float]]) -> tuple[Tensor, RecursionSolver]:
-        """A downdate of a copy of the state, or the state made anew from what stays (`CovarianceState.remove`)."""
+    def removed(self, keys: Tensor) -> tuple[Tensor, RecursionSolver]:
+        """A downdate of a copy of the state."""
         following = self.state.clone()
-        gain = following.remove(keys, self.noise(len(keys)), remaining=remaining)
+        gain = following.remove(keys, self.noise(len(keys)))
         return gain, replace(self, state=following)
+
+    def rebuilt(self, rows: Callable[[], Iterable[tuple[Tensor, Tensor, float]]]) -> tuple[Tensor, RecursionSolver]:
+        """A state made anew, and W - W_0 = C sum K'V / noise with C in float64."""
+        following = self.state.clone()
+        following.refactor((keys, noise) for keys, _, noise in rows())
+        exact = rk.CovarianceState(self.state.prior, form="plain", dtype=torch.float64, device=self.state.device)
+        exact.refactor((keys.double(), noise) for keys, _, noise in rows())
+        covariance = exact.covariance()
+        shift = torch.zeros((), dtype=torch.float64, device=self.state.device)  # as it stays where no rows do
+        for keys, target, noise in rows():
+            shift = shift + (covariance @ keys.double().T) @ (target.double() / noise)
+        return shift, replace(self, state=following)
 
     def health(self) -> dict[str, object]:
         """The state's own report."""

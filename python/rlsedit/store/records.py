@@ -30,6 +30,7 @@ class LayerRows:
         residual: E (u, v), what was handed to the solve.
         target: K (W - W_0) + E (u, v), the pseudo-target V = K W + E less K W_0.
         bare: (u, d) keys of the bare prompts where the method reads them.
+        seen: keys of the editor underneath (SimIE), whose rows are others.
         change: (d, v), of a method without a solve (fine-tuning), in the place of all others.
     """
 
@@ -37,6 +38,7 @@ class LayerRows:
     residual: Tensor | None = None
     target: Tensor | None = None
     bare: Tensor | None = None
+    seen: Tensor | None = None
     change: Tensor | None = None
 
     def to(self, device: torch.device | str) -> LayerRows:
@@ -45,7 +47,7 @@ class LayerRows:
         return LayerRows(**{name: value.to(device) for name, value in parts.items()})
 
 
-_ROWS = ("keys", "residual", "target", "bare", "change")
+_ROWS = ("keys", "residual", "target", "bare", "seen", "change")
 
 
 @dataclass(frozen=True)

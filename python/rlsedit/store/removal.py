@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rlsedit_kernels.errors import LeverageError
 from rlsedit_kernels.states import wide
 
 from ..config import EditConfig
@@ -27,6 +28,7 @@ from ..writing import LayerState
 from .index import Index, Place
 from .journal import Journal, rows_on
 from .records import Entry, LayerRows
+from .tensors import plain
 
 __all__ = ["check_removable", "take_out"]
 
@@ -82,36 +84,50 @@ def _downdated(
     method: Method, config: EditConfig, weights: EditedWeights, layer: int, state: LayerState, journal: Journal,
     index: Index, places: Sequence[Place],
 ) -> LayerState:  # fmt: skip
-    """One downdate for all rows."""
-    shift = state.deviations.shift
+    """One downdate for all rows; the objective made anew from the rows that stay where that is ill-conditioned."""
+    figures = state.deviations
+    shift = figures.shift
+    solver = state.solver
+    if not isinstance(solver, Removable):
+        raise TypeError(f"remove: the solver of {method.name!r} has no `removed`")
     parts = [rows for _, rows in _batches(journal, index, layer, shift.device, places)]
     keys = torch.cat([rows.keys for rows in parts if rows.keys is not None])
     target = torch.cat([rows.target for rows in parts if rows.target is not None]).double()
-
-    def remaining() -> Iterator[tuple[Tensor, float]]:
-        for record_noise, rows in _batches(journal, index, layer, shift.device, None, places):
-            if rows.keys is not None and len(rows.keys):
-                yield rows.keys, record_noise
-
-    if not isinstance(state.solver, Removable):
-        raise TypeError(f"remove: the solver of {method.name!r} has no `removed`")
     noise = method.noise(config, len(keys))
-    gain, solver = state.solver.removed(keys, remaining())
-    wide_keys = keys.double()
-    before = target - wide.transposed_product(shift, wide_keys.mT.contiguous()).mT
-    change = -(gain.double() @ before).to(shift.dtype)
-    weights.add(layer, change)
-    following = shift + change
-    after = target - wide.transposed_product(following, wide_keys.mT.contiguous()).mT
-    deviations = replace(
-        state.deviations,
-        shift=following,
-        cost=state.deviations.cost - float((after * before).sum()) / noise,
-        innovation=max(0.0, state.deviations.innovation - float(target.square().sum()) / noise),
-        parameter=_dot(following, following),
-        anchor=_dot(following, state.deviations.gram @ following),
-    )
-    return LayerState(solver, deviations)
+
+    def remaining() -> Iterator[tuple[Tensor, Tensor, float]]:
+        for batch_noise, rows in _batches(journal, index, layer, shift.device, None, places):
+            if rows.keys is not None and rows.target is not None and len(rows.keys):
+                yield rows.keys, rows.target, batch_noise
+
+    try:
+        gain, after = solver.removed(keys)
+    except LeverageError:
+        exact, after = solver.rebuilt(remaining)
+        following = plain(exact.to(shift.dtype).expand(shift.shape))
+        weights.add(layer, following - shift)
+        cost = sum(float((v.double() * _error(v, k, following)).sum()) / nu for k, v, nu in remaining())
+        innovation = sum(float(v.double().square().sum()) / nu for _, v, nu in remaining())
+    else:
+        before = _error(target, keys, shift)
+        change = -(gain.double() @ before).to(shift.dtype)
+        weights.add(layer, change)
+        following = shift + change
+        cost = figures.cost - float((_error(target, keys, following) * before).sum()) / noise
+        innovation = max(0.0, figures.innovation - float(target.square().sum()) / noise)
+    anchor = _dot(following, figures.gram @ following)
+    return LayerState(
+        after,
+        replace(
+            figures, shift=following, cost=cost, innovation=innovation, parameter=_dot(following, following),
+            anchor=anchor,
+        ),
+    )  # fmt: skip
+
+
+def _error(target: Tensor, keys: Tensor, shift: Tensor) -> Tensor:
+    """V - K W (u, v) float64."""
+    return target.double() - wide.transposed_product(shift, keys.double().mT.contiguous()).mT
 
 
 def _solved_again(

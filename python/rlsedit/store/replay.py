@@ -144,8 +144,8 @@ def _repeat(
 
 def _ready(state: LayerState, rows: LayerRows) -> LayerState:
     """The editor underneath SimIE is not asked again for what it proposed, but has seen its keys."""
-    if isinstance(state.solver, SimIESolver) and rows.bare is not None:
-        return replace(state, solver=state.solver.seen(rows.bare))
+    if isinstance(state.solver, SimIESolver) and rows.seen is not None:
+        return replace(state, solver=state.solver.seen(rows.seen))
     return state
 
 

@@ -40,13 +40,13 @@ def write_tokens(job: Job) -> Written:
     underneath = write_targets(replace(job, method=base, states=states))
     changes = {n: job.weights.wide(n) - before[n] for n in job.config.layers}
     job.weights.undo()
-    base_keys = {n: rows.keys for n, rows in job.rows.items()}
+    seen = {n: rows.keys for n, rows in job.rows.items()}
     states = {
         n: replace(state, solver=replace(_simie(state), base=underneath.states[n].solver))
         for n, state in job.states.items()
     }
     job = replace(job, states=states)
-    following = {n: job.apply(n, part.keys, part.keys @ changes[n], base_keys[n]) for n, part in features.items()}
+    following = {n: job.apply(n, part.keys, part.keys @ changes[n], seen=seen[n]) for n, part in features.items()}
     return replace(underneath, states=following, owners=token_owners(job))
 
 

@@ -93,7 +93,9 @@ class Job:
     find: FindTargets
     rows: dict[int, LayerRows] = field(default_factory=dict)
 
-    def apply(self, layer: int, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> LayerState:
+    def apply(
+        self, layer: int, keys: Tensor, residual: Tensor, bare: Tensor | None = None, *, seen: Tensor | None = None
+    ) -> LayerState:
         """Propose a change for `layer`, take the method's step after the solve, add it, and give the next state.
 
         Args:
@@ -101,10 +103,11 @@ class Job:
             keys: (u, d).
             residual: (u, v).
             bare: (u, d) or None.
+            seen: keys that an editor underneath has read, for the record.
         """
-        reads_bare = bare is not None and self.method.solver is not None
+        bare = bare if self.method.solver is not None else None  # others do not read it
         # in one layout, so that they can be written again to the bit
-        rows = LayerRows(plain(keys), plain(residual), bare=plain(bare) if reads_bare and bare is not None else None)
+        rows = LayerRows(plain(keys), plain(residual), bare=None if bare is None else plain(bare), seen=seen)
         return self._write(layer, rows)
 
     def change(self, layer: int, change: Tensor) -> LayerState:
