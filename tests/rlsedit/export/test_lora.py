@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ from safetensors.torch import load_file
 from support import language_models as lm
 
 from rlsedit import Editor, evaluate
-from rlsedit.export import Checkpoint, between, export_lora, factorise, vllm_rank, write_lora
+from rlsedit.export import (
+    Checkpoint,
+    between,
+    changes_of_model,
+    export_lora,
+    factorise,
+    vllm_rank,
+    write_lora,
+)
 from rlsedit.export.lora import VLLM_RANKS
+from rlsedit.models import Adapter
 
 IDS = torch.tensor([[5, 9, 40, 41, 7, 300], [12, 13, 14, 15, 16, 17]])
 
@@ -121,6 +131,22 @@ def test_layers_of_different_rank(tmp_path: Path, make_pair: Any) -> None:
         for change, part in [*short, factors[1]]:
             by_hand.get_parameter(change.parameter).add_(part.left @ part.right)
     assert apart(logits(model), logits(by_hand)) < 1e-5
+
+
+def test_many_layers_of_several_ranks(tmp_path: Path) -> None:
+    """PEFT shortens lists of twenty modules and more; only the layers that were edited may be met by them."""
+    peft = pytest.importorskip("peft")
+    model = lm.tiny("llama", torch.float32, num_hidden_layers=30)
+    base, adapter, layers = deepcopy(model), Adapter.for_model(model), [n for n in range(30) if n % 5]
+    before = {n: adapter.rows(n).clone() for n in layers}
+    for n in layers:
+        adapter.rows(n).add_(0.1 * torch.randn(48, 1 + n % 3) @ torch.randn(1 + n % 3, 32))
+    changes = changes_of_model(adapter, before, {n: adapter.rows(n) for n in layers})
+    report = write_lora(factorise(changes), tmp_path / "lora", base="b")
+    assert [layer.rank for layer in report.layers] == [1 + n % 3 for n in layers]
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "lora"))
+    assert sum(hasattr(module, "lora_A") for module in loaded.modules()) == len(layers)
+    assert apart(logits(loaded), logits(model)) < 1e-4
 
 
 def test_what_vllm_asks_for(make_pair: Any, tmp_path: Path) -> None:
