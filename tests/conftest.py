@@ -30,9 +30,15 @@ BACKENDS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=sorted(BACKENDS), help="where the tests of the ops run")
+    parser.addoption("--emulate-cuda", action="store_true", help="test the ops on emulated CUDA kernels too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--emulate-cuda"):
+        from support import emulated
+
+        emulated.install()
+        BACKENDS["cpu"] = (*BACKENDS["cpu"], "cuda")
     device = config.getoption("--device")
     if device != "cpu":
         torch.set_default_device(device)

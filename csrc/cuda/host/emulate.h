@@ -323,6 +323,7 @@ struct alignas(16) int4 {
 #define __syncthreads() (::rlsedit::emulate::Machine::here().wait_for_block())
 #define __syncwarp() (::rlsedit::emulate::Machine::here().wait_for_warp())
 using std::fabs;
+using std::fma;
 using std::fmax;
 using std::fmin;
 using std::sqrt;

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from rlsedit_kernels.backends import triton
+from support import emulated
 
 
 def sized(n: int, interpreted: int) -> int:
-    """n, or a smaller size with edges of its own under Triton's interpreter, where a column of a panel takes 10 ms."""
-    return interpreted if triton.interpreted() else n
+    """n, or a smaller size with edges of its own where kernels are interpreted: a column of a panel takes ms there."""
+    return interpreted if triton.interpreted() or emulated.active() else n
 
 
 SIZES = [
