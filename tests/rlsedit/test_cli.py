@@ -103,15 +103,38 @@ def test_an_existing_folder_is_kept_without_force(
     assert (files / "out" / "config.json").exists()
 
 
-def test_a_failure_leaves_no_folder(
+def test_a_failure_while_saving_loses_no_edit(
     models: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
-    fails(capsys, edit(models / "llama", files, "--no-evaluate", "--limit", "1"), "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+        fails(capsys, edit(models / "llama", files, "--no-evaluate", "--limit", "2"), "No space left on device")
+    assert {p.name for p in files.iterdir()} == {"out", "facts.jsonl", "text.txt", "cache"}
+    assert {p.name for p in (files / "out").iterdir()} == {"rlsedit"}  # edits, and no half of a model
+    fails(capsys, edit(models / "llama", files), "--out", "--resume goes on")
+    resume = [word for word in edit(models / "llama", files, "--no-evaluate", "--limit", "2", "--resume")]
+    del resume[resume.index("--text") : resume.index("--text") + 2]
+    assert main(resume) == 0
+    assert "0 facts are left" in capsys.readouterr().out
+    assert (files / "out" / "config.json").is_file()
+
+
+def test_a_failure_before_the_first_edit_leaves_no_folder(
+    models: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise ValueError("the loss must be finite")
+
+    monkeypatch.setattr("rlsedit.writing.targets.fact_rows", wrong)
+    fails(capsys, edit(models / "llama", files, "--no-evaluate"), "the loss must be finite")
     assert {p.name for p in files.iterdir()} == {"facts.jsonl", "text.txt", "cache"}
+    (files / "out").mkdir()
+    (files / "out" / "mine").write_text("precious")
+    fails(capsys, edit(models / "llama", files, "--no-evaluate", "--force"), "the loss must be finite")
+    assert (files / "out" / "mine").read_text() == "precious"
 
 
 def test_evaluate_and_stats(models: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,14 @@
-"""`rlsedit edit`: writes facts into a model on disk."""
+"""`rlsedit edit`: writes facts into a model on disk, a batch at a time, each durable before the next begins."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlsedit.cli.options import (
     add_facts,
@@ -18,11 +21,17 @@ from rlsedit.cli.options import (
     read_facts,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from rlsedit.editor import Editor
+    from rlsedit.facts import Fact
+
 NAME = "edit"
 HELP = "write facts into a model and save it"
 DESCRIPTION = (
-    "Write facts into a causal LM and save it as a folder that from_pretrained loads. The folder appears whole or not "
-    "at all; the dtype of the weights stays and the tokenizer comes along."
+    "Write facts into a causal LM and save it as a folder that from_pretrained loads. Every batch is durable as soon "
+    "as it is written: whatever ends the process, --resume goes on to the same bits. The dtype of the weights stays "
+    "and the tokenizer comes along. With --facts - or --follow it runs on, reads one JSON fact a line and "
+    "acknowledges each on standard output once it is durable."
 )
 
 
@@ -32,8 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_facts(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the edited model")
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
-    parser.add_argument("--method", default="rlsedit", help="see `rlsedit methods` (default rlsedit)")
+    parser.add_argument("--resume", action="store_true", help="go on with the edits that --out holds")
+    parser.add_argument("--follow", action="store_true", help="wait for more lines at the end of --facts")
+    parser.add_argument(
+        "--on-conflict", default="keep-both", choices=("keep-both", "replace", "refuse"),
+        help="what becomes of an edit about the same subject with the same prompt or relation (default keep-both)",
+    )  # fmt: skip
+    parser.add_argument("--method", help="see `rlsedit methods` (default rlsedit)")
     parser.add_argument("--batch", type=positive, metavar="N", help="facts of one batch (default: that of the preset)")
+    parser.add_argument(
+        "--snapshot-every", type=positive, default=20, metavar="N",
+        help="batches between two snapshots; a resume repeats at most so many from their records (default 20)",
+    )  # fmt: skip
     parser.add_argument(
         "--text", type=Path, metavar="FILE",
         help="text on which the second moments are measured (default: the prose of Python's documentation)",
@@ -45,75 +64,207 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Edits and saves."""
-    from rlsedit.cli.saving import check_out
+    import sys
+
+    from rlsedit.cli.saving import check_out, replacing
     from rlsedit.methods import get_method
     from rlsedit.models import Adapter
     from rlsedit.report import Console
 
-    console = Console()
+    streams = args.follow or str(args.facts) == "-"
+    console = Console(sys.stderr if streams else None)
+    _check(args, streams)
+    told = args.method is not None
+    args.method = args.method or "rlsedit"
     method = get_method(args.method)
-    check_out(args.out, args.force, args.model)
+    check_out(args.out, args.force, args.model, args.resume)
     if args.text is not None and not args.text.is_file():
         raise FileNotFoundError(f"--text: no file {args.text}")
-    facts = read_facts(args)
+    facts = [] if streams else read_facts(args)
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args)
     adapter = Adapter.for_model(model)
-    config = config_for(model, args)
+    if args.resume:
+        config, method = _kept(model, args, told)
+    else:
+        config = config_for(model, args)
     check_layers(adapter, config)
     batch = args.batch or config.batch_size
-    _plan(console, adapter, config, method, len(facts), batch, args)
+    _plan(console, adapter, config, method, None if streams else len(facts), batch, args)
     if args.dry_run:
         return 0
-    _edit(console, adapter, tokenizer, config, facts, batch, args)
+    with replacing(args.out) if args.force else nullcontext():
+        existed = args.out.exists()
+        try:
+            editor = _editor(console, adapter, tokenizer, config, args)
+            try:
+                if streams:
+                    _serve(console, editor, batch, args)
+                else:
+                    _edit(console, editor, facts, batch, args)
+            except BaseException:
+                if _steps(editor):
+                    console.line(f"what has been written is kept in {args.out}; --resume goes on")
+                raise
+            finally:
+                editor.close()
+        except BaseException:
+            _clear(args.out, existed)
+            raise
     return 0
 
 
-def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int, batch: int, args: Any) -> None:
+def _check(args: argparse.Namespace, streams: bool) -> None:
+    if args.follow and str(args.facts) != "-" and not args.facts.is_file():
+        raise FileNotFoundError(f"--facts: no file {args.facts}; --follow waits for lines of one that is there")
+    if streams and (args.limit or args.skip_bad):
+        raise ValueError("--limit, --skip-bad: are for files that are read at once; bad lines are answered one by one")
+    if args.resume and args.text is not None:
+        raise ValueError("--text: the folder has its second moments; leave it out with --resume")
+
+
+def _kept(model: Any, args: argparse.Namespace, told: bool) -> tuple[Any, Any]:
+    """Hyper-parameters and method of the folder; those on the command line have to be the same."""
+    from dataclasses import asdict
+
+    from rlsedit.methods import get_method
+    from rlsedit.store.folder import store_of
+    from rlsedit.store.session import Session
+
+    session = Session.read(store_of(args.out))
+    if told and args.method != session.method:
+        raise ValueError(f"--method: {args.out} was made with {session.method!r}, got {args.method!r}")
+    args.method = session.method
+    if args.settings or args.layers is not None or args.seed is not None:
+        wanted, kept = asdict(config_for(model, args)), asdict(session.config)
+        named = {name for name, _ in args.settings} | ({"layers"} if args.layers is not None else set())
+        named |= {"seed"} if args.seed is not None else set()
+        for name in sorted(named):
+            if wanted[name] != kept[name]:
+                raise ValueError(f"--resume: {args.out} was made with {name} = {kept[name]}, got {wanted[name]}")
+    return session.config, get_method(session.method)
+
+
+def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int | None, batch: int, args: Any) -> None:
     weight = adapter.rows(config.layers[0])
     d, v = weight.shape
     state = 8 if str(weight.dtype).endswith("float64") else 4
     console.line(f"model    {type(adapter.model).__name__}, {adapter.num_layers} layers, on {weight.device}")
     console.line(f"edits    {adapter.module} of layers {', '.join(map(str, config.layers))}: {d} x {v}, {weight.dtype}")
     console.line(f"method   {method.name}: {method.summary}")
-    batches = -(-facts // batch)
-    console.line(f"facts    {facts} in {batches} {'batch' if batches == 1 else 'batches'} of at most {batch}")
+    if facts is None:
+        console.line(f"facts    as they come, in batches of at most {batch}")
+    else:
+        batches = -(-facts // batch)
+        console.line(f"facts    {facts} in {batches} {'batch' if batches == 1 else 'batches'} of at most {batch}")
     size = len(config.layers) * d * d * state / 2**20
     console.line(f"state    at most {size:.0f} MiB for {len(config.layers)} layers")
     console.line(f"output   {args.out}" + (" (not written: --dry-run)" if args.dry_run else ""))
 
 
-def _edit(
-    console: Any, adapter: Any, tokenizer: Any, config: Any, facts: list[Any], batch: int, args: argparse.Namespace
-) -> None:
-    from rlsedit.cli.saving import save_model
+def _editor(console: Any, adapter: Any, tokenizer: Any, config: Any, args: argparse.Namespace) -> Editor:
     from rlsedit.editor import Editor
     from rlsedit.moments import second_moments
     from rlsedit.paths import cache_dir
-    from rlsedit.report.scores import score_table
-    from rlsedit.report.stream import edit_stream
+    from rlsedit.store.modelfiles import mend
     from rlsedit.texts import installed_prose, read_text
 
-    model = adapter.model
+    every = args.snapshot_every
+    if args.resume:
+        with console.bar(f"edits of {args.out}", None):
+            editor = Editor.resume(args.out, adapter.model, tokenizer, adapter=adapter, every=every)
+            mend(args.out)
+        return editor
     with console.bar("second moments of the layer inputs", None):
         texts = read_text(args.text) if args.text else installed_prose()
         moments = second_moments(
-            model, tokenizer, config.layers, texts, cache_dir=cache_dir("moments"), adapter=adapter
+            adapter.model, tokenizer, config.layers, texts, cache_dir=cache_dir("moments"), adapter=adapter
         )
-    editor = Editor(model, tokenizer, args.method, config, moments=moments, adapter=adapter)
+    editor = Editor(adapter.model, tokenizer, args.method, config, moments=moments, adapter=adapter)
+    editor.save(args.out, every=every)
+    return editor
+
+
+def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: argparse.Namespace) -> None:
+    from rlsedit.report.scores import score_table
+    from rlsedit.report.stream import edit_stream
+    from rlsedit.store import conflicts
+
+    todo = _left(console, editor, facts) if args.resume else facts
+    found = []
+    if todo:
+        assert editor.folder is not None
+        found = conflicts.settle(todo, editor.folder.journal.index, args.on_conflict)
     scores = {}
-    if not args.no_evaluate:
+    if not args.no_evaluate and not args.resume:
         scores["before"] = _measure(console, editor, facts, "measuring the model before")
-    console.heading(f"Writing {len(facts)} facts")
-    report = edit_stream(editor, facts, batch, console)
+    if todo:
+        console.heading(f"Writing {len(todo)} facts")
+        edit_stream(editor, todo, batch, console, on_conflict=args.on_conflict)
     if not args.no_evaluate:
         scores["after"] = _measure(console, editor, facts, "measuring the model after")
         console.line()
         console.line(score_table(scores))
+    finish(console, editor, args.model, args.out, args.facts.name, args.text, scores, found)
+
+
+def _left(console: Any, editor: Editor, facts: Sequence[Fact]) -> list[Fact]:
+    """Facts that are neither in the model nor taken out, after those that were planned when the last run ended."""
+    assert editor.folder is not None
+    kept = {row.fact.id: row.fact for row in editor.folder.ledger.edits() if row.state in ("applied", "removed")}
+    for fact in facts:
+        old = kept.get(fact.id)
+        if old is not None and (old.prompt, old.subject, old.target_new) != (
+            fact.prompt,
+            fact.subject,
+            fact.target_new,
+        ):
+            raise ValueError(
+                f"--facts: id {fact.id!r} is that of another edit in the folder: {old.text} {old.target_new}"
+            )
+    named = {fact.id for fact in facts}
+    todo = [fact for fact in editor.planned if fact.id not in named] + [fact for fact in facts if fact.id not in kept]
+    console.line(f"resumed  behind step {_steps(editor)}: {len(todo)} facts are left")
+    return todo
+
+
+def _serve(console: Any, editor: Editor, batch: int, args: argparse.Namespace) -> None:
+    from rlsedit.cli.serving import serve
+
+    serve(editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict)
+    finish(console, editor, args.model, args.out, str(args.facts), args.text, {}, [])
+
+
+def finish(
+    console: Any, editor: Editor, source: str, out: Path, facts: str, text: Path | None, scores: dict[str, Any],
+    found: Sequence[Any],
+) -> None:  # fmt: skip
+    """Takes a snapshot and puts the model with its report into the folder."""
+    from rlsedit.cli.saving import save_model
+    from rlsedit.models import smollm2
+
     with console.bar("saving", None):
-        content = _report(args, config, report, scores, editor)
-        save_model(model, tokenizer, args, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    console.line(f"\nwritten to {args.out}; its report is rlsedit-report.json")
+        editor.save(out)
+        content = _report(editor, source, facts, text, scores, found)
+        folder = smollm2.cached_copy() if source == "smollm2" else Path(source)
+        save_model(
+            editor.model, editor.tokenizer, folder, out, _steps(editor),
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+        )  # fmt: skip
+    console.line(f"\nwritten to {out}; its report is rlsedit-report.json")
+
+
+def _steps(editor: Editor) -> int:
+    return 0 if editor.folder is None else len(editor.folder.journal.entries)
+
+
+def _clear(out: Path, existed: bool) -> None:
+    """Leave nothing of a folder into which no edit was written."""
+    from rlsedit.store.folder import store_of
+
+    store = store_of(out)
+    if not existed and out.is_dir() and not (store.is_dir() and any((store / "records").iterdir())):
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def _measure(console: Any, editor: Any, facts: list[Any], label: str) -> Any:
@@ -121,21 +272,32 @@ def _measure(console: Any, editor: Any, facts: list[Any], label: str) -> Any:
         return editor.evaluate(facts, progress=lambda done, total: bar.update(done / total))
 
 
-def _report(args: argparse.Namespace, config: Any, report: Any, scores: dict[str, Any], editor: Any) -> dict[str, Any]:
+def _report(
+    editor: Editor, source: str, facts: str, text: Path | None, scores: dict[str, Any], found: Sequence[Any]
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     from rlsedit.report.environment import environment
     from rlsedit.report.scores import finite
 
+    assert editor.folder is not None
+    journal = editor.folder.journal
+    entries = [entry for entry in journal.index.stack if entry.kind == "batch"]
+    batches = [dict(journal.header(entry.number).report) for entry in entries if not entry.damaged]
+    seconds: dict[str, float] = {}
+    for batch in batches:
+        for stage, value in batch["seconds"].items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
     return {
         "environment": environment(),
-        "model": Path(args.model).name,
-        "facts": {"file": args.facts.name, "written": report.facts},
-        "text": args.text.name if args.text else None,
-        "method": report.method,
-        "config": asdict(config),
-        "seconds": report.seconds,
+        "model": Path(source).name,
+        "facts": {"file": facts, "written": len(journal.index.live)},
+        "text": text.name if text else None,
+        "method": editor.method.name,
+        "config": asdict(editor.config),
+        "seconds": seconds,
+        "conflicts": [asdict(conflict) for conflict in found],
         **{name: finite(asdict(entry)) for name, entry in scores.items()},
-        "batches": [asdict(entry) for entry in report.batches],
-        "health": {str(layer): entry for layer, entry in editor.health().items()},
+        "batches": finite(batches),
+        "health": {str(layer): finite(entry) for layer, entry in editor.health().items()},
     }

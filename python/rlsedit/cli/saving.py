@@ -1,53 +1,95 @@
-"""Saves an edited model as a folder that appears whole or not at all."""
+"""Where an edited model goes: a folder that holds its edits, and the model around them."""
 
 from __future__ import annotations
 
-import argparse
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlsedit.paths import atomic_directory
-
-__all__ = ["REPORT", "check_out", "save_model"]
+__all__ = ["REPORT", "check_out", "replacing", "save_model"]
 
 REPORT = "rlsedit-report.json"
 _BESIDES = ("LICENSE*", "NOTICE*", "*.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.*")
 
 
-def check_out(out: Path, force: bool, model: str) -> None:
+def check_out(out: Path, force: bool, model: str, resume: bool = False) -> None:
     """Refuses an --out that holds something, or that is the model itself, before any work is done.
 
     Raises:
         ValueError: saying what is in the way.
     """
+    from rlsedit.store.folder import store_of
+
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file, needs a folder that is not there yet")
+    if resume:
+        if force:
+            raise ValueError(
+                "--resume: goes on with what is in --out, where --force would replace it; give one of them"
+            )
+        if not store_of(out).is_dir():
+            raise ValueError(f"--resume: {out} holds no edits; leave --resume out to begin")
+        return
     if out.exists() and out.resolve() == Path(model).resolve():
-        raise ValueError(f"--out: {out} is the model itself; needs another folder")
+        raise ValueError(f"--out: {out} is the model itself; needs another folder, or --resume to write more into it")
     if out.is_dir() and any(out.iterdir()) and not force:
+        if store_of(out).is_dir():
+            raise ValueError(f"--out: {out} holds edits; --resume goes on with them, --force begins anew")
         raise ValueError(f"--out: {out} is not empty; needs another folder, or --force to replace it")
 
 
-def save_model(model: Any, tokenizer: Any, args: argparse.Namespace, report: str) -> None:
-    """Writes weights, tokenizer, what else the tokenizer had on disk, and the report, then renames the folder.
+@contextmanager
+def replacing(out: Path) -> Iterator[None]:
+    """What is at `out` is put aside, and removed when the block succeeds.
+
+    It comes back when the block fails before an edit has been written; otherwise it stays beside, under a name that
+    the error tells.
+    """
+    if not (out.is_dir() and any(out.iterdir())):
+        yield
+        return
+    aside = out.parent / f".{out.name}.replaced-{os.getpid()}"
+    os.rename(out, aside)
+    try:
+        yield
+    except BaseException as error:
+        if out.exists():
+            error.add_note(f"what was at {out} is now {aside}") if hasattr(error, "add_note") else None
+        else:
+            os.rename(aside, out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_model(model: Any, tokenizer: Any, source: Path, out: Path, number: int, report: str) -> None:
+    """Puts weights, tokenizer, what else the tokenizer had on disk, and the report into `out`; see `store.modelfiles`.
+
+    Args:
+        model, tokenizer: what is saved.
+        source: where the model came from.
+        out: a folder that holds edits.
+        number: of the record that the model stands behind.
+        report: content of rlsedit-report.json.
 
     Raises:
-        OSError: if it cannot be written; what was at --out is then still there.
+        OSError: if it cannot be written; the model that was at --out, and all edits, are then still there.
     """
-    with atomic_directory(args.out, replace=args.force) as work:
+    from rlsedit.store.modelfiles import place
+
+    def write(work: Path) -> None:
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        source = Path(args.model)
         if source.is_dir():
             for pattern in _BESIDES:
                 for file in source.glob(pattern):
                     if file.is_file() and not (work / file.name).exists():
                         shutil.copyfile(file, work / file.name)
         for file in work.iterdir():
-            file.chmod(0o666 & ~_umask_of(work))
+            if file.is_file():
+                file.chmod(0o666 & out.stat().st_mode)
         (work / REPORT).write_text(report, encoding="utf-8")
 
-
-def _umask_of(folder: Path) -> int:
-    return 0o777 & ~folder.stat().st_mode
+    place(out, number, write)

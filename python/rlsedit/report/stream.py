@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rlsedit.editor import Editor
     from rlsedit.facts import Fact
     from rlsedit.reports import EditReport, Progress
+    from rlsedit.store.conflicts import OnConflict
 
 __all__ = ["edit_stream"]
 
@@ -20,7 +21,13 @@ _WORDS = {"targets": "z*", "keys": "keys", "solve": "recursion", "batch": "writt
 
 
 def edit_stream(
-    editor: Editor, facts: Sequence[Fact], batch: int, console: Console, *, solve: str = "recursion"
+    editor: Editor,
+    facts: Sequence[Fact],
+    batch: int,
+    console: Console,
+    *,
+    solve: str = "recursion",
+    on_conflict: OnConflict = "keep-both",
 ) -> EditReport:
     """Calls `editor.edit` for one batch after the other and leaves a line with the figures of each.
 
@@ -30,6 +37,7 @@ def edit_stream(
         batch: facts of one batch, at least 1.
         console: where bars and lines are shown.
         solve: what the step that computes the update is called.
+        on_conflict: as for `Editor.edit`.
 
     Returns:
         The reports of all batches in one.
@@ -48,7 +56,8 @@ def edit_stream(
                 at = _TARGETS * share if event.stage == "targets" else _TARGETS + (1 - _TARGETS) * share
                 bar.update(at, _WORDS.get(event.stage, event.stage))
 
-            report = editor.edit(part, batch_size=len(part), progress=show, finish=index == count - 1)
+            last = index == count - 1
+            report = editor.edit(part, batch_size=len(part), progress=show, finish=last, on_conflict=on_conflict)
             for done in report.batches:
                 spent = done.seconds
                 bar.finish(

@@ -203,7 +203,7 @@ def test_leverage_of_one_rebuilds_the_state(kept: bool, tmp_path: Path) -> None:
         wanted = dense(twin, layer, ["f4"])
         assert off(weight(one, layer), wanted, one._first[layer]) < 2e-3
     one.remove(["f0", "f1", "f2", "f3", "f5"])
-    assert all(float((weight(one, n) - one._first[n]).abs().max()) == 0.0 for n in (1, 2))  # nothing is left
+    assert all(float((weight(one, n) - one._first[n]).abs().max()) < 1e-6 for n in (1, 2))  # nothing left
     if kept:
         expected = everything(one)
         one.close()

@@ -1,0 +1,111 @@
+"""Reads a folder of edits without changing it: what it holds, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import journal, modelfiles
+from .errors import StoreError
+from .files import DISK, intact
+from .folder import store_of
+from .index import Index
+from .ledger import Ledger
+from .records import Record
+from .session import Session
+from .snapshots import Snapshots
+
+__all__ = ["problems", "reading"]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[tuple[Ledger, str]]:
+    """The ledger of a folder for reading, also while another process writes, and a note where it had to be made anew.
+
+    Raises:
+        StoreError: the folder holds no edits.
+    """
+    store = store_of(path)
+    if not store.is_dir():
+        raise StoreError(f"{path}: holds no edits (no folder {store.name} in it)")
+    file, note = store / "ledger.sqlite", ""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            ledger = Ledger(file, write=False)
+        except StoreError as error:
+            note = f"{error}; shown from the records"
+            ledger = Ledger(Path(scratch) / "ledger.sqlite")
+            for record, digest, index in _records(store):
+                ledger.take(record, digest, index)
+        try:
+            yield ledger, note
+        finally:
+            ledger.close()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def problems(path: Path) -> list[str]:
+    """Everything that is damaged, missing or in disagreement, one line each, naming the file.
+
+    Raises:
+        StoreError: the folder holds no edits.
+    """
+    store = store_of(path)
+    if not store.is_dir():
+        raise StoreError(f"{path}: holds no edits (no folder {store.name} in it)")
+    found: list[str] = []
+    try:
+        session = Session.read(store)
+        for name in session.base.values():
+            if not intact(store / "base" / name):
+                there = (store / "base" / name).exists()
+                found.append(f"{store / 'base' / name}: {'content and hash differ' if there else 'is missing'}")
+    except StoreError as error:
+        found.append(str(error))
+    headers, digests, wrong = journal.scan(store / "records")
+    found += wrong
+    found += Snapshots(store / "snapshots", DISK).wrong()
+    found += _ledger(store, headers, digests)
+    found += modelfiles.wrong(path)
+    return found
+
+
+def _ledger(store: Path, headers: list[Record | None], digests: list[str]) -> list[str]:
+    path = store / "ledger.sqlite"
+    found = []
+    try:
+        ledger = Ledger(path, write=False)
+    except StoreError as error:
+        return [str(error)]
+    try:
+        found += [f"{path}: the row of edit {row.fact.id!r} and its hash differ" for row in ledger.edits()
+                  if not row.whole]  # fmt: skip
+        known = ledger.digests()
+        if len(known) > len(headers):
+            found.append(f"{path}: knows records up to {max(known)}, the last on the disk is {len(headers)}")
+        for number, digest in enumerate(digests, 1):
+            if number in known and known[number] != digest:
+                found.append(f"{path}: has another hash for record {number}")
+        if None not in headers and len(known) == len(headers):
+            live = Index(h.entry(d) for h, d in zip(headers, digests, strict=True) if h is not None).live
+            applied = {row.fact.id: row.batch for row in ledger.edits(state="applied")}
+            if applied != {name: place.number for name, place in live.items()}:
+                found.append(f"{path}: its applied edits are not those of the records")
+    except StoreError as error:
+        found.append(str(error))
+    finally:
+        ledger.close()
+    return found
+
+
+def _records(store: Path) -> Iterator[tuple[Record, str, Index]]:
+    headers, digests, _ = journal.scan(store / "records")
+    index = Index()
+    for header, digest in zip(headers, digests, strict=True):
+        if header is None:
+            return
+        index.push(header.entry(digest))
+        yield header, digest, index
