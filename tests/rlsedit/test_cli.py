@@ -143,7 +143,7 @@ def test_evaluate_and_stats(models: Path, files: Path, capsys: pytest.CaptureFix
     assert "neighbourhood" in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert [row["id"] for row in report["rows"]] == ["a", "b", "c", "d"]
-    assert set(report["summary"]["score"]) == {"mean", "stderr", "count"}
+    assert set(report["summary"]["score"]) == {"mean", "stderr", "count", "low", "high"}
     stats = ["stats", str(models / "llama"), "--text", str(files / "text.txt"), "--layers", "1,3", "--device", "cpu"]
     assert main(stats) == 0
     assert "effective rank" in capsys.readouterr().out

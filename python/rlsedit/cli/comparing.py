@@ -61,13 +61,20 @@ def run_compare(args: argparse.Namespace) -> int:
             def show(_: str, done: int, _total: int) -> None:
                 bar.update(done)
 
-            options: dict[str, Any] = dict(batch_size=args.batch, targets=cache, progress=show)
+            options: dict[str, Any] = dict(batch_size=(args.batch or 20), targets=cache, progress=show)
             found += compare(adapter, tokenizer, facts, {name: config}, moments, **options)
     console.line()
     console.line(table(HEADER, rows(found, before)))
     if args.out is not None:
-        caption = f"{type(model).__name__} `{_name(args)}`, {len(facts)} facts in batches of {args.batch}; percent."
-        report = {"environment": environment(), "model": _name(args), "facts": args.facts.name, "batch": args.batch}
+        caption = (
+            f"{type(model).__name__} `{_name(args)}`, {len(facts)} facts in batches of {(args.batch or 20)}; percent."
+        )
+        report = {
+            "environment": environment(),
+            "model": _name(args),
+            "facts": args.facts.name,
+            "batch": (args.batch or 20),
+        }
         text = (
             markdown(found, before, caption)
             if args.out.suffix == ".md"

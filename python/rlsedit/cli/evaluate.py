@@ -1,4 +1,4 @@
-"""`rlsedit evaluate`: how well a model knows facts, new or old."""
+"""`rlsedit evaluate`: how well a model knows facts, new or old; and whole evaluations of methods over streams."""
 
 from __future__ import annotations
 
@@ -8,31 +8,47 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlsedit.cli.comparing import method_list, run_compare
+from rlsedit.cli.evaluate_streams import add_plan, run_streams
 from rlsedit.cli.options import add_facts, add_model, add_settings, load_any, positive, read_facts
 
 NAME = "evaluate"
-HELP = "measure efficacy, paraphrase and neighbourhood of facts in a model"
-DESCRIPTION = "Measure the scores of the CounterFact benchmark for facts in a model, edited or not."
+HELP = "measure facts in a model, or methods over streams of edits"
+DESCRIPTION = (
+    "Measure the scores of the CounterFact benchmark for facts in a model, edited or not. With --plan or --methods: "
+    "write streams of facts by several methods, measure them at checkpoints, and write a folder with tables, figures "
+    "and one page."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the facts and where the report goes."""
     add_model(parser)
     add_facts(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write scores and one row for each fact as JSON")
+    for action in parser._actions:  # neither is needed with --plan or --from
+        if action.dest in ("model", "facts"):
+            action.required = False
+            action.nargs = "?" if action.dest == "model" else None
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="scores and one row for each fact as JSON; of a plan, its folder"
+    )
+    add_plan(parser.add_argument_group("streams of edits"))
     group = parser.add_argument_group("comparing methods")
     group.add_argument(
         "--compare", type=method_list, metavar="LIST", nargs="?", const="all",
         help="write the facts by each of these methods (all of them by default), from the same weights, and show "
         "scores and each solve as published beside the one here; --out FILE.md writes the table",
     )  # fmt: skip
-    group.add_argument("--batch", type=positive, default=20, metavar="N", help="facts of one batch (default 20)")
+    group.add_argument("--batch", type=positive, metavar="N", help="facts of one batch (20; of streams 100)")
     group.add_argument("--text", type=Path, metavar="FILE", help="text for the second moments, as in `rlsedit edit`")
     add_settings(group)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    if args.source is not None or args.plan is not None or args.methods is not None:
+        return run_streams(args)
+    if args.model is None or args.facts is None:
+        raise ValueError("MODEL and --facts: give both, or --plan FILE, or --from DIR")
     if args.compare is not None:
         return run_compare(args)
     from rlsedit.metrics import evaluate

@@ -1,0 +1,226 @@
+"""The tables of an evaluation, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .records import RunRecord
+
+__all__ = ["Table", "batches_csv", "scores_csv", "tables"]
+
+COLUMNS = (
+    ("counterfact", "efficacy_success", "efficacy"),
+    ("counterfact", "paraphrase_success", "generalisation"),
+    ("counterfact", "neighbourhood_success", "specificity"),
+    ("counterfact", "score", "score"),
+    ("counterfact", "efficacy_tokens", "efficacy, tokens"),
+    ("counterfact", "paraphrase_tokens", "generalisation, tokens"),
+    ("counterfact", "neighbourhood_tokens", "specificity, tokens"),
+    ("counterfact", "portability_accuracy", "portability"),
+    ("writing", "fluency", "fluency, bits"),
+    ("writing", "consistency", "consistency"),
+)
+"""Metric, name in the summary, title; all but fluency in percent."""
+
+STAGES = ("targets", "keys", "solve", "report")
+
+
+class Table:
+    """A title, a sentence about what stands in it, a header and rows of cells."""
+
+    def __init__(self, title: str, about: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.title, self.about, self.header, self.rows = title, about, list(header), [list(row) for row in rows]
+
+    def markdown(self) -> str:
+        """With a heading of the third level."""
+        rule = "|" + "|".join(["---", *["---:"] * (len(self.header) - 1)]) + "|"
+        lines = [f"### {self.title}", "", self.about, "", f"| {' | '.join(self.header)} |", rule]
+        return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in self.rows)]) + "\n"
+
+
+def tables(records: Sequence[RunRecord]) -> list[Table]:
+    """All that can be said of these runs; a table without rows is left out."""
+    found = [_scores(records), _retention(records), _objective(records), _speed(records), _ability(records)]
+    return [table for table in found if table.rows]
+
+
+def by_method(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Runs of each method, in their order."""
+    found: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        found[record.spec.method].append(record)
+    return dict(found)
+
+
+def value_of(entry: Mapping[str, Any] | None, group: str, metric: str, name: str) -> tuple[float, float]:
+    """Mean and standard error of a metric at a checkpoint; NaN where it was not measured."""
+    found = ((entry or {}).get("groups", {}).get(group) or {}).get(metric, {}).get(name)
+    if found is None or found["mean"] is None:
+        return math.nan, math.nan
+    return float(found["mean"]), math.nan if found["stderr"] is None else float(found["stderr"])
+
+
+def over_runs(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """One run: its mean and standard error over facts. Several: the mean of the means and its error over runs."""
+    known = [pair for pair in pairs if not math.isnan(pair[0])]
+    if len(known) <= 1:
+        return known[0] if known else (math.nan, math.nan)
+    mean = sum(m for m, _ in known) / len(known)
+    return mean, math.sqrt(sum((m - mean) ** 2 for m, _ in known) / (len(known) - 1) / len(known))
+
+
+def _scores(records: Sequence[RunRecord]) -> Table:
+    def cells(entries: Sequence[Mapping[str, Any] | None]) -> list[str]:
+        return [
+            _cell(over_runs([value_of(entry, "all", m, n) for entry in entries]), n != "fluency") for m, n, _ in COLUMNS
+        ]
+
+    rows = []
+    starts = [record.checkpoints[0] for record in records if record.checkpoints]
+    if starts:
+        rows.append(["before", "", *cells(starts[:1])])
+    for method, runs in by_method(records).items():
+        lasts = [run.last for run in runs]
+        known = [entry for entry in lasts if entry is not None]
+        if known:
+            written = sorted({entry["facts"] for entry in known})
+            rows.append([method, ", ".join(map(str, written)), *cells(known)])
+    kept = [i for i in range(len(COLUMNS)) if any(row[2 + i] != "" for row in rows)]
+    header = ["", "facts", *(COLUMNS[i][2] for i in kept)]
+    about = "All facts of the stream (or a sample of them) behind its last batch; percent, with standard errors."
+    return Table("Scores", about, header, [[row[0], row[1], *(row[2 + i] for i in kept)] for row in rows])
+
+
+def _retention(records: Sequence[RunRecord]) -> Table:
+    counts = sorted({entry["facts"] for r in records for entry in r.checkpoints if "first" in entry["groups"]})
+    rows = []
+    for method, runs in by_method(records).items():
+        cells = []
+        for count in counts:
+            entries = [entry for run in runs for entry in run.checkpoints if entry["facts"] == count]
+            pairs = [value_of(entry, "first", "counterfact", "efficacy_success") for entry in entries]
+            cells.append(_cell(over_runs(pairs), True))
+        if any(cells):
+            rows.append([method, *cells])
+    about = "Efficacy of the first facts of the stream after so many facts (figure 4 of the paper); percent."
+    return Table("Retention", about, ["", *(f"after {count}" for count in counts)], rows)
+
+
+def _objective(records: Sequence[RunRecord]) -> Table:
+    rows = []
+    for method, runs in by_method(records).items():
+        lasts = [run.batches[-1] for run in runs if run.batches]
+        if lasts:
+            cells = [_number(_mean([entry[name] for entry in lasts])) for name in ("fit", "parameter", "anchor")]
+            bounds = [_number(_mean([_squared(entry[f"{name}_bound"]) for entry in lasts]))
+                      for name in ("parameter", "anchor")]  # fmt: skip
+            rows.append([method, cells[0], cells[1], bounds[0], cells[2], bounds[1]])
+    about = (
+        "Behind the last batch, sums over the edited layers: fit to all edits, squared distance from the first weights "
+        "and change of the anchor map, with the squares of their bounds where the method has them (figure 2)."
+    )
+    header = ("", "fit", "|W - W_0|²", "at most", "|K_0 (W - W_0)|²", "at most")
+    return Table("Objective", about, header, rows)
+
+
+def _speed(records: Sequence[RunRecord]) -> Table:
+    rows = []
+    for method, runs in by_method(records).items():
+        facts = sum(run.batches[-1]["facts"] for run in runs if run.batches)
+        if not facts:
+            continue
+        spent = {stage: sum(b["seconds"].get(stage, 0.0) for run in runs for b in run.batches) for stage in STAGES}
+        batch = sum(len(run.batches) for run in runs)
+        cells = [f"{spent[stage] / facts:.4f}" for stage in STAGES]
+        rows.append([method, *cells, f"{sum(spent.values()) / facts:.3f}", f"{spent['solve'] / batch:.4f}"])
+    about = "Seconds for a fact by stage, and for the update of one batch, all layers."
+    header = ("", "z*", "keys", "update", "terms of the objective", "a fact", "update of a batch")
+    return Table("Speed", about, header, rows)
+
+
+def _ability(records: Sequence[RunRecord]) -> Table:
+    tasks = list(dict.fromkeys(task for r in records for part in r.ability.values() for task in part))
+    names = {task: _headline(records, task) for task in tasks}
+    rows = []
+    starts = [record.ability["before"] for record in records if "before" in record.ability]
+    if starts:
+        rows.append(["before", *(_task(starts[:1], task, names[task]) for task in tasks)])
+    for method, runs in by_method(records).items():
+        after = [run.ability["after"] for run in runs if "after" in run.ability]
+        if after:
+            rows.append([method, *(_task(after, task, names[task]) for task in tasks)])
+    about = "General ability before and behind the stream; the first figure that each task reports."
+    return Table("Ability", about, ["", *(f"{task}, {names[task]}" for task in tasks)], rows if tasks else [])
+
+
+def _headline(records: Sequence[RunRecord], task: str) -> str:
+    return next((next(iter(p[task])) for r in records for p in r.ability.values() if p.get(task)), "")
+
+
+def _task(parts: Sequence[Mapping[str, Any]], task: str, name: str) -> str:
+    pairs = []
+    for part in parts:
+        entry = (part.get(task) or {}).get(name)
+        if entry is not None and entry["mean"] is not None:
+            pairs.append((float(entry["mean"]), math.nan if entry["stderr"] is None else float(entry["stderr"])))
+    mean, error = over_runs(pairs)
+    return "" if math.isnan(mean) else f"{mean:.3g}" + ("" if math.isnan(error) else f" ± {error:.2g}")
+
+
+def scores_csv(records: Sequence[RunRecord]) -> str:
+    """Every metric of every run, checkpoint and group: one line each."""
+    rows = []
+    for r in records:
+        for entry in r.checkpoints:
+            for group, found in entry["groups"].items():
+                for metric in ("counterfact", "writing"):
+                    for name, value in (found.get(metric) or {}).items():
+                        parts = [value.get(key) for key in ("mean", "stderr", "low", "high", "count")]
+                        rows.append([r.spec.method, r.spec.seed, r.spec.order, entry["facts"], group, name, *parts])
+    header = ("method", "seed", "order", "facts", "group", "metric", "mean", "stderr", "low", "high", "count")
+    return _csv(header, rows)
+
+
+def batches_csv(records: Sequence[RunRecord]) -> str:
+    """Terms of the objective and seconds of every batch: one line each."""
+    names = ("fit", "parameter", "anchor", "parameter_bound", "anchor_bound", "target_loss", "steps")
+    rows = [
+        [r.spec.method, r.spec.seed, r.spec.order, b["facts"], *(b[n] for n in names),
+         *(b["seconds"].get(stage) for stage in STAGES)]
+        for r in records for b in r.batches
+    ]  # fmt: skip
+    return _csv(("method", "seed", "order", "facts", *names, *(f"seconds_{stage}" for stage in STAGES)), rows)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _cell(pair: tuple[float, float], percent: bool) -> str:
+    mean, error = pair
+    if math.isnan(mean):
+        return ""
+    scale, digits = (100.0, 1) if percent else (1.0, 2)
+    return f"{scale * mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {scale * error:.{digits}f}")
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [float(value) for value in values if value is not None and not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _squared(value: float | None) -> float | None:
+    return None if value is None else value * value
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
