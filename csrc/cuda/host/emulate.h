@@ -137,13 +137,16 @@ class Machine {
     }
     for (size_t i = 0; i < kGuard; ++i)
       if (this->shared()[shared + i] != 0x5a) throw std::runtime_error("a write behind the shared memory");
+    bool open = false, pending = false;
     for (int i = 0; i < threads_; ++i) {
       Fiber& fiber = *fibers_[static_cast<size_t>(i)];
-      for (const auto& group : fiber.groups)
-        if (!group.empty()) throw std::runtime_error("a copy that nobody waited for");
-      if (!fiber.open.empty()) throw std::runtime_error("a copy that was not committed");
+      for (const auto& group : fiber.groups) pending = pending || !group.empty();
+      open = open || !fiber.open.empty();
       fiber.groups.clear();
+      fiber.open.clear();
     }
+    if (pending) throw std::runtime_error("a copy that nobody waited for");
+    if (open) throw std::runtime_error("a copy that was not committed");
   }
 
   void wait(Barrier& barrier, int all) {

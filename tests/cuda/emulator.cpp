@@ -1,0 +1,91 @@
+// Small kernels for test_emulator.py: mistakes that the emulator has to notice, and one tile of every engine.
+#include <cstring>
+
+#include "copy.h"
+#include "mma.h"
+
+using namespace rlsedit;
+
+namespace {
+
+char message[256];
+
+template <class F>
+const char* said(const F& f) {
+  message[0] = 0;
+  try {
+    f();
+  } catch (const std::exception& error) {
+    std::strncpy(message, error.what(), sizeof message - 1);
+  }
+  return message;
+}
+
+// Thread i takes what thread i + 32 (of the next warp) has written; `waits` says whether it waits for it.
+void neighbour_kernel(float* out, int waits) {
+  float* room = shared_memory<float>();
+  const int i = static_cast<int>(threadIdx.x);
+  room[i] = static_cast<float>(i);
+  if (waits) __syncthreads();
+  out[i] = room[(i + 32) % 64];
+}
+
+void divergent_kernel(int) {
+  if (threadIdx.x < 32) __syncthreads();
+}
+
+void beyond_kernel(int behind) {
+  shared_memory<float>()[64 + behind] = 1.0f;
+}
+
+// kind 0: as it should be; 1: read before it was waited for; 2: never waited for.
+void copy_kernel(const float* from, float* out, int kind) {
+  float* room = shared_memory<float>();
+  copy_async<4>(room + threadIdx.x, from + threadIdx.x, 4);
+  copy_commit();
+  if (kind == 0) copy_wait<0>();
+  out[threadIdx.x] = room[threadIdx.x];
+  if (kind == 1) copy_wait<0>();
+}
+
+template <class E, bool TURNED>
+void tile_kernel(const typename E::T* A, const typename E::T* B, typename E::T* out, int depth) {
+  typename E::T sum[1][1][4];
+  clear(sum);
+  multiply<E, 1, 1, TURNED>(sum, A, depth, B, TURNED ? 8 : depth, depth);
+  for_each_sum(sum, [&](int i, int j, typename E::T value) { out[i * 8 + j] = value; });
+}
+
+}  // namespace
+
+extern "C" {
+
+void descending(int yes) {
+  emulate::Machine::here().descending = yes != 0;
+}
+const char* neighbour(float* out, int waits) {
+  return said([&] { launch(neighbour_kernel, dim3(1), 64, 256, 0, out, waits); });
+}
+const char* divergent() {
+  return said([&] { launch(divergent_kernel, dim3(1), 64, 0, 0, 0); });
+}
+const char* beyond(int behind) {
+  return said([&] { launch(beyond_kernel, dim3(1), 32, 256, 0, behind); });
+}
+const char* too_much() {
+  return said([&] { launch(beyond_kernel, dim3(1), 32, 228 * 1024, 0, 0); });
+}
+const char* copied(const float* from, float* out, int kind) {
+  return said([&] { launch(copy_kernel, dim3(1), 32, 128, 0, from, out, kind); });
+}
+void tile_tf32x3(const float* A, const float* B, float* out, int depth, int turned) {
+  launch(turned ? tile_kernel<Tf32x3, true> : tile_kernel<Tf32x3, false>, dim3(1), 32, 0, 0, A, B, out,
+         depth);
+}
+void tile_float32(const float* A, const float* B, float* out, int depth, int turned) {
+  launch(turned ? tile_kernel<Ffma, true> : tile_kernel<Ffma, false>, dim3(1), 32, 0, 0, A, B, out, depth);
+}
+void tile_float64(const double* A, const double* B, double* out, int depth, int turned) {
+  launch(turned ? tile_kernel<Dmma, true> : tile_kernel<Dmma, false>, dim3(1), 32, 0, 0, A, B, out, depth);
+}
+}

@@ -1,0 +1,202 @@
+"""The CUDA kernels on a CPU: every op and precision against float64, at the edges of tiles, panels and batches.
+
+`pytest tests/ops --emulate-cuda` runs the whole test suite of the ops on them; this is what the kernels add to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import builders, emulated, tolerances
+from support.views import LAYOUTS, View
+
+import rlsedit_kernels as rk
+from rlsedit_kernels.backends import cuda
+from rlsedit_kernels.ops.schemas import SCHEMAS
+
+error = tolerances.relative_error
+ENGINES = pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.float32, "tf32x3"), (torch.float32, "ieee"), (torch.float64, "ieee")],
+    ids=["tf32x3", "float32", "float64"],
+)
+
+
+def test_every_op_has_a_kernel(kernels) -> None:
+    assert set(cuda.implemented("CPU")) == {*SCHEMAS, cuda.WEIGHT_UPDATE}
+
+
+def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int = 77, u: int = 21) -> tuple[Any, ...]:
+    C, K = builders.symmetric(batch, d, dtype, 0), builders.key_batch(batch, u, d, dtype, 1)
+    Z, R = builders.columns(batch, d, u, dtype, 2), builders.triangular(batch, d, dtype, 3)
+    B, V = builders.columns(batch, d, 9, dtype, 4), builders.key_batch(batch, u, 9, dtype, 5)
+    return {
+        "gain_products": (C, K),
+        "cholesky": (builders.symmetric(batch, d, dtype, 6),),
+        "gain_solve": (Z, builders.symmetric(batch, u, dtype, 7), 0.5),
+        "downdate_": (C, Z, -0.5),
+        "downdate_gain_products_": (C, 0.1 * Z, K, -0.5),
+        "rls_update_": (C, K, 0.5, 0.9),
+        "qr_append_": (R, K),
+        "qr_append_rhs_": (R, B, K, V),
+        "qr_gain": (R, K),
+        cuda.WEIGHT_UPDATE: (B, K, V, Z),
+    }[op]
+
+
+def results(op: str, given: tuple[Any, ...], precision: str) -> list[torch.Tensor]:
+    """What an op returns, and its arguments as it leaves them."""
+    returned = cuda.kernel(op)(*given, input_precision=precision)
+    outputs = returned if isinstance(returned, tuple) else () if returned is None else (returned,)
+    return [*outputs, *(value for value in given if isinstance(value, torch.Tensor))]
+
+
+@ENGINES
+@pytest.mark.parametrize("op", [*SCHEMAS, cuda.WEIGHT_UPDATE])
+def test_the_order_in_which_warps_run_does_not_matter(op, dtype, precision, kernels) -> None:
+    """A barrier that is missing shows as a difference between warps in ascending and in descending order."""
+    first = results(op, arguments(op, dtype), precision)
+    with emulated.descending():
+        other = results(op, arguments(op, dtype), precision)
+    assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert all(bool(torch.isfinite(a).all()) for a in first)
+
+
+@ENGINES
+@pytest.mark.parametrize("u", [15, 16, 17, 33, 64, 65, 112, 113])
+def test_products_at_the_edges_of_tiles_of_keys(u, dtype, precision, kernels) -> None:
+    C, K = builders.symmetric((), 140, dtype, 0), builders.key_batch((), u, 140, dtype, 1)
+    Y, G, *_ = results("gain_products", (C, K), precision)
+    expected_Y, expected_G = rk.reference.gain_products(C, K)
+    assert error(Y, expected_Y) < 0.2 * tolerances.product(140, dtype)
+    assert error(G, expected_G) < 0.2 * tolerances.product(140, dtype)
+    assert torch.equal(G, G.mT)
+
+
+@ENGINES
+def test_several_blocks_share_a_walk_along_d(dtype, precision, kernels) -> None:
+    """From d = 512 on the pass over C is split, and the parts are added in a fixed order."""
+    C, K = builders.symmetric((), 530, dtype, 0), builders.key_batch((), 5, 530, dtype, 1)
+    Y, G, *_ = results("gain_products", (C, K), precision)
+    expected_Y, expected_G = rk.reference.gain_products(C, K)
+    assert error(Y, expected_Y) < 0.2 * tolerances.product(530, dtype)
+    assert error(G, expected_G) < 0.2 * tolerances.product(530, dtype)
+
+
+@ENGINES
+@pytest.mark.parametrize("d", [63, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize(("w", "u"), [(1, 1), (32, 32), (33, 8)])
+def test_the_fused_pass_at_the_edges_of_tiles(d, w, u, dtype, precision, kernels) -> None:
+    C, Z = builders.symmetric((), d, dtype, 0), 0.1 * builders.columns((), d, w, dtype, 1)
+    K = builders.key_batch((), u, d, dtype, 2)
+    expected_C, expected_Y, expected_G = rk.reference.downdate_gain_products_(C, Z, K, -0.5)
+    Y, G, *_ = results("downdate_gain_products_", (C, Z, K, -0.5), precision)
+    assert torch.equal(C, C.mT)
+    assert torch.equal(G, G.mT)
+    for got, expected in ((C, expected_C), (Y, expected_Y), (G, expected_G)):
+        assert error(got, expected) < 0.5 * tolerances.product(d, dtype)
+
+
+@ENGINES
+@pytest.mark.parametrize("u", [32, 33, 193, 289])
+def test_cholesky_in_shared_and_in_global_memory(u, dtype, precision, kernels) -> None:
+    A = builders.symmetric((2,), u, dtype, 0, condition=1e3)
+    L, info, *_ = results("cholesky", (A,), precision)
+    assert not info.any()
+    assert error(L.double() @ L.double().mT, A) < 0.2 * u * torch.finfo(dtype).eps
+    assert torch.equal(L, L.tril())
+
+
+@ENGINES
+@pytest.mark.parametrize("u", [31, 100, 130])
+def test_solve_through_the_inverse(u, dtype, precision, kernels) -> None:
+    Y, G = builders.columns((), 70, u, dtype, 0), builders.symmetric((), u, dtype, 1, condition=1e4)
+    gain, Z, info, *_ = results("gain_solve", (Y, G, 0.0), precision)
+    expected_gain, expected_Z, _ = rk.reference.gain_solve(Y, G, 0.0)
+    assert not info.any()
+    assert error(gain, expected_gain) < tolerances.solve(u, 1e3, dtype)
+    assert error(Z, expected_Z) < tolerances.solve(u, 1e3, dtype)
+
+
+@ENGINES
+@pytest.mark.parametrize("u", [127, 128, 129, 300])
+def test_more_rows_than_go_in_at_a_time(u, dtype, precision, kernels) -> None:
+    R, K = builders.triangular((), 66, dtype, 0), builders.key_batch((), u, 66, dtype, 1)
+    expected = R.double().mT @ R.double() + K.double().mT @ K.double()
+    results("qr_append_", (R, K), precision)
+    assert error(R.double().mT @ R.double(), expected) < 10 * u * torch.finfo(dtype).eps
+    got, *_ = results("qr_gain", (R, K), precision)
+    assert error(got, rk.reference.qr_gain(R, K)) < tolerances.solve(8, 1e3, dtype)
+
+
+@ENGINES
+@pytest.mark.parametrize("W_layout", LAYOUTS)
+@pytest.mark.parametrize(("u", "d", "v"), [(1, 40, 70), (16, 129, 65), (19, 530, 33), (130, 60, 131)])
+def test_update_of_a_weight(u, d, v, W_layout, dtype, precision, kernels) -> None:
+    W, K = builders.columns((2,), d, v, dtype, 0), builders.key_batch((2,), u, d, dtype, 1)
+    V, gain = builders.key_batch((2,), u, v, dtype, 2), builders.columns((2,), d, u, dtype, 3)
+    expected = V.double() - K.double() @ W.double()
+    view = View(W, W_layout)
+    E, *_ = results(cuda.WEIGHT_UPDATE, (view.tensor, K, V, gain), precision)
+    assert E.is_contiguous()
+    assert error(E, expected.numpy()) < tolerances.product(d, dtype)
+    new = W.double() + gain.double() @ expected
+    assert error(view.tensor, new.numpy()) < tolerances.product(max(u, d), dtype)
+    assert view.untouched_outside()
+
+
+@pytest.mark.parametrize("op", ["gain_products", "rls_update_", "downdate_"])
+def test_leading_dimensions_of_any_strides(op, kernels) -> None:
+    """Layers and experts in one launch, also where their order in memory is another one."""
+    given = arguments(op, torch.float32, (2, 3), d=35, u=6)
+    swapped = tuple(a.transpose(0, 1).contiguous().transpose(0, 1) if isinstance(a, torch.Tensor) else a for a in given)
+    first = results(op, tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in given), "tf32x3")
+    other = results(op, swapped, "tf32x3")
+    assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_three_products_of_tf32_are_as_good_as_float32(kernels) -> None:
+    """At most twice the error of the same torch sequence in IEEE float32 (truncating tensor cores are emulated)."""
+    C, K = builders.symmetric((), 512, torch.float32, 6, 1e4), builders.key_batch((), 64, 512, torch.float32, 7)
+    exact_Y, exact_G = rk.reference.gain_products(C, K)
+    Y, G, *_ = results("gain_products", (C, K), "tf32x3")
+    plain = C @ K.mT
+    assert error(Y, exact_Y) <= 2.0 * error(plain, exact_Y)
+    assert error(G, exact_G) <= 2.0 * error(K @ plain, exact_G)
+    ones = torch.ones(1, 1024), torch.full((1024, 1024), 1.0 + 2.0**-12)
+    Y, *_ = results("gain_products", (ones[1], ones[0]), "tf32x3")  # a biased sum would show here
+    assert error(Y, np.full((1024, 1), 1024 * (1.0 + 2.0**-12))) < 1e-6
+
+
+def test_precision_is_one_of_two(kernels) -> None:
+    C, K = builders.symmetric((), 9, torch.float32, 0), builders.key_batch((), 2, 9, torch.float32, 1)
+    with pytest.raises(ValueError, match=r"gain_products: input_precision must be one of 'tf32x3', 'ieee', got 'tf32'"):
+        cuda.kernel("gain_products")(C, K, input_precision="tf32")
+    with pytest.raises(RuntimeError, match="gain_products: precision must be 0"):
+        kernels.gain_products(C, K, 2)
+
+
+@pytest.mark.parametrize(
+    ("op", "given"),
+    [
+        ("gain_products", (torch.eye(3), torch.ones(2, 4))),
+        ("downdate_", (torch.eye(3), torch.ones(4, 2))),
+        ("downdate_", (torch.ones(1, 1).expand(3, 3), torch.ones(3, 2))),
+        ("downdate_gain_products_", (torch.eye(3), torch.ones(3, 2), torch.ones(1, 2))),
+        ("cholesky", (torch.ones(2, 3),)),
+        ("gain_solve", (torch.ones(4, 2), torch.eye(3), 1.0)),
+        ("rls_update_", (torch.eye(3), torch.ones(2, 4))),
+        ("rls_update_", (torch.eye(3), torch.ones(2, 3).double())),
+        ("qr_append_", (torch.eye(3), torch.ones(2, 4))),
+        ("qr_append_rhs_", (torch.eye(3), torch.ones(3, 2), torch.ones(2, 3), torch.ones(1, 2))),
+        ("qr_gain", (torch.eye(3), torch.ones(2, 4))),
+        (cuda.WEIGHT_UPDATE, (torch.ones(3, 2), torch.ones(1, 3), torch.ones(1, 2), torch.ones(3, 2))),
+    ],
+)
+def test_native_code_checks_again(op, given, kernels) -> None:
+    """Called past the wrappers, a wrong argument is an error and no access out of bounds."""
+    with pytest.raises(RuntimeError, match=f"{op}: "):
+        getattr(kernels, op)(*given)
