@@ -6,10 +6,13 @@ from collections import Counter
 
 import pytest
 
-from rlsedit.facts.sources import PACKAGES, SOURCES, clean_pairs
+from rlsedit.facts.relations import RELATIONS
+from rlsedit.facts.sources import PACKAGES, TOWNS, clean_pairs
 from rlsedit.facts.world import relation_pairs, world_facts
 
-for package in PACKAGES:
+NAMES = [relation.name for relation in RELATIONS]
+
+for package in (*PACKAGES, TOWNS):
     pytest.importorskip(package)
 
 
@@ -20,7 +23,7 @@ def facts() -> list:  # type: ignore[type-arg]
 
 def test_counts(facts: list) -> None:  # type: ignore[type-arg]
     found = Counter(fact.relation for fact in facts)
-    assert set(found) == set(SOURCES)
+    assert set(found) == set(NAMES)
     assert min(found.values()) >= 40, found
     assert len(facts) >= 1000
 
@@ -47,7 +50,7 @@ def test_no_subject_gives_its_answer_away(facts: list) -> None:  # type: ignore[
 
 def test_neighbours_are_right_and_never_edited(facts: list) -> None:  # type: ignore[type-arg]
     edited = {fact.subject for fact in facts}
-    truth = {name: dict(relation_pairs(name)) for name in SOURCES}
+    truth = {name: dict(relation_pairs(name)) for name in NAMES}
     for fact in facts:
         known = truth[fact.relation]
         assert known[fact.subject] == fact.target_true
@@ -59,12 +62,26 @@ def test_neighbours_are_right_and_never_edited(facts: list) -> None:  # type: ig
     assert sum(bool(fact.neighbours) for fact in facts) == len(facts)
 
 
+def test_towns_are_many_and_keep_the_promises_of_the_others() -> None:
+    towns = world_facts(0, relations=["town"])
+    assert len({fact.subject for fact in towns}) == len(towns) >= 10_000
+    truth, edited = dict(relation_pairs("town")), {fact.subject for fact in towns}
+    for fact in towns:
+        assert truth[fact.subject] == fact.target_true != fact.target_new
+        assert len(fact.neighbours) == 4
+        for prompt, answer in zip(fact.neighbours, fact.neighbour_answers, strict=True):
+            subject = prompt.removeprefix("The town of ").removesuffix(" is in the country of")
+            assert subject not in edited
+            assert truth[subject] == answer != fact.target_new
+    assert world_facts(0, relations=["town"], limit=50) == towns[:50]
+
+
 def test_deterministic_and_a_prefix_of_longer_streams(facts: list) -> None:  # type: ignore[type-arg]
     assert world_facts(0, limit=25) == facts[:25]
     assert world_facts(0) == facts
     other = world_facts(1, limit=25)
     assert other != facts[:25]
-    assert {fact.relation for fact in facts[: len(SOURCES)]} == set(SOURCES), "relations take turns"
+    assert {fact.relation for fact in facts[: len(NAMES)]} == set(NAMES), "relations take turns"
 
 
 def test_arguments() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["RELATIONS", "Relation"]
+__all__ = ["MANY", "RELATIONS", "Relation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +71,12 @@ RELATIONS: tuple[Relation, ...] = (
         ("In {}, people pay with the", "The money that is used in {} is called the"),
     ),
 )
+
+MANY: tuple[Relation, ...] = (
+    Relation(
+        "town",
+        "The town of {} is in the country of",
+        ("{} is a town in", "Whoever lives in {} lives in the country of"),
+    ),
+)
+"""Relations with many thousands of subjects, most of them little known; taken when they are asked for by name."""

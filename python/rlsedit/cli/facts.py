@@ -1,0 +1,48 @@
+"""`rlsedit facts`: real facts with other answers, as a file for the other commands."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rlsedit.cli.options import positive
+
+NAME = "facts"
+HELP = "write a file of real facts with other answers"
+DESCRIPTION = (
+    "Write facts about countries, cities, airports and elements, or about more than 15,000 towns, with other answers, "
+    "paraphrases and neighbours that are never edited. The same seed gives the same stream; small PyPI packages carry "
+    "the facts."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where they go, how many, which."""
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON, one fact a line")
+    parser.add_argument("--count", type=positive, metavar="N", help="the first N of the stream")
+    parser.add_argument(
+        "--relations", metavar="LIST", help="such as capital,symbol or town (default: all but town; all: with town)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of order, answers and neighbours (default 0)")
+    parser.add_argument("--force", action="store_true", help="replace --out if it is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes and writes them."""
+    from rlsedit.facts import save_facts
+    from rlsedit.facts.relations import MANY, RELATIONS
+    from rlsedit.facts.world import world_facts
+    from rlsedit.report import Console
+
+    if args.out.exists() and not args.force:
+        raise ValueError(f"--out: {args.out} is there; needs another name, or --force to replace it")
+    names = None
+    if args.relations == "all":
+        names = [relation.name for relation in (*RELATIONS, *MANY)]
+    elif args.relations is not None:
+        names = [part.strip() for part in args.relations.split(",")]
+    facts = world_facts(args.seed, limit=args.count, relations=names)
+    save_facts(facts, args.out)
+    console, relations = Console(), sorted({fact.relation for fact in facts})
+    console.line(f"{len(facts)} facts of {len(relations)} relations ({', '.join(relations)}) written to {args.out}")
+    return 0
