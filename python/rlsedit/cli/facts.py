@@ -10,7 +10,7 @@ from rlsedit.cli.options import positive
 NAME = "facts"
 HELP = "write a file of real facts with other answers"
 DESCRIPTION = (
-    "Write facts about countries, cities, airports and elements, or about more than 15,000 towns, with other answers, "
+    "Write facts about countries, cities, airports and elements, or about more than 20,000 towns, with other answers, "
     "paraphrases and neighbours that are never edited. The same seed gives the same stream; small PyPI packages carry "
     "the facts."
 )
