@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rlsedit.cli import demo, edit, evaluate, export, facts, log, methods, profile, remove, stability, stats
+from rlsedit.cli import ability, demo, edit, evaluate, export, facts, log, methods, profile, remove, stability, stats
 
 __all__ = ["build_parser", "main"]
 
@@ -17,7 +17,7 @@ BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
 
-_COMMANDS = (demo, edit, log, remove, evaluate, export, profile, stability, facts, stats, methods)
+_COMMANDS = (demo, edit, log, remove, evaluate, ability, export, profile, stability, facts, stats, methods)
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)
 
 
