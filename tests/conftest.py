@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 # The references are small: NumPy's thread pool beside torch's costs more than it gives. Set before NumPy loads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# `poisoned_memory` asks for deterministic algorithms, for which torch wants this of cuBLAS before CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch

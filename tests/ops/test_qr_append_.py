@@ -106,7 +106,8 @@ def test_rows_of_any_size(first, second, dtype, backend) -> None:
 @pytest.mark.parametrize("size", [1e-170, 1e170, 1e-310])
 def test_float64_rows_whose_squares_do_not_exist(size) -> None:
     with rk.use_backend("cpu" if "cpu" in {row.name for row in rk.backends() if row.available} else "torch"):
-        R, K = torch.zeros(20, 20, dtype=torch.float64), builders.key_batch((), 25, 20, torch.float64, 10) * size
+        K = builders.key_batch((), 25, 20, torch.float64, 10).cpu() * size
+        R = torch.zeros(20, 20, dtype=torch.float64, device="cpu")
         rk.ops.qr_append_(R, K)
     scale = 2.0 ** round(np.log2(size))
     accuracy = max(1e-13, 100 * 5e-324 / size)

@@ -16,6 +16,7 @@ PARTS = {
     "wrapper": "rlsedit_kernels/ops/{op}.py",
     "reference": "rlsedit_kernels/reference/{op}.py",
     "native CPU kernel": "csrc/cpu/{op}.cpp",
+    "CUDA kernel": "csrc/cuda/{op}.cu",
     "Triton kernel": "rlsedit_kernels/triton_kernels/{op}.py",
     "test": "tests/ops/test_{op}.py",
     "benchmark": "bench/ops/bench_{op}.py",

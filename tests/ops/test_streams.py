@@ -1,0 +1,117 @@
+"""On a GPU: an op never waits for the device, allocates from torch's pool only, and can be captured in a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import builders
+
+import rlsedit_kernels as rk
+from rlsedit_kernels.ops.schemas import SCHEMAS
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+D, U = 200, 20
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--device") != "cuda":
+        pytest.skip("the tests of the ops run on the CPU (--device cuda)")
+
+
+def call_of(op: str) -> tuple[Callable[[], object], list[torch.Tensor]]:
+    """A call of `op` on arguments that stay where they are, and those that it changes."""
+    C, K = builders.symmetric((2,), D, torch.float32, 0), builders.key_batch((2,), U, D, torch.float32, 1)
+    Z, R = builders.columns((2,), D, U, torch.float32, 2) * 0.1, builders.triangular((2,), D, torch.float32, 3)
+    B, V = builders.columns((2,), D, 9, torch.float32, 4), builders.key_batch((2,), U, 9, torch.float32, 5)
+    given: tuple[object, ...] = {
+        "gain_products": (C, K),
+        "cholesky": (C,),
+        "gain_solve": (Z, builders.symmetric((2,), U, torch.float32, 6), 0.5),
+        "downdate_": (C, Z, -0.5),
+        "downdate_gain_products_": (C, Z, K, -0.5),
+        "rls_update_": (C, K, 0.5, 0.9),
+        "qr_append_": (R, K),
+        "qr_append_rhs_": (R, B, K, V),
+        "qr_gain": (R, K),
+    }[op]
+    function = getattr(torch.ops.rlsedit_kernels, op)
+    changed = {"downdate_": [C], "downdate_gain_products_": [C], "rls_update_": [C], "qr_append_": [R]}
+    return lambda: function(*given), {**changed, "qr_append_rhs_": [R, B]}.get(op, [])
+
+
+def flat(returned: object) -> list[torch.Tensor]:
+    if returned is None:
+        return []
+    return list(returned) if isinstance(returned, (tuple, list)) else [returned]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_the_host_does_not_wait(op: str, backend: str) -> None:
+    call, _ = call_of(op)
+    call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_a_captured_graph_gives_the_same_bits(op: str, backend: str) -> None:
+    if backend == "torch":
+        pytest.skip("the plain back end may leave the stream (cuSOLVER)")
+    warm, _ = call_of(op)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        warm()
+    torch.cuda.current_stream().wait_stream(stream)
+    call, changed = call_of(op)
+    before = [t.clone() for t in changed]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        returned = flat(call())
+    for tensor, value in zip(changed, before, strict=True):
+        tensor.copy_(value)
+    graph.replay()
+    eager_call, eager_changed = call_of(op)
+    eager = flat(eager_call())
+    torch.cuda.synchronize()
+    for got, expected in zip([*returned, *changed], [*eager, *eager_changed], strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_nothing_is_allocated_after_the_first_call(backend: str) -> None:
+    call, _ = call_of("rls_update_")
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_reserved()
+    for _ in range(20):
+        call()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() == before
+
+
+def test_weight_and_state_on_one_stream() -> None:
+    """The commit and the update of the weight in one graph: W gains what the gain says."""
+    from rlsedit_kernels.backends import cuda
+
+    if not cuda.load()[0]:
+        pytest.skip(f"back end 'cuda': {cuda.load()[1]}")
+    C, K = builders.symmetric((), D, torch.float32, 0), builders.key_batch((), U, D, torch.float32, 1)
+    W, V = builders.columns((), D, 33, torch.float32, 2), builders.key_batch((), U, 33, torch.float32, 3)
+    gain, _ = rk.ops.rls_update_(C.clone(), K)
+    expected = W.double() + gain.double() @ (V.double() - K.double() @ W.double())
+    update = cuda.kernel(cuda.WEIGHT_UPDATE)
+    update(W.clone(), K, V, gain)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gain, _ = rk.ops.rls_update_(C, K)
+        update(W, K, V, gain)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert float((W.double() - expected).norm() / expected.norm()) < 1e-5
