@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ from .weights import EditedWeights
 from .writing import WRITERS, Job, LayerState
 from .writing.job import FindTargets
 from .writing.reporting import ProgressCallback, Stage, batch_report
+
+if TYPE_CHECKING:
+    from .export import LoraReport
 
 logger = logging.getLogger(__name__)
 
@@ -301,6 +304,24 @@ class Editor:
         except BaseException:
             folder.close()
             raise
+
+    def export_lora(
+        self, path: str | os.PathLike[str], rank: int | None = None, facts: Sequence[Fact] | None = None, *,
+        replace: bool = False, progress: Callable[[int, int], None] | None = None,
+    ) -> LoraReport:  # fmt: skip
+        """The edits as a LoRA adapter for PEFT and vLLM, from the float32 masters; see `rlsedit.export.export_lora`.
+
+        Raises:
+            ValueError: nothing has been edited, a rank out of range, a `path` that holds something.
+        """
+        from .export import export_lora
+
+        after = {n: self._weights.wide(n) for n in self.config.layers}
+        about = {"method": self.method.name, "edits": None if self._journal is None else len(self._journal.index.live)}
+        return export_lora(
+            self.adapter, self.tokenizer, self._first, after, path,
+            rank=rank, facts=facts, about=about, replace=replace, progress=progress,
+        )  # fmt: skip
 
     @property
     def folder(self) -> Folder | None:

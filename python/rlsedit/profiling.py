@@ -64,7 +64,7 @@ def profile_edit(
     adapter = adapter or Adapter.for_model(model)
     rows: list[Row] = []
     for name, config in methods.items():
-        editor = Editor(model, tokenizer, name, config, moments=moments, adapter=adapter)
+        editor = Editor(model, tokenizer, name, config, moments=moments, adapter=adapter, record=False)
         try:
             done = _written(editor, facts, batch, trace, progress)
         finally:

@@ -110,7 +110,14 @@ class _Run:
         self.config = EditConfig.for_model(adapter.model, spec.method, **plan.config(spec.method, spec.seed))
         record.config = asdict(self.config)
         self.editor = Editor(
-            adapter.model, tokenizer, spec.method, self.config, moments=moments, adapter=adapter, targets=cache
+            adapter.model,
+            tokenizer,
+            spec.method,
+            self.config,
+            moments=moments,
+            adapter=adapter,
+            targets=cache,
+            record=False,
         )
         given: list[list[tuple[Tensor, Tensor]]] = []
         method = self.editor.method

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from support import language_models as lm
 
-from rlsedit import Editor, evaluate
+from rlsedit import EditConfig, Editor, evaluate
 from rlsedit.export import (
     Checkpoint,
     between,
@@ -220,3 +220,26 @@ def test_what_is_there_is_kept(pair: Any, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "rlsedit-export.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_editor_exports_what_it_holds(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The same bytes after `save` and `resume`, from the masters; one edit fewer is one rank fewer."""
+    model, tokenizer = lm.tiny("llama", dtype), lm.tokenizer()
+    config = EditConfig.for_model(model, "rlsedit", layers=(1, 2), steps=3, contexts=1, context_length=3)
+    d = model.config.intermediate_size
+    moments = {n: torch.eye(d, dtype=torch.float64) for n in (1, 2)}
+    editor = Editor(model, tokenizer, "rlsedit", config, moments=moments)
+    with pytest.raises(ValueError, match="nothing to export"):
+        editor.export_lora(tmp_path / "none")
+    editor.save(tmp_path / "store")
+    editor.edit(lm.FACTS, batch_size=2)
+    report = editor.export_lora(tmp_path / "first")
+    assert [(layer.rank, layer.rank_of_change) for layer in report.layers] == [(4, 4), (4, 4)]
+    editor.close()
+    again = Editor.resume(tmp_path / "store", lm.tiny("llama", dtype), tokenizer)
+    again.export_lora(tmp_path / "second")
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    again.remove([lm.FACTS[1].id])
+    assert [layer.rank for layer in again.export_lora(tmp_path / "third").layers] == [3, 3]
