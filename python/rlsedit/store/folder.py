@@ -97,7 +97,7 @@ class Folder:
         work = path / f".{STORE}.{os.getpid()}.partial"
         for part in _PARTS:
             (work / part).mkdir(parents=True)
-        lock = None
+        lock, whole = None, work
         try:
             lock = Lock(work / "lock", path)
             names = {}
@@ -112,11 +112,12 @@ class Folder:
             for folder in (*(work / part for part in _PARTS), work):
                 disk.sync_folder(folder)
             disk.rename(work, store)
+            whole = store
             disk.sync_folder(path)
         except BaseException:
             if lock is not None:
                 lock.close()
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(whole, ignore_errors=True)
             raise
         disk.reached("folder")
         return cls(path, lock, Session.read(store), disk, every)

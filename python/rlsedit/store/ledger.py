@@ -11,7 +11,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -80,7 +80,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path | str, write: bool = True) -> None:
-        self.path = path
+        self.path, self._write = path, write
         try:
             if write:
                 self._db = sqlite3.connect(str(path), timeout=30, isolation_level=None, check_same_thread=False)
@@ -102,7 +102,10 @@ class Ledger:
         self._db.execute("SELECT count(*) FROM edits JOIN records ON 0").fetchone()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; at rest it is one file, that a reader opens without making others."""
+        if self._write:
+            with suppress(sqlite3.Error):  # a reader is at it
+                self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
     @property

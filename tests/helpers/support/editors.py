@@ -39,7 +39,7 @@ def editor(
     """An editor on a tiny model; cheap targets."""
     if get_method(method).single:
         changes.setdefault("layers", (2,))
-    config = replace(CONFIG, null_threshold=1.0, **{**SETTINGS, **changes})
+    config = replace(CONFIG, **{"null_threshold": 1.0, **SETTINGS, **changes})
     model = tiny(family, dtype)
     return Editor(model, tokenizer(), method, config, moments=random_moments(model, config.layers))
 

@@ -1,0 +1,335 @@
+"""Files truncated and altered, disks that are full, and two writers: what is wrong is named, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+from support.editors import differing, editor, everything, facts, resumed
+from torch import Tensor
+
+from rlsedit.store import modelfiles
+from rlsedit.store.check import problems, reading
+from rlsedit.store.errors import FolderBusyError, StoreError
+from rlsedit.store.files import Disk
+
+BATCHES = 5
+EVERY = 2
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Tensor]]]:
+    """A folder with five batches, two snapshots and a model, and everything behind each batch."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    one = editor(steps=2, contexts=0)
+    one.save(folder, every=EVERY)
+    states = [everything(one)]
+    for i in range(BATCHES):
+        one.edit(facts(2, 2 * i))
+        states.append(everything(one))
+    modelfiles.place(folder, BATCHES, one.model.save_pretrained)  # type: ignore[operator, arg-type]
+    one.close()
+    assert problems(folder) == []
+    return folder, states
+
+
+def damages(path: Path) -> Iterator[tuple[str, bytes]]:
+    content = path.read_bytes()
+    yield "truncated", content[: len(content) // 2]
+    for share in (0.02, 0.5, 0.97):
+        at = int(share * len(content))
+        yield f"flipped at {at}", content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_file_truncated_and_flipped_is_found_and_named(
+    made: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path
+) -> None:
+    """Each in turn: `problems` names it; a resume gives the bits of some step, or refuses and names it."""
+    folder, states = made
+    fewer = 0
+    for name in files(folder):
+        if name.name == "lock":
+            continue  # says who writes; nothing is read from it
+        for how, content in damages(folder / name):
+            where = f"{name} {how}"
+            copy = tmp_path / "copy"
+            shutil.copytree(folder, copy)
+            (copy / name).write_bytes(content)
+            found = problems(copy)
+            if name.suffix == ".sqlite" and not found:  # a byte that nobody reads
+                with reading(folder) as (before, _), reading(copy) as (after, _):
+                    assert before.edits() == after.edits(), where
+                    assert before.digests() == after.digests(), where
+            else:
+                assert any(str(copy / name) in line for line in found), (where, found)
+            if name.parts[1:2] in (("session.json",), ("base",)):  # what cannot be made anew
+                with pytest.raises(StoreError, match=re.escape(str(copy / name))):
+                    resumed(copy, every=EVERY)
+                shutil.rmtree(copy)
+                continue
+            one = resumed(copy, every=EVERY)
+            assert one.folder is not None
+            step = len(one.folder.journal.entries)
+            assert differing(everything(one), states[step]) == [], where
+            applied = {row.fact.id for row in one.folder.ledger.edits(state="applied")}
+            assert applied == {f"f{i}" for i in range(2 * step)}, where
+            if step < BATCHES:
+                fewer += 1
+                assert name.parent.name == "records", where
+                assert int(name.name[:6]) == step + 1 > 4, (
+                    where
+                )  # behind the last snapshot; what is before is not needed
+                assert {row.fact.id for row in one.folder.ledger.edits(state="failed")} == {
+                    f"f{i}" for i in range(2 * step, 2 * BATCHES)
+                }
+                one.edit(facts(2 * (BATCHES - step), 2 * step), batch_size=2)
+                assert differing(everything(one), states[BATCHES]) == [], where
+            one.close()
+            shutil.rmtree(copy)
+    assert fewer == 4
+
+
+def test_a_damaged_record_before_a_snapshot_is_only_missed_by_removal(
+    made: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path
+) -> None:
+    folder, states = made
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    record = next((copy / "rlsedit" / "records").glob("000002-*"))
+    record.write_bytes(record.read_bytes()[:-9])
+    one = resumed(copy)
+    assert differing(everything(one), states[BATCHES]) == []
+    before = everything(one)
+    with pytest.raises(StoreError, match=r"000002-batch-.*is damaged"):
+        one.remove(["f2"])
+    assert differing(everything(one), before) == []
+    one.remove(["f0"])  # its own record is whole
+    one.undo()
+    assert differing(everything(one), before) == []
+
+
+class Full(Disk):
+    """A disk on which the n-th step and all after it fail."""
+
+    def __init__(self) -> None:
+        self.left = -1
+
+    def _next(self) -> None:
+        if self.left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.left -= 1
+
+    def write(self, stream: BinaryIO, data: bytes) -> None:
+        if self.left == 0:
+            super().write(stream, data[: len(data) // 2])
+        self._next()
+        super().write(stream, data)
+
+    def sync(self, stream: BinaryIO) -> None:
+        self._next()
+        super().sync(stream)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._next()
+        super().rename(old, new)
+
+    def sync_folder(self, folder: Path) -> None:
+        self._next()
+        super().sync_folder(folder)
+
+
+def test_a_full_disk_at_every_write(tmp_path: Path) -> None:
+    """The batch at hand is written whole or not at all; with room again the stream goes on to the same bits."""
+    whole = editor(steps=2, contexts=0, layers=(2,))
+    states = [everything(whole)]
+    for i in range(3):
+        whole.edit(facts(2, 2 * i))
+        states.append(everything(whole))
+    at, refused = 0, 0
+    while True:
+        folder, disk = tmp_path / str(at), Full()
+        one = editor(steps=2, contexts=0, layers=(2,))
+        one.save(folder, every=2, disk=disk)
+        one.edit(facts(2))
+        disk.left = at
+        try:
+            one.edit(facts(2, 2))  # a record, and a snapshot
+            done = 2
+        except OSError as error:
+            done, refused = 1, refused + (error.errno == errno.ENOSPC)
+        untouched, disk.left = disk.left > 0, -1
+        assert differing(everything(one), states[done]) == [], at
+        assert [row.state for row in one.folder.ledger.edits()][2:] == ["applied" if done == 2 else "failed"] * 2  # type: ignore[union-attr]
+        if done == 1:
+            one.edit(facts(2, 2))
+        one.close()
+        assert problems(folder) == [], at
+        again = resumed(folder)
+        again.edit(facts(2, 4))
+        assert differing(everything(again), states[3]) == [], at
+        again.close()
+        if untouched:
+            break
+        at += 1
+    assert refused >= 4
+    assert at > refused + 6  # the snapshot's writes too: there the batch stands
+
+
+def test_a_full_disk_while_the_folder_is_made(tmp_path: Path) -> None:
+    one = editor(steps=2, contexts=0, layers=(2,))
+    one.edit(facts(2))
+    for at in range(100):
+        disk = Full()
+        disk.left = at
+        try:
+            one.save(tmp_path / "out", disk=disk)
+        except OSError:
+            if one.folder is None:
+                assert list((tmp_path / "out").iterdir()) == [], at
+                continue
+            break  # the folder is there, the snapshot is not
+        break
+    disk.left = -1
+    assert at > 8
+    one.edit(facts(2, 2))
+    expected = everything(one)
+    one.close()
+    assert differing(everything(resumed(tmp_path / "out")), expected) == []
+
+
+def test_a_ledger_that_cannot_be_written_follows_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = editor(steps=2, contexts=0)
+    one.save(tmp_path)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlsedit.store.ledger.Ledger.take", full)
+        one.edit(facts(2))
+    assert [row.state for row in one.folder.ledger.edits()] == ["planned"] * 2  # type: ignore[union-attr]
+    with monkeypatch.context() as patch:
+        patch.setattr("rlsedit.store.ledger.Ledger.plan", full)
+        with pytest.raises(StoreError, match="cannot be written: database or disk is full"):
+            one.edit(facts(2, 2))
+    expected = everything(one)
+    one.close()
+    again = resumed(tmp_path)
+    assert [row.state for row in again.folder.ledger.edits()] == ["applied"] * 2  # type: ignore[union-attr]
+    assert differing(everything(again), expected) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small tmpfs needs root")
+def test_a_small_tmpfs(tmp_path: Path) -> None:
+    import subprocess
+
+    room = tmp_path / "room"
+    room.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(room)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        one, whole = editor(steps=2, contexts=0), editor(steps=2, contexts=0)
+        one.save(room / "out", every=2)
+        done, full = 0, False
+        while not full:
+            try:
+                one.edit(facts(2, 2 * done))
+                done += 1
+            except (OSError, StoreError):
+                full = True
+            assert done < 500
+        assert done > 0
+        for i in range(done):
+            whole.edit(facts(2, 2 * i))
+        assert differing(everything(one), everything(whole)) == []
+        one.close()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(room)], check=True)
+        again = resumed(room / "out")
+        assert differing(everything(again), everything(whole)) == []
+        for e in (again, whole):
+            e.edit(facts(2, 2 * done))
+        assert differing(everything(again), everything(whole)) == []
+        again.close()
+        assert problems(room / "out") == []
+    finally:
+        subprocess.run(["umount", "-l", str(room)], check=False)
+
+
+def _hold(folder: str, ready: object, stop: object) -> None:
+    one = resumed(Path(folder))
+    ready.set()  # type: ignore[attr-defined]
+    stop.wait(60)  # type: ignore[attr-defined]
+    os._exit(0 if one.folder is not None else 1)  # as a process that is killed: nothing is closed
+
+
+def test_two_writers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = editor(steps=2, contexts=0)
+    one.save(tmp_path)
+    one.edit(facts(2))
+    expected = everything(one)
+    one.close()
+    context = multiprocessing.get_context("spawn")
+    ready, stop = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path), ready, stop))
+    other.start()
+    try:
+        assert ready.wait(120)
+        before = {path: (tmp_path / path).read_bytes() for path in files(tmp_path) if path.suffix != ".sqlite-shm"}
+        with pytest.raises(FolderBusyError, match=rf"written by process {other.pid} on host {os.uname().nodename}"):
+            resumed(tmp_path)
+        with reading(tmp_path) as (ledger, note):  # reading goes on
+            assert note == ""
+            assert [row.state for row in ledger.edits()] == ["applied"] * 2
+        assert problems(tmp_path) == []
+        after = {path: (tmp_path / path).read_bytes() for path in files(tmp_path) if path.suffix != ".sqlite-shm"}
+        assert before == after
+    finally:
+        stop.set()
+        other.join(60)
+    again = resumed(tmp_path)
+    assert f"process {other.pid}" in caplog.text
+    assert differing(everything(again), expected) == []
+    again.close()
+    assert (tmp_path / "rlsedit" / "lock").read_bytes() == b""
+
+
+def test_another_root_of_the_prior_repeats_from_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eigenvectors come with any sign: on another machine a state kept in their coordinates would be another one."""
+    from rlsedit.methods import priors
+
+    one = editor("alphaedit", steps=2, contexts=0, null_threshold=0.6)
+    one.save(tmp_path, every=1)
+    for i in range(2):
+        one.edit(facts(2, 2 * i))
+    assert one._layers[1].solver.state.form == "whitened"  # type: ignore[index, union-attr]
+    expected = everything(one)
+    one.close()
+    real = priors.null_basis
+
+    def mirrored(moment: Tensor, threshold: float) -> Tensor:
+        basis = real(moment, threshold)
+        basis[:, ::2] *= -1
+        return basis
+
+    monkeypatch.setattr(priors, "null_basis", mirrored)
+    again = resumed(tmp_path)
+    assert "taken on another machine" in caplog.text
+    for name, value in everything(again).items():
+        if name.startswith(("model", "master")):
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
