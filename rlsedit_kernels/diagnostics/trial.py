@@ -210,7 +210,7 @@ def _made(name: str, make: MakeStep, stream: Stream) -> _Runner:
 
 
 def save(path: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
-    """Write trials as JSON of the schema `SCHEMA`: points by column, numbers to four digits, those not finite as words.
+    """Write trials as JSON of the schema `SCHEMA`: points by column, three digits a number, what is not finite as a word.
 
     Args:
         path: the file.
@@ -263,7 +263,7 @@ def _lines(content: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+        return float(f"{value:.3g}") if math.isfinite(value) else str(value)
     return value
 
 

@@ -54,7 +54,7 @@ class Watch:
         self.rebuild: Callable[[], None] | None = None
         """Set by an owner that must be rebuilt together with its state (`RLSFilter`)."""
         self.worst = 0.0
-        """The largest drift seen since the state was built."""
+        """The largest drift beyond its warning that was seen since the state was built; 0 if there was none."""
         self._writes = -1
         self._careful = 0
         self._again = 0
@@ -118,7 +118,7 @@ class Watch:
         form = state._form
         drift = state._probes.drift(form, state._factor)
         name = "plain" if form is None else form.name
-        self.worst = max(self.worst, drift)
+        self.worst = max(self.worst, drift if drift > DRIFT_WARNING[name] else 0.0)
         self._writes, self._careful = state._writes, state._counters.careful_steps
         if not drift < DRIFT_BROKEN[name]:
             self._writes = -1  # it is looked at again however often it is asked

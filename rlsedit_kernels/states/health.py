@@ -52,7 +52,7 @@ class Health:
         drift: largest relative error of C S x - x over random probes x, in whitened coordinates; for the inverse
             root, of the quadratic form x'S C S x.
         messages: what a user should know or do, one sentence each.
-        worst_drift: the largest drift the guard has seen; a weight keeps what it was given then.
+        worst_drift: the largest drift beyond its warning that was seen, 0 if none; W keeps what it was given then.
         repairs: how often the guard has rebuilt the state or moved it to a safer form.
         weight_error: estimated error of W in the S-norm, relative to W - W_0, from rounding it to its dtype with every
             batch (`RLSFilter.health` only).

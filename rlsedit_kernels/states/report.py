@@ -90,8 +90,8 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
         cure = "float64" if form.name == "inverse_root" else "form='inverse_root' or float64"
         found.warn(f"rho {inner:.1e} is high for the {form.name} form in {storage}: use {cure}")
     drift = state._probes.drift(form, factor)
-    worst = max(drift, counters.worst_drift, state._watch.worst)
-    _drifted(found, drift, worst, "plain" if form is None else form.name)
+    kind = "plain" if form is None else form.name
+    worst = _drifted(found, drift, max(counters.worst_drift, state._watch.worst), kind)
     measured = _thorough(found, form, state._probes, factor) if thorough else {}
     return Health(
         status=found.status,
@@ -126,8 +126,7 @@ def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
     drift, measured, worst = 0.0, {}, max(counters.worst_drift, state._watch.worst)
     if form.regular:
         drift = state._probes.drift(form, factor)
-        worst = max(drift, worst)
-        _drifted(found, drift, worst, form.name)
+        worst = _drifted(found, drift, worst, form.name)
         measured = _thorough(found, form, state._probes, factor) if thorough else {}
     else:
         found.warn(
@@ -169,14 +168,17 @@ def _prior(factor: PriorFactor, dtype: torch.dtype) -> _Findings:
     return found
 
 
-def _drifted(found: _Findings, drift: float, worst: float, form: str) -> None:
+def _drifted(found: _Findings, drift: float, worst: float, form: str) -> float:
+    """What the drift says, now and at earlier checks; the largest that was worth a warning."""
     cure = "refactor(batches), or use float64"
     if drift > DRIFT_WARNING[form]:
+        worst = max(worst, drift)
         found.warn(f"probes of C S have drifted by {drift:.1e}: {cure}")
-    elif worst > DRIFT_WARNING[form]:
+    elif worst > 0.0:
         found.warn(f"probes of C S had drifted by {worst:.1e} in between, and W with them: {cure}")
     if not drift < DRIFT_BROKEN[form]:
         found.broken("do not write weights from this state")
+    return worst
 
 
 def _thorough(

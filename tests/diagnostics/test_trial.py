@@ -134,7 +134,7 @@ def test_a_file_keeps_everything(trials, tmp_path) -> None:
     assert settings == {"d": D}
     for one, two in zip(trials.values(), loaded, strict=True):
         assert (one.step, one.stream, one.refused_at, one.reason) == (two.step, two.stream, two.refused_at, two.reason)
-        assert [p.error_W for p in two.points] == pytest.approx([p.error_W for p in one.points], rel=1e-3)
+        assert [p.error_W for p in two.points] == pytest.approx([p.error_W for p in one.points], rel=5e-3)
         assert [p.status for p in two.points] == [p.status for p in one.points]
     json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN and Infinity are no JSON
     assert not list(path.parent.glob("*.part"))
