@@ -63,7 +63,7 @@ class Record:
         owners: index of the fact of each row; empty where row i is that of fact i.
         noise: of the batch.
         layers: what was written at each layer.
-        sums: checksum of each weight (its float32 master for a half-precision model) behind the step.
+        sums: hash of each weight (its float32 master for a half-precision model) behind the step.
         sizes: |W - W_0|^2 of each layer behind the step.
         report: figures of the batch.
     """
@@ -76,7 +76,7 @@ class Record:
     owners: tuple[int, ...] = ()
     noise: float = 0.0
     layers: Mapping[int, LayerRows] = field(default_factory=dict)
-    sums: Mapping[int, int] = field(default_factory=dict)
+    sums: Mapping[int, str] = field(default_factory=dict)
     sizes: Mapping[int, float] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
 

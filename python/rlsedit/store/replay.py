@@ -97,8 +97,8 @@ def finished(stream: Stream, layers: Mapping[int, LayerState]) -> dict[int, Laye
     return following
 
 
-def marks(stream: Stream, layers: Mapping[int, LayerState]) -> tuple[dict[int, int], dict[int, float]]:
-    """Checksum of each weight, and |W - W_0|^2 of each layer."""
+def marks(stream: Stream, layers: Mapping[int, LayerState]) -> tuple[dict[int, str], dict[int, float]]:
+    """Hash of each weight, and |W - W_0|^2 of each layer."""
     sums = {n: checksum(stream.weights.wide(n)) for n in layers}
     return sums, {n: state.deviations.parameter for n, state in layers.items()}
 

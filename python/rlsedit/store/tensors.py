@@ -6,6 +6,7 @@ matrix whose transpose is contiguous is stored transposed, and named in the meta
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,6 @@ _NAMES = {
     torch.int32: "I32", torch.bool: "BOOL",
 }  # fmt: skip
 _ELEMENTS = 1 << 21  # of one block
-_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
 def blocks(tensors: Mapping[str, Tensor], metadata: object) -> Iterator[bytes]:
@@ -78,16 +78,14 @@ def plain(value: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype, device=value.device).copy_(value)
 
 
-def checksum(value: Tensor) -> int:
-    """sum_i (2 i + 1) bits_i modulo 2^64 over the elements of (n, m) row by row: one number for the bits, anywhere."""
-    total = torch.zeros((), dtype=torch.int64, device=value.device)
-    rows, columns = value.shape
-    step = max(1, _ELEMENTS // max(1, columns))
-    for i in range(0, rows, step):
-        part = value[i : i + step].contiguous().view(_BITS[value.element_size()]).to(torch.int64)
-        weight = torch.arange(i * columns, i * columns + part.numel(), device=value.device).mul_(2).add_(1)
-        total += (part.reshape(-1) * weight).sum()
-    return int(total)
+def checksum(value: Tensor) -> str:
+    """Hash (BLAKE2b, 32 hex digits) of the bits of (n, m) row by row, whatever its strides."""
+    digest = hashlib.blake2b(digest_size=16)
+    step = max(1, _ELEMENTS // max(1, value.shape[1]))
+    for i in range(0, len(value), step):
+        part = value[i : i + step].detach().to("cpu").contiguous().reshape(-1)
+        digest.update(part.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _transposed(value: Tensor) -> bool:

@@ -310,7 +310,7 @@ def test_two_writers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_another_root_of_the_prior_repeats_from_the_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Eigenvectors come with any sign: on another machine a state kept in their coordinates would be another one."""
+    """Eigenvectors come in any turn: on another machine a state kept in their coordinates would be another one."""
     from rlsedit.methods import priors
 
     one = editor("alphaedit", steps=2, contexts=0, null_threshold=0.6)
@@ -322,12 +322,10 @@ def test_another_root_of_the_prior_repeats_from_the_records(
     one.close()
     real = priors.null_basis
 
-    def mirrored(moment: Tensor, threshold: float) -> Tensor:
-        basis = real(moment, threshold)
-        basis[:, ::2] *= -1
-        return basis
+    def turned(moment: Tensor, threshold: float) -> Tensor:
+        return real(moment, threshold).flip(1)
 
-    monkeypatch.setattr(priors, "null_basis", mirrored)
+    monkeypatch.setattr(priors, "null_basis", turned)
     again = resumed(tmp_path)
     assert "taken on another machine" in caplog.text
     for name, value in everything(again).items():
