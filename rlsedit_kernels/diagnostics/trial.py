@@ -210,7 +210,7 @@ def _made(name: str, make: MakeStep, stream: Stream) -> _Runner:
 
 
 def save(path: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
-    """Write trials as JSON of the schema `SCHEMA`: points by column, three digits a number, what is not finite as a word.
+    """Write trials as JSON of the schema `SCHEMA`: points by column, three digits, what is not finite as a word.
 
     Args:
         path: the file.

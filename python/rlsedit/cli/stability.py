@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--page", action="store_true", help="write docs/stability.md and its figures from bench/results"
     )
+    parser.add_argument("--again", action="store_true", help="with --full: measure --forms anew where they are there")
     parser.add_argument("--list", action="store_true", help="show the streams and forms there are, and stop")
 
 
@@ -86,15 +87,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_full(console: Console, args: argparse.Namespace) -> int:
     """The committed run: streams that the file has already are not run again."""
-    from rlsedit.report.stability import RESULTS
+    from rlsedit.report.stability import PAGE, RESULTS
     from rlsedit_kernels.diagnostics import STREAMS, load, make_steps, make_stream, save
 
+    if not PAGE.parent.is_dir():
+        raise ValueError("--full: keeps its results in a checkout of the project, and this is none; use --out DIR")
     names = list(STREAMS) if args.streams in (None, "all") else _names(args.streams)
-    steps = make_steps(FORMS, published=True) | make_steps(("guarded",), ("float64",), published=False)
+    steps = make_steps(_names(args.forms), published=not args.no_published)
+    if args.forms == ",".join(FORMS):
+        steps |= make_steps(("guarded",), ("float64",), published=False)
     settings = {**FULL, "seed": 0} | _machine()
     for name in names:
         kept = load(RESULTS)[1] if RESULTS.exists() else []
-        if any(trial.stream == name for trial in kept):
+        if not args.again and any(trial.stream == name for trial in kept):
             continue
         stream = make_stream(name, FULL["d"], FULL["u"], FULL["v"])
         fresh = _follow(console, stream, steps, FULL["batches"], FULL["each_decade"], args.backend)
