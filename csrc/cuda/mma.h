@@ -11,6 +11,26 @@
 
 namespace rlsedit {
 
+RLSEDIT_DEVICE uint32_t bits(float x) {
+#ifdef RLSEDIT_EMULATE
+  uint32_t result;
+  std::memcpy(&result, &x, 4);
+  return result;
+#else
+  return __float_as_uint(x);
+#endif
+}
+
+RLSEDIT_DEVICE float number(uint32_t bits) {
+#ifdef RLSEDIT_EMULATE
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+#else
+  return __uint_as_float(bits);
+#endif
+}
+
 // A left operand is read as p[row * ld + k], a right one as p[k * ld + column] (TURNED) or p[column * ld +
 // k].
 template <bool TURNED>
@@ -32,22 +52,12 @@ struct Tf32x3 {
     uint32_t high[2], low[2];
   };
 
+  // `high` to nearest, by two integer operations (cvt.rna.tf32 takes five); `low` is exact, and the tensor
+  // core ignores its last 13 bits. A NaN stays one: where `high` overflows to zero, `low` is NaN. Rounding
+  // `low` as well would lose it.
   RLSEDIT_DEVICE static void split(float x, uint32_t& high, uint32_t& low) {
-    uint32_t bits;
-    float rounded;
-#ifdef RLSEDIT_EMULATE
-    std::memcpy(&bits, &x, 4);
-    high = (bits + 0x1000u) & 0xffffe000u;
-    std::memcpy(&rounded, &high, 4);
-    const float rest = x - rounded;
-    std::memcpy(&low, &rest, 4);
-#else
-    bits = __float_as_uint(x);
-    high =
-        (bits + 0x1000u) & 0xffffe000u;  // to nearest; two integer operations, where cvt.rna.tf32 takes five
-    rounded = __uint_as_float(high);
-    low = __float_as_uint(x - rounded);  // exact; the tensor core ignores the last 13 bits
-#endif
+    high = (bits(x) + 0x1000u) & 0xffffe000u;
+    low = bits(x - number(high));
   }
 
   RLSEDIT_DEVICE static Left left(const float* p, int ld) {

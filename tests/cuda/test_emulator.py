@@ -84,3 +84,14 @@ def test_a_product_of_tf32_keeps_what_a_single_pass_loses(library) -> None:
     assert abs(float(out[3, 6]) - (1.0 + 2.0**-20) ** 2) < 2.0**-22
     out[3, 6] = 0.0
     assert not out.any()
+
+
+@pytest.mark.parametrize("pattern", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001, 0x7F800000])
+def test_what_is_not_finite_is_not_lost(pattern, library) -> None:
+    """A GPU's own NaN has all bits set: added to, it would turn into zero."""
+    A, B = np.zeros((16, 8), np.float32), np.ones((8, 8), np.float32)
+    A.view(np.uint32)[7, 2] = pattern
+    out = np.zeros((16, 8), np.float32)
+    library.tile_tf32x3(pointer(A), pointer(B), pointer(out), 8, 0)
+    assert not np.isfinite(out[7]).any()
+    assert np.isfinite(np.delete(out, 7, axis=0)).all()
