@@ -24,6 +24,10 @@ GUARDS = ("auto", "off")
 EVERY = 64
 """Batches between two checks once a stream has settled."""
 
+FAR = 16
+"""So many times more batches lie between two checks where the prior's factor is on another device than the state: a
+check has to bring it over."""
+
 MOVE_FROM = 0.2
 """An automatic form gives way from this fraction of the drift at which `health()` warns: before there is damage."""
 
@@ -130,8 +134,10 @@ class Watch:
         steps = counters.steps
         if form is None or steps < 1 or self._writes == state._writes or not getattr(form, "regular", True):
             return False
+        root = state._factor.root
+        every = EVERY if root is None or root.device == state.device else FAR * EVERY
         early = steps <= EVERY and steps & (steps - 1) == 0
-        return early or steps % EVERY == 0 or counters.careful_steps > self._careful
+        return early or steps % every == 0 or counters.careful_steps > self._careful
 
 
 def _broken(state: CovarianceState | SquareRootState, drift: float) -> BreakdownError:
