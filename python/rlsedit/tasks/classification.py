@@ -63,12 +63,13 @@ def classification(labels: Sequence[int], predictions: Sequence[int], classes: i
     Raises:
         ValueError: different lengths, none, or a class out of range.
     """
-    pairs = np.array([labels, predictions], dtype=np.int64)
-    if len(labels) != len(predictions) or pairs.size == 0 or pairs.min() < 0 or pairs.max() >= classes:
+    n, flat = len(labels), [*labels, *predictions]
+    if n == 0 or len(predictions) != n or min(flat) < 0 or max(flat) >= classes:
         raise ValueError(
-            f"classification: labels and predictions must be as many, at least one, in [0, {classes}); got "
-            f"{len(labels)} and {len(predictions)}"
+            f"classification: labels and predictions must be as many, at least one, in [0, {classes}); got {n} and "
+            f"{len(predictions)} in [{min(flat, default=0)}, {max(flat, default=0)}]"
         )
+    pairs = np.array(flat, dtype=np.int64).reshape(2, n)
     cells = np.eye(classes * classes)[pairs[0] * classes + pairs[1]]  # (n, classes^2), one 1 a row
     return {
         "accuracy": estimate((pairs[0] == pairs[1]).astype(float).tolist()),

@@ -13,7 +13,7 @@ from rlsedit.tasks.classification import classification, matthews, weighted_f1
 def test_two_classes_by_hand() -> None:
     # label 1: 4 records, 3 found; label 0: 6 records, 4 found
     labels = [1] * 4 + [0] * 6
-    found = [1, 1, 1, 0] + [0, 0, 0, 0, 1, 1]
+    found = [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]
     scores = classification(labels, found, 2)
     assert scores["accuracy"].mean == pytest.approx(0.7)
     assert scores["accuracy"].stderr == pytest.approx(math.sqrt(0.7 * 0.3 / 9))
@@ -74,5 +74,5 @@ def test_degenerate_cases() -> None:
 
 @pytest.mark.parametrize(("labels", "found"), [([], []), ([0], [0, 1]), ([0, 2], [0, 1]), ([0, -1], [0, 1])])
 def test_wrong_calls(labels: list[int], found: list[int]) -> None:
-    with pytest.raises(ValueError, match="classification|inhomogeneous"):
+    with pytest.raises(ValueError, match=r"labels and predictions must be as many"):
         classification(labels, found, 2)

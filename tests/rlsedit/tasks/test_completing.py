@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def test_greedy_is_the_models_own_whatever_the_batch(family: str) -> None:
     expected = [[greedy(own.model, prompt, 12)] for prompt in PROMPTS]
     for rows in (1, 3):
         done: list[tuple[int, int]] = []
-        found = complete(own, tokenizer(), PROMPTS, new_tokens=12, rows=rows, progress=lambda *a: done.append(a))
+        show = partial(lambda seen, *counts: seen.append(counts), done)
+        found = complete(own, tokenizer(), PROMPTS, new_tokens=12, rows=rows, progress=show)
         assert found == expected
         assert done == [(i, 4) for i in range(1, 5)]
 

@@ -17,8 +17,9 @@ from rlsedit.tasks import TASKS, TaskOptions, retained, run_task
 from rlsedit.tasks.choices import with_shots
 from rlsedit.tasks.task import TaskReport
 
+PLACES = [("Oslo", "Norway"), ("Lima", "Peru"), ("Tokyo", "Japan")] * 4
 SINGLE = [{"sentence": f"{word} is a city in {place} {i}", "label": i % 2, "idx": i}
-          for i, (word, place) in enumerate([("Oslo", "Norway"), ("Lima", "Peru"), ("Tokyo", "Japan")] * 4)]  # fmt: skip
+          for i, (word, place) in enumerate(PLACES)]  # fmt: skip
 PAIRS = [{"sentence1": r["sentence"], "sentence2": SINGLE[-i]["sentence"], "label": i % 2}
          for i, r in enumerate(SINGLE)]  # fmt: skip
 WORDS = [{**r, "label": ("entailment", "not_entailment")[r["label"]]} for r in PAIRS]

@@ -15,11 +15,14 @@ from rlsedit.tasks import TASKS, Limits, TaskOptions, code, gsm8k, isolation, ru
 from rlsedit.tasks.code import pass_at_k
 from rlsedit.tasks.gsm8k import final_number
 
-SUMS = [{"question": f"Ann has {i} eggs and buys 2. How many?", "answer": f"{i}+2=<<{i}+2={i + 2}>>{i + 2}\n#### {i + 2}"}
-        for i in range(5)]  # fmt: skip
+SUMS = [
+    {"question": f"Ann has {i} eggs and buys 2. How many?", "answer": f"{i}+2=<<{i}+2={i + 2}>>{i + 2}\n#### {i + 2}"}
+    for i in range(5)
+]
 HUMAN = [
     {
-        "task_id": f"Mine/{i}", "prompt": f'def add{i}(a, b):\n    """The sum of a, b and {i}."""\n', "entry_point": f"add{i}",
+        "task_id": f"Mine/{i}", "entry_point": f"add{i}",
+        "prompt": f'def add{i}(a, b):\n    """The sum of a, b and {i}."""\n',
         "canonical_solution": f"    return a + b + {i}\n",
         "test": f"def check(candidate):\n    assert candidate(1, 2) == {i + 3}\n    assert candidate(-1, 1) == {i}\n",
     }
