@@ -3,10 +3,11 @@
 // A block takes one tile of the lower triangle (128 x 128; 64 x 64 in float64), adds the product of two row
 // blocks of Z and stores the tile and its mirror image:
 //
-//      | .           |     tile (I, J), I >= J:  C_IJ + alpha Z_I Z_J' -> (I, J) from registers and,
-//      transposed in | x .         |     shared memory, -> (J, I) by 16 bytes | x x .       |     diagonal:
-//      what is below goes to both places (rounding of high and low parts does not commute)
+//      | .           |     tile (I, J), I >= J:  C_IJ + alpha Z_I Z_J'
+//      | x .         |        -> (I, J) from registers
+//      | x x .       |        -> (J, I) by 16 bytes, transposed in shared memory
 //
+// On the diagonal what is below goes to both places: rounding of high and low parts does not commute.
 // Bytes: d^2 / 2 read, d^2 written, Z from the second-level cache; flops d^2 u.
 #include "downdate_.h"
 

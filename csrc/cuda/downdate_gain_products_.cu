@@ -1,8 +1,8 @@
 // downdate_gain_products_(C, Z, K, alpha): C <- C + alpha Z Z' in place, then Y = C K', G = K Y of the new C
 //
 // Up to 32 keys and 32 columns of Z, where memory decides: one pass. A block owns 64 rows; it walks along
-// them tile by tile, changes each tile, writes it back and multiplies it with the keys while it is in shared
-// memory:
+// them tile by tile, changes each tile, writes it back and multiplies it with the keys while it is in
+// shared memory:
 //
 //     rows I:  C_I0 C_I1 ... C_IJ ...      C_IJ += alpha Z_I Z_J' ;  Y_I += C_IJ K_J'
 //

@@ -1,14 +1,14 @@
 // gain_products(C, K) -> Y = C K', G = K Y
 //
 //              d                     keys
-//      +---------------+            +--+     1. a block takes 128 rows of C and up to 112 keys and walks
-//      along the
-//    d |  ===[C]====>  | x   K'  =  |Y_|        rows; where there are few blocks, several share a walk, each
-//    leaving
-//      +---------------+            +--+        a part of Y, and the parts are added in a fixed order
-//                                            2. G: a block takes a lower 64 x 64 tile and a part of d
-//                                            3. the parts of G are added in a fixed order, the tile is
-//                                            mirrored
+//      +---------------+            +--+
+//    d |  ===[C]====>  | x   K'  =  |Y_|   a block takes 128 rows of C and up to 112 keys
+//      +---------------+            +--+
+//
+//   1. Y: a block walks along its rows; where there are few blocks, several share a walk, each leaving a part
+//      of Y, and the parts are added in a fixed order
+//   2. G: a block takes a lower 64 x 64 tile and a part of d
+//   3. the parts of G are added in a fixed order, and the tile is mirrored
 //
 // No atomics: the same bits from run to run, G exactly symmetric. Bytes: d^2 of C once for u <= 112, and K
 // once per block from the second-level cache; flops 2 d^2 u + d u^2.
@@ -22,8 +22,7 @@ namespace {
 template <class E, int NT>
 using Product = TileProduct<E, 4, 2, 2, NT, false>;
 
-// Part `blockIdx.y / key blocks` of a block of Y; parts (b, splits, d, u), or Y itself where there is one
-// only.
+// Part `blockIdx.y / key blocks` of a block of Y; parts (b, splits, d, u), or Y itself if it is one.
 template <class E, int NT>
 __global__ void __launch_bounds__(Product<E, NT>::kThreads, E::kBlocks)
     product_kernel(Matrices<const typename E::T> C, Matrices<const typename E::T> K, typename E::T* parts,
@@ -93,15 +92,30 @@ __global__ void __launch_bounds__(256) add_gram_kernel(const T* parts, T* G, int
   G[b * u * u + j * u + i] = static_cast<T>(sum);
 }
 
+// Into how many parts a walk is cut, so that `blocks` fill a GPU that holds `places` of them, in whole
+// rounds; a part more costs about a hundredth. The same on the same device: so are the bits of the result.
+int64_t best_splits(int64_t blocks, int64_t places, int64_t most) {
+  int64_t best = 1;
+  double least = 0.0;
+  for (int64_t splits = 1; splits <= lesser<int64_t>(most, 8); ++splits) {
+    const double rounds = static_cast<double>(ceil_div(blocks * splits, places));
+    const double cost = rounds / static_cast<double>(splits) * (1.0 + 0.01 * static_cast<double>(splits));
+    if (splits == 1 || cost < least) {
+      least = cost;
+      best = splits;
+    }
+  }
+  return best;
+}
+
 template <class E, int NT>
 void form_products(Call& call, Matrices<const typename E::T> C, Matrices<const typename E::T> K, int64_t d,
                    int64_t u, typename E::T* Y) {
   using T = typename E::T;
   using P = Product<E, NT>;
   const int64_t batch = call.batch(), rows = ceil_div(d, P::kRows), keys = ceil_div(u, P::kColumns);
-  // Enough blocks for the multiprocessors of a large GPU, each with at least 256 terms.
-  const int64_t wanted = ceil_div(192, rows * keys * batch), most = greater<int64_t>(1, d / 256);
-  int64_t splits = rows * keys * batch >= 96 ? 1 : lesser(lesser<int64_t>(wanted, 8), most);
+  int64_t splits =
+      best_splits(rows * keys * batch, E::kBlocks * call.processors(), greater<int64_t>(1, d / 256));
   const int64_t depth = ceil_div(ceil_div(d, splits), P::kDepth) * P::kDepth;
   splits = ceil_div(d, depth);
   T* parts = splits == 1 ? Y : call.scratch<T>(batch * splits * d * u);

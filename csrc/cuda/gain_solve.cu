@@ -1,7 +1,7 @@
-// gain_solve(Y, G, noise) -> gain = Y (noise I + G)^-1, Z = Y L^-T, info, with L L' = noise I + G: two
-// launches
+// gain_solve(Y, G, noise) -> gain = Y (noise I + G)^-1, Z = Y L^-T, info, with L L' = noise I + G
 //
-// The first factors and inverts (cholesky.cu). In the second a block takes 64 rows of Y, and with V = L^-1
+// Two launches. The first factors and inverts (cholesky.cu). In the second a block takes 64 rows of Y, and
+// with V = L^-1
 //     Z_J    = sum_{K <= J} Y_K V_JK'      tiles of 64 keys
 //     gain_J = sum_{K >= J} Z_K V_KJ       Z comes back from the cache, after a barrier
 // Bytes: 3 d u; flops 2 d u^2.

@@ -43,8 +43,7 @@ Matrices<T> stacked(T* data, int64_t rows, int64_t columns) {
   return {data, columns, 1, 1, {0}, {rows * columns}};
 }
 
-// A symmetric matrix may be read and written through either index; adjacent columns are what the kernels
-// like.
+// A symmetric matrix may be read and written through either index; the kernels like adjacent columns.
 template <class T>
 Matrices<T> by_rows(Matrices<T> symmetric) {
   if (symmetric.cs != 1 && symmetric.rs == 1) {

@@ -31,8 +31,8 @@ RLSEDIT_DEVICE float number(uint32_t bits) {
 #endif
 }
 
-// A left operand is read as p[row * ld + k], a right one as p[k * ld + column] (TURNED) or p[column * ld +
-// k].
+// A left operand is read as p[row * ld + k], a right one as p[column * ld + k], or p[k * ld + column] if
+// TURNED.
 template <bool TURNED>
 RLSEDIT_DEVICE int place(int column, int k, int ld) {
   return TURNED ? k * ld + column : column * ld + k;
@@ -207,8 +207,7 @@ RLSEDIT_DEVICE void clear(T (&sum)[MT][NT][4]) {
       for (int i = 0; i < 4; ++i) sum[m][n][i] = T(0);
 }
 
-// f(row, column, sum) for every sum that the lane holds of a warp's tile, pairs of adjacent columns after
-// each other.
+// f(row, column, sum) for every sum that the lane holds of a warp's tile, adjacent columns after each other.
 template <class T, int MT, int NT, class F>
 RLSEDIT_DEVICE void for_each_sum(T (&sum)[MT][NT][4], const F& f) {
   const int g = lane_index() >> 2, t = lane_index() & 3;

@@ -1,12 +1,10 @@
 // qr_append_rhs_(R, B, K, V): [R B] <- top of Q'[R B; K V], panel by panel, one launch a panel
 //
-//    panel p (32 rows of R)       block 0:  columns of panel p + 1 are corrected, then reduced at once
-//    (look-ahead)
-//      +----+----+---------+      others:   64 (float64: 32) of the columns behind it, or of B, are corrected
+//    panel p (32 rows of R)      block 0: columns of panel p + 1 are corrected, then reduced (look-ahead)
+//      +----+----+---------+     others:  64 (float64: 32) of the columns behind it, or of B, are corrected
 //      |  p |  0 | 1 2 ... |
-//      +----+----+---------+      correction:  D = (X S)'K - E R,  K <- K - X (2 R + D),  R <- R + D
-//      (reflectors.h)
-//           | p+1|
+//      +----+----+---------+     correction (reflectors.h):
+//           | p+1|                  D = (X S)'K - E R,  K <- K - X (2 R + D),  R <- R + D
 //
 // Up to 128 rows at a time, more go in one after the other. Bytes: d^2 of R and 2 d v of B once, d / 32 times
 // the rows, which stay in the second-level cache; flops 2 d u (d + 2 v). The critical path is d / 32 launches
@@ -22,8 +20,7 @@ namespace {
 template <class T>
 constexpr int kWidth = sizeof(T) == 4 ? 64 : 32;
 
-// What a block holds in shared memory: the reflector, the batch's rows, and rows of R before and (twice the
-// mean) after.
+// In shared memory: the reflector, the batch's rows, and rows of R: before, and the sum of before and after.
 template <class T, int WIDTH>
 struct Room {
   static constexpr int kLd = WIDTH + 32 / int(sizeof(T));
@@ -93,8 +90,8 @@ RLSEDIT_DEVICE void correct(const Matrix<typename E::T>& A, const Matrix<const t
   }
 }
 
-// The panel of columns [column, column + 32), whose rows of the batch lie in `rows` (kLd apart, zero beyond u
-// and d).
+// The panel of columns [column, column + 32), whose rows of the batch lie in `rows` (kLd apart, zero beyond
+// u and d).
 template <class T, int LD>
 RLSEDIT_DEVICE void reduce_panel(const Matrix<T>& R, const T* rows, const Room<T, kPanel>& room,
                                  int64_t column, int64_t d, const Reflector<T>& out) {

@@ -1,5 +1,4 @@
-// qr_gain(R, K) -> R^-1 R^-T K': X R = K from the first block column on, then gain' R' = X from the last one
-// back
+// qr_gain(R, K) -> R^-1 R^-T K': X R = K from the first block column on, then gain' R' = X from the last back
 //
 // One launch a block column c of 32; block 0 corrects the next one and solves it at once, a row a thread, the
 // others correct 64 columns each:
@@ -23,8 +22,8 @@ constexpr int kBlock = greater(kWidth * kTileLd, kSide* kTurnedLd<T>);
 template <class T>
 constexpr size_t kBytes = (kRows * kTileLd + kBlock<T> + kTileSize + kRows * kTileLd) * sizeof(T);
 
-// Columns [first, first + 8 NT) below `last`: f(row, column, what is to be subtracted). solved: X_c in shared
-// memory.
+// Columns [first, first + 8 NT) below `last`: f(row, column, what is to be subtracted). solved: X_c in
+// shared memory.
 template <class E, bool BACK, int NT, class F>
 RLSEDIT_DEVICE void correction(const Matrix<const typename E::T>& R, const typename E::T* solved,
                                typename E::T* block, int64_t c, int64_t first, int64_t last, int64_t d,

@@ -1,13 +1,12 @@
-// A panel of 32 columns reduced by Householder reflectors, and the block reflector that results, by one block
-// of threads.
+// A panel of 32 columns reduced by Householder reflectors, and its block reflector, by one block of threads.
 //
 // With a = R[j, j] >= 0 and x the rows' column j: r = hypot(a, |x|), y = x / (a + r), tau = 2 / (1 + y'y).
 // The reflectors are applied as corrections of R (csrc/cpu/reflectors.h says why):
 //     R_new = R + tau (y'K - y'y R),   K_new = K - y (R + R_new)
-// and for the whole panel, X = [y_1 .. y_32], S upper triangular, S^-1 = strictly upper X'X + (1 + |y_j|^2) /
-// 2:
-//     R_new = R + (X S)'K - E R,       K_new = K - X (R + R_new),   E = M S',  M = twice the lower X'X,
-//     diagonal |y_j|^2
+// and for the whole panel, with X = [y_1 .. y_32] and S upper triangular:
+//     R_new = R + (X S)'K - E R,       K_new = K - X (R + R_new)
+//     S^-1 = strictly upper X'X + diagonal (1 + |y_j|^2) / 2
+//     E = M S',  M = twice the strictly lower X'X + diagonal |y_j|^2
 #pragma once
 
 #include "copy.h"

@@ -91,16 +91,29 @@ void Call::require(bool good, const char* what) const {
   STD_TORCH_CHECK(good, op_, ": ", what);
 }
 
-int64_t Call::most_shared() const {
 #ifdef RLSEDIT_EMULATE
+int64_t Call::most_shared() const {
   return static_cast<int64_t>(emulate::kMostShared);
-#else
-  int bytes = 0;
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, first_.get_device_index()),
-        "shared memory of the device");
-  return bytes;
-#endif
 }
+int64_t Call::processors() const {
+  return emulate::kProcessors;
+}
+#else
+namespace {
+int64_t attribute(const Tensor& t, cudaDeviceAttr wanted) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, wanted, t.get_device_index()), "attribute of the device");
+  return value;
+}
+}  // namespace
+
+int64_t Call::most_shared() const {
+  return attribute(first_, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+int64_t Call::processors() const {
+  return attribute(first_, cudaDevAttrMultiProcessorCount);
+}
+#endif
 
 int64_t Call::batch() const {
   int64_t count = 1;

@@ -74,6 +74,7 @@ class __attribute__((visibility("hidden"))) Call {
   // Buffers for a tile of a product: three where they fit, else two (99 KiB on sm_86 and sm_89).
   int stages(size_t buffer) const { return static_cast<int64_t>(3 * buffer) <= most_shared() ? 3 : 2; }
   int64_t most_shared() const;  // bytes of shared memory that a block may have
+  int64_t processors() const;   // multiprocessors of the device
   bool is_double() const { return first_.scalar_type() == torch::headeronly::ScalarType::Double; }
 
  private:

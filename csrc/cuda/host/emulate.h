@@ -1,13 +1,12 @@
-// CUDA's execution model on one CPU thread, for tests: the threads of a block are fibers, blocks run one by
-// one.
+// CUDA's execution model on one CPU thread, for tests: threads are fibers, blocks run one by one.
 //
 // It is meant to be strict where a GPU may be lenient:
 //   - shared memory holds NaN at the start of a block and is followed by a guard that is checked at its end;
 //   - a copy that was started with cp.async takes place when it is waited for, not before;
 //   - a barrier that not all threads reach is an error (every thread of a block takes part in __syncthreads);
-//   - warps run on until they have to wait, in ascending or in descending order (`descending`): a missing
-//   barrier
-//     shows as a result that depends on it.
+//   - blocks, warps and lanes run in ascending or in descending order (`descending`), on until they have to
+//     wait: a missing barrier, or a block that needs another one of its launch, shows as a difference.
+//
 // Tensor-core products round as Hopper's may: exact products of tf32 operands (their last 13 bits are
 // ignored), summed with the accumulator and truncated, not rounded, to float.
 #pragma once
@@ -37,6 +36,7 @@ struct Index {
 };
 
 constexpr size_t kMostShared = 227 * 1024;  // what a block may have on sm_90
+constexpr int kProcessors = 132;
 constexpr size_t kGuard = 256;
 constexpr size_t kStack = 256 * 1024;
 constexpr int kWords = 8;  // that a lane can show to its warp at once
@@ -90,7 +90,10 @@ class Machine {
     grow(threads, shared);
     for (block.z = 0; block.z < grid.z; ++block.z)
       for (block.y = 0; block.y < grid.y; ++block.y)
-        for (block.x = 0; block.x < grid.x; ++block.x) run_block(shared);
+        for (unsigned i = 0; i < grid.x; ++i) {
+          block.x = descending ? grid.x - 1 - i : i;
+          run_block(shared);
+        }
   }
 
   Fiber& current() { return *fibers_[static_cast<size_t>(current_)]; }
