@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from .recorded import save_streams
 WIDTH = 16
 """Columns to which targets are reduced by random signs: least squares has one problem a column, so that nothing about
 numerics is lost, and the file stays small."""
+
+Note = Callable[[int, Tensor, Tensor, float, Tensor], None]
 
 
 @dataclass
@@ -94,21 +97,18 @@ class RecordingSolver(RecursionSolver):
     """A `RecursionSolver` that notes what it is given.
 
     Attributes:
-        log: of the layer.
-        recorder: gives the signs.
+        note: is told number, keys, residual, noise and update of a batch. A function, so that a snapshot of the
+            editor leaves it out.
         count: batches before the next one.
     """
 
-    log: _Log
-    recorder: Recorder
+    note: Note
     count: int = 0
 
     def propose(self, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> tuple[Proposal, RecursionSolver]:
         """As `RecursionSolver.propose`."""
         proposal, following = super().propose(keys, residual, bare)
-        if self.log.signs is None:
-            self.log.signs = self.recorder.signs(residual.shape[1])
-        self.log.put(self.count, keys, residual, self.noise(len(keys)), proposal.update)
+        self.note(self.count, keys, residual, self.noise(len(keys)), proposal.update)
         return proposal, replace(following, count=self.count + 1)  # type: ignore[call-arg]
 
 
@@ -135,6 +135,12 @@ def recording(method: Method, recorder: Recorder) -> Method:
     def make(start: Start) -> RecordingSolver:
         plain = recursion(method, start)
         log = recorder.begin(start.config.layers, plain.state.prior)
-        return RecordingSolver(plain.state, plain.noise, plain.commit, log, recorder)
+
+        def note(count: int, keys: Tensor, residual: Tensor, noise: float, update: Tensor) -> None:
+            if log.signs is None:
+                log.signs = recorder.signs(residual.shape[1])
+            log.put(count, keys, residual, noise, update)
+
+        return RecordingSolver(plain.state, plain.noise, plain.commit, note)
 
     return replace(method, solver=make, removable=None if method.lasting else method.removal, entangled=method.lasting)

@@ -47,6 +47,18 @@ def test_the_recorded_stream_has_the_weights_for_a_solution(method, tmp_path) ->
         assert "a tiny model" in stream.summary
 
 
+def test_a_snapshot_leaves_the_recording_out() -> None:
+    packing = pytest.importorskip("rlsedit.store.packing")
+    editor, plain = edited("rlsedit", Recorder()), edited("rlsedit", None)
+    kept, wanted = ({}, {}), ({}, {})
+    for out, one in ((kept, editor), (wanted, plain)):
+        for layer, state in one._layers.items():
+            out[0][layer] = packing.pack(state, str(layer), out[1])
+    assert kept[1].keys() == wanted[1].keys()
+    solver = next(iter(kept[0].values()))["fields"]["solver"]["fields"]
+    assert set(solver) == {"state", "commit", "count"}
+
+
 def test_it_can_be_followed(tmp_path) -> None:
     recorder = Recorder(width=3)
     edited("rlsedit", recorder)
