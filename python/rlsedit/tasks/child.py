@@ -31,23 +31,22 @@ def main() -> None:
     request = json.load(sys.stdin.buffer)
     verdict = int(sys.argv[1])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    root = os.geteuid() == 0
-    enforced = _unshare(root)
+    enforced = _unshare()
     middle = os.fork()
     if middle == 0:
-        _middle(request, verdict, enforced, root)
+        _middle(request, verdict, enforced)
     os.waitpid(middle, 0)
 
 
-def _middle(request: dict, verdict: int, enforced: list[str], root: bool) -> None:
+def _middle(request: dict, verdict: int, enforced: list[str]) -> None:
     """Closes the file system, starts the program and sees to its end."""
     _call("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _call("prctl", _SUBREAPER, 1, 0, 0, 0)
     if "mounts" in enforced:
         enforced.remove("mounts")
-        enforced += _close_files(request["limits"], root)
+        enforced += _close_files(request["limits"], "root" in enforced)
     os.chdir(request["directory"])
-    _give_up_rights(root and "files" in enforced)
+    _give_up_rights("root" in enforced and "files" in enforced)
     if os.geteuid() != 0 and sys.platform == "linux":
         enforced.append("number of processes")
     os.write(verdict, (json.dumps({"enforced": enforced}) + "\n").encode())
@@ -104,12 +103,12 @@ def _call(name: str, *arguments: object) -> bool:
     return bool(function(*arguments) == 0)
 
 
-def _unshare(root: bool) -> list[str]:
-    """Namespaces of its own, as root with root's rights, else within a user namespace. What could be had."""
+def _unshare() -> list[str]:
+    """Namespaces of its own, with root's rights where they are there, else within a user namespace. What was had."""
     flags = _NEW_MOUNTS | _NEW_IPC | _NEW_PIDS | _NEW_NET
     uid, gid = os.getuid(), os.getgid()
-    if root and _call("unshare", flags):
-        return ["network", "other processes", "mounts"]
+    if uid == 0 and _call("unshare", flags):
+        return ["network", "other processes", "mounts", "root"]
     if not _call("unshare", flags | _NEW_USER):
         return []
     try:
