@@ -41,7 +41,8 @@ Stream current_stream(const Tensor& t) {
   return 0;
 #else
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  const auto status = aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream);
+  STD_TORCH_CHECK(status == AOTI_TORCH_SUCCESS, "torch does not tell its current CUDA stream");
   return static_cast<Stream>(stream);
 #endif
 }
