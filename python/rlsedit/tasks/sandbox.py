@@ -52,7 +52,7 @@ class Limits:
         output: bytes of output that are kept.
 
     Raises:
-        ValueError: a limit of zero or less.
+        ValueError: a limit of zero or less, or one that is no whole number (but for `wall_seconds`).
     """
 
     cpu_seconds: int = 5
@@ -67,8 +67,10 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"Limits: {field.name} must be a number above 0, got {value!r}")
+            whole = field.name != "wall_seconds"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+                kind = "whole number" if whole else "number"
+                raise ValueError(f"Limits: {field.name} must be a {kind} above 0, got {value!r}")
 
 
 @dataclass(frozen=True)

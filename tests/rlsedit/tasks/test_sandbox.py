@@ -300,6 +300,6 @@ def test_what_is_enforced_is_said(both: str) -> None:
 def test_wrong_calls() -> None:
     with pytest.raises(TypeError, match="code must be a str"):
         run_program(b"x")  # type: ignore[arg-type]
-    for name, value in (("cpu_seconds", 0), ("memory", -1), ("wall_seconds", True)):
-        with pytest.raises(ValueError, match=f"{name} must be a number above 0"):
+    for name, value in (("cpu_seconds", 1.5), ("memory", -1), ("wall_seconds", True), ("wall_seconds", 0.0)):
+        with pytest.raises(ValueError, match=f"{name} must be a (whole )?number above 0"):
             Limits(**{name: value})
