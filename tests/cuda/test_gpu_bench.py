@@ -1,0 +1,62 @@
+"""bench/gpu.py: what fails is a row with its message, the run goes on, and what is out of time is said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu
+
+    yield gpu
+    for name in ("gpu", "gpu_cases", "harness"):
+        sys.modules.pop(name, None)
+
+
+def broken() -> None:
+    raise RuntimeError("no kernel image\nand a second line")
+
+
+def test_a_failure_is_a_row_and_the_others_are_measured(gpu) -> None:
+    bench = gpu.Bench("cpu", 3, 60.0)
+    entries = [gpu.Entry("bad", broken), gpu.Entry("good", lambda: None, lambda: {"error": 0.5}, most=2)]
+    bench.compare("something", {"u": 4}, [*entries, gpu.Entry("no error", lambda: None, broken)], 1.5)
+    bad, good, no_error = bench.rows
+    assert bad == {"what": "something", "u": 4, "name": "bad", "failed": "RuntimeError: no kernel image"}
+    assert (good["error"], good["floor_ms"], good["repetitions"]) == (0.5, 1.5, 2)
+    assert good["p20_ms"] <= good["median_ms"] <= good["p80_ms"]
+    assert no_error["median_ms"] >= 0.0
+    assert no_error["failed"] == "error against float64: RuntimeError: no kernel image"
+    assert bench.median("something", "good", u=4) == good["median_ms"]
+    assert bench.median("something", "bad", u=4) is None
+    assert bench.median("something", "good", u=5) is None
+
+
+def test_nothing_is_started_when_the_time_is_used_up(gpu) -> None:
+    bench = gpu.Bench("cpu", 3, -1.0)
+    bench.compare("something", {}, [gpu.Entry("late", broken)])
+    assert bench.rows == [{"what": "something", "name": "late", "failed": "not run: the time is used up"}]
+
+
+def test_the_whole_run_on_the_cpu(gpu, tmp_path, capsys, monkeypatch) -> None:
+    """Every section at a size that takes a moment; each target has a row."""
+    target = tmp_path / "gpu.json"
+    words = f"gpu.py --device cpu --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1 --json {target}"
+    monkeypatch.setattr(sys, "argv", words.split())
+    gpu.main()
+    rows = json.loads(target.read_text(encoding="utf-8"))["rows"]
+    assert not [row for row in rows if "failed" in row]
+    whole = [row for row in rows if row["what"] == "update of state and weight" and "error_W" in row]
+    assert whole
+    assert all(max(row["error"], row["error_C"], row["error_W"]) < 1e-5 for row in whole)
+    assert len([row for row in rows if row["what"] == "target"]) == 9
