@@ -296,10 +296,9 @@ class Editor:
             )  # fmt: skip
             editor._contexts = list(session.contexts)
             editor._folder, editor._journal = folder, folder.journal
-            if folder.journal.index.stack:
-                stack = folder.journal.index.stack
-                editor._layers = replay.restore(editor._stream(), folder.journal, stack, folder.snapshots)
-                editor._weights.keep()
+            stack = folder.journal.index.stack
+            editor._layers = replay.restore(editor._stream(), folder.journal, stack, folder.snapshots)
+            editor._weights.keep()
             return editor
         except BaseException:
             folder.close()

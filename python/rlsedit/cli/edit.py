@@ -239,9 +239,14 @@ def finish(
     console: Any, editor: Editor, source: str, out: Path, facts: str, text: Path | None, scores: dict[str, Any],
     found: Sequence[Any],
 ) -> None:  # fmt: skip
-    """Takes a snapshot and puts the model with its report into the folder."""
+    """Takes a snapshot and puts the model with its report into the folder, unless they are there."""
     from rlsedit.cli.saving import save_model
     from rlsedit.models import smollm2
+    from rlsedit.store.modelfiles import behind, wrong
+
+    if behind(out) == _steps(editor) and not scores and not wrong(out):
+        console.line(f"\nnothing new: {out} stays as it is")
+        return
 
     with console.bar("saving", None):
         editor.save(out)

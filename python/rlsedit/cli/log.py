@@ -78,7 +78,7 @@ def _list(console: Any, rows: list[Edit], counts: dict[str, int]) -> None:
          f"{row.fact.text} {row.fact.target_new}" + (f"  ({row.reason})" if row.reason else ""))
         for row in rows
     ]  # fmt: skip
-    console.line(table(("id", "state", "step", "time (UTC)", "edit"), cells, align="llrll", limit=72))
+    console.line(table(("id", "state", "step", "time (UTC)", "edit"), cells, align="llrll", limit=120))
     total = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.line(f"\n{len(rows)} shown; in the folder {total or 'no edits'}")
 

@@ -77,7 +77,6 @@ def _admit(
         record = json.loads(text)
         name = hashlib.blake2b(text.strip().encode(), digest_size=6).hexdigest() if standard else str(number)
         fact = fact_from_record(record, default_id=name)
-        fact.id.encode()
         fact_rows(editor.tokenizer, [fact], [Context("", 1.0)])
         assert editor.folder is not None
         index = editor.folder.journal.index

@@ -55,6 +55,8 @@ class Fact:
             _check_text("target_true", self.target_true)
         if not isinstance(self.relation, str):
             raise TypeError(f"relation must be a string, got {type(self.relation).__name__}")
+        if self.relation:
+            _check_text("relation", self.relation)
         if self.prompt.count("{}") != 1:
             raise ValueError(f"prompt must contain {{}} exactly once, in the place of the subject, got {self.prompt!r}")
         for name in ("paraphrases", "neighbours", "neighbour_answers", "generation", "references"):
@@ -80,6 +82,8 @@ class Fact:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise ValueError(f"{name} must be Unicode text, got a lone surrogate in {value!a}")
     if not value.strip():
         raise ValueError(f"{name} must not be empty, got {value!r}")
     if value != value.strip() and name in ("subject", "target_new", "target_true"):

@@ -137,6 +137,8 @@ def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
             array = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise ValueError(f"{path}: not valid JSON: nested too deeply") from None
         for number, record in enumerate(array, 1):
             yield f"{path}, record {number}", number, record
         return
@@ -147,6 +149,8 @@ def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
             yield f"{path}:{number}", number, json.loads(line)
         except json.JSONDecodeError as error:
             yield f"{path}:{number}", number, error
+        except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
+            yield f"{path}:{number}", number, json.JSONDecodeError(str(error), line, 0)
 
 
 def _read(path: Path) -> str:

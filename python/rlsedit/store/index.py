@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,10 @@ class Index:
             self._forget(name)
         for position, (name, (subject, prompt, relation)) in enumerate(zip(entry.ids, entry.about, strict=True)):
             self.live[name] = Place(entry.number, position)
-            self._subjects.setdefault(_plain(subject), {})[name] = (_plain(prompt), _plain(relation))
+            self._subjects.setdefault(_plain(subject), {})[name] = (
+                sys.intern(_plain(prompt)),
+                sys.intern(_plain(relation)),
+            )
 
     def conflicts(self, facts: Sequence[Fact]) -> list[Conflict]:
         """Edits in the model about the same subject with the same prompt or the same (named) relation."""

@@ -1,7 +1,8 @@
 """The ledger of edits: one SQLite file that people and programs may read while it is written.
 
 The records are what counts; the ledger is their index, with what is planned or has failed besides. It is brought up to
-date from them whenever a folder is opened, and made anew where it is damaged.
+date from them whenever a folder is opened, and made anew where it is damaged. A rollback journal serves: readers wait
+for a commit (milliseconds), it works on any file system, and opening the file changes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -80,11 +81,10 @@ class Ledger:
     """
 
     def __init__(self, path: Path | str, write: bool = True) -> None:
-        self.path, self._write = path, write
+        self.path = path
         try:
             if write:
                 self._db = sqlite3.connect(str(path), timeout=30, isolation_level=None, check_same_thread=False)
-                self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.executescript(_SCHEMA)
             else:
@@ -102,10 +102,7 @@ class Ledger:
         self._db.execute("SELECT count(*) FROM edits JOIN records ON 0").fetchone()
 
     def close(self) -> None:
-        """Close the file; at rest it is one file, that a reader opens without making others."""
-        if self._write:
-            with suppress(sqlite3.Error):  # a reader is at it
-                self._db.execute("PRAGMA journal_mode=DELETE")
+        """Close the file."""
         self._db.close()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -92,7 +93,7 @@ class Record:
 
     def entry(self, digest: str = "") -> Entry:
         """What is kept of the record in memory."""
-        about = tuple((fact.subject, fact.prompt, fact.relation) for fact in self.facts)
+        about = tuple((fact.subject, sys.intern(fact.prompt), sys.intern(fact.relation)) for fact in self.facts)
         return Entry(self.number, self.kind, self.ids, self.removed, about, digest)
 
 

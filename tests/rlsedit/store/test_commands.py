@@ -1,0 +1,298 @@
+"""`rlsedit edit --resume`, a stream on standard input and from a growing file, `rlsedit log`, `rlsedit remove`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import language_models as lm
+from support.editors import facts
+from transformers import AutoModelForCausalLM
+
+from rlsedit.cli import main
+from rlsedit.facts import Fact, save_facts
+
+SMALL = ["--layers", "1-2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=3", "--device", "cpu"]
+SMALL += ["--set", "mom2_weight=20", "--no-evaluate"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    lm.tiny("llama", torch.float32).save_pretrained(folder / "llama")
+    lm.tokenizer().save_pretrained(folder / "llama")
+    (folder / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLSEDIT_CACHE", str(root / "cache"))
+
+
+def edit(root: Path, out: Path, source: Path | str, *more: str) -> list[str]:
+    return ["edit", str(root / "llama"), "--facts", str(source), "--out", str(out), "--text",
+            str(root / "text.txt"), *SMALL, "--batch", "2", *more]  # fmt: skip
+
+
+def resume(root: Path, out: Path, source: Path | str, *more: str) -> list[str]:
+    return ["edit", str(root / "llama"), "--facts", str(source), "--out", str(out), "--batch", "2", "--device", "cpu",
+            "--no-evaluate", "--resume", *more]  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict())
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def lines(*records: object) -> bytes:
+    return b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in records)
+
+
+def answers(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str, status: int = 2) -> None:
+    assert main(arguments) == status
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("rlsedit")
+    for word in words:
+        assert word in error
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> Path:
+    """Six facts in batches of two, never interrupted."""
+    save_facts(facts(6), root / "six.jsonl")
+    os.environ["RLSEDIT_CACHE"] = str(root / "cache")
+    assert main(edit(root, root / "whole", root / "six.jsonl")) == 0
+    return root / "whole"
+
+
+def test_resume_goes_on_to_the_same_bits(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlsedit.editor import Editor
+
+    batch, calls = Editor._batch, []
+
+    def interrupted(self: Editor, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return batch(self, *args)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Editor, "_batch", interrupted)
+        assert main(edit(root, out, root / "six.jsonl")) == 130
+    assert "--resume goes on" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"rlsedit"}
+    fails(capsys, resume(root, out, root / "six.jsonl", "--set", "steps=3"), "made with steps = 2, got 3")
+    fails(capsys, resume(root, out, root / "six.jsonl", "--method", "memit"), "made with 'rlsedit'")
+    fails(capsys, resume(root, out, root / "six.jsonl", "--force"), "--resume", "--force")
+    fails(capsys, resume(root, tmp_path / "none", root / "six.jsonl"), "holds no edits")
+    changed = [Fact("f0", "{} is", "Oslo", "Peru"), *facts(5, 1)]
+    save_facts(changed, tmp_path / "changed.jsonl")
+    fails(capsys, resume(root, out, tmp_path / "changed.jsonl"), "'f0' is that of another edit")
+    assert main(resume(root, out, root / "six.jsonl")) == 0
+    assert "2 facts are left" in capsys.readouterr().out
+    assert same(out, whole)
+    report = json.loads((out / "rlsedit-report.json").read_text())
+    assert [entry["ids"] for entry in report["batches"]] == [["f0", "f1"], ["f2", "f3"], ["f4", "f5"]]
+    assert main(["log", str(out), "--check"]) == 0
+
+
+def test_a_stream_on_standard_input(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Good lines in pairs give the bits of the file; each bad one is answered by an error and nothing else happens."""
+    six = [fact.to_dict() for fact in facts(6)]
+    bad: list[object] = [
+        b"{not json\n", b"\xff\xfe\n", {"prompt": "x"}, [1], 7, {**six[0], "id": "x", "prompt": "no"},
+        b"[" * 100000 + b"\n", b'"' + b"x" * (1 << 21) + b'"\n', {**six[0], "id": "\ud800"},
+        {**six[0], "id": "y", "subject": "\udfff"}, b"\n", {**six[0], "id": "z", "more": 1},
+    ]  # fmt: skip
+    stream = lines(six[0], six[1], *bad, six[2], six[3], six[4], six[5])
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stream)))
+    monkeypatch.setattr("rlsedit.cli.serving._arrived", _pairs(len(bad)))
+    assert main(edit(root, out, "-")) == 0
+    found = answers(capsys.readouterr().out)
+    errors = [answer for answer in found if answer["status"] == "error"]
+    assert len(errors) == len(bad) - 1  # an empty line is no request
+    assert {answer["line"] for answer in errors} == {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14}
+    applied = [(answer["id"], answer["batch"]) for answer in found if answer["status"] == "applied"]
+    assert applied == [("f0", 1), ("f1", 1), ("f2", 2), ("f3", 2), ("f4", 3), ("f5", 3)]
+    assert same(out, whole)
+    monkeypatch.undo()
+    os.environ["RLSEDIT_CACHE"] = str(root / "cache")
+    # sent again, and a conflict
+    conflict = Fact("g", facts(1)[0].prompt, facts(1)[0].subject, "Quito")
+    again = lines(six[3], conflict.to_dict(), {**six[3], "target_new": "x"})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(again)))
+    assert main(resume(root, out, "-", "--on-conflict", "refuse")) == 0
+    found = answers(capsys.readouterr().out)
+    assert [answer["status"] for answer in found] == ["already", "refused", "refused"]
+    assert found[0]["batch"] == 2
+    assert found[1]["conflicts"] == ["f0"]
+    assert same(out, whole)
+    no_id = {key: value for key, value in conflict.to_dict().items() if key != "id"}
+    for status in ("applied", "already"):  # the same line has the same id
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines(no_id))))
+        assert main(resume(root, out, "-", "--on-conflict", "replace")) == 0
+        (found_one,) = answers(capsys.readouterr().out)
+        assert found_one["status"] == status
+    assert main(["log", str(out), "--state", "removed"]) == 0
+    shown = capsys.readouterr().out
+    assert "f0" in shown
+    assert "(replaced)" in shown
+    assert main(["log", str(out), "--check"]) == 0
+
+
+def _pairs(bad: int) -> Any:
+    """Batches as if lines came two at a time, whatever the speed of the reader; bad ones among the second pair."""
+    from rlsedit.cli import serving
+
+    sizes = iter([2, bad + 2, 2, 2, 2, 2])
+
+    def arrived(queue: Any, batch: int, stop: Any) -> Any:
+        found: list[Any] = []
+        size = next(sizes)
+        while len(found) < size:
+            item = queue.get()
+            if item is None:
+                queue.put(None)
+                return found or None
+            found.append(item)
+        return found
+
+    assert serving._arrived is not arrived
+    return arrived
+
+
+def test_a_batch_that_fails_is_tried_one_by_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlsedit.writing import targets
+
+    real = targets.fact_rows
+
+    def picky(tokenizer: Any, some: Any, contexts: Any) -> Any:
+        if any(fact.id == "f1" for fact in some):
+            raise ValueError("optimise_targets: the loss must be finite, got NaN")
+        return real(tokenizer, some, contexts)
+
+    monkeypatch.setattr(targets, "fact_rows", picky)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines(*(f.to_dict() for f in facts(3))))))
+    monkeypatch.setattr("rlsedit.cli.serving._arrived", _pairs(1))
+    out = tmp_path / "out"
+    assert main(edit(root, out, "-", "--batch", "3")) == 0
+    found = {answer["id"]: answer for answer in answers(capsys.readouterr().out)}
+    assert {name: answer["status"] for name, answer in found.items()} == {
+        "f0": "applied",
+        "f1": "failed",
+        "f2": "applied",
+    }
+    assert "loss must be finite" in found["f1"]["error"]
+    assert main(["log", str(out), "--state", "failed"]) == 0
+    assert "loss must be finite" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_growing_file_until_sigterm(root: Path, whole: Path, tmp_path: Path) -> None:
+    """A process of its own: answers come while it runs, SIGTERM ends it cleanly, a resume goes on to the same bits."""
+    source, out = tmp_path / "grows.jsonl", tmp_path / "out"
+    six = lines(*(fact.to_dict() for fact in facts(6)))
+    cut = six.index(b"\n", six.index(b"f1")) + 1
+    source.write_bytes(six[:cut])
+    path = os.pathsep.join(part for part in sys.path if part)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rlsedit", *edit(root, out, source, "--follow")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    try:
+        first = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert [(answer["id"], answer["status"]) for answer in first] == [("f0", "applied"), ("f1", "applied")]
+        assert main(["log", str(out)]) == 0  # reading while it is written
+        with open(source, "ab") as stream:
+            stream.write(six[cut : cut + 20])
+            stream.flush()
+            time.sleep(0.3)
+            stream.write(six[cut + 20 :])  # a line in two pieces is one line
+        rest = [json.loads(process.stdout.readline()) for _ in range(4)]
+        assert [answer["id"] for answer in rest] == ["f2", "f3", "f4", "f5"]
+        process.send_signal(signal.SIGTERM)
+        output, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, error.decode()
+    assert output == b""
+    assert main(["log", str(out), "--check"]) == 0
+    assert len(weights(out)) == len(weights(whole))  # a whole model is there
+    batches = {answer["batch"] for answer in first + rest}
+    if batches == {1, 2, 3}:
+        assert same(out, whole)
+
+
+def test_log(root: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*arguments: str) -> str:
+        assert main(["log", str(whole), *arguments]) == 0
+        return capsys.readouterr().out
+
+    assert [line.split()[0] for line in shown().splitlines()[2:8]] == [f"f{i}" for i in range(6)]
+    assert "6 shown; in the folder 6 applied" in shown()
+    assert [json.loads(line)["id"] for line in shown("--batch", "2", "--json").splitlines()] == ["f2", "f3"]
+    assert "0 shown" in shown("--state", "failed")
+    assert "1 shown" in shown("--last", "1")
+    assert "f1" in shown("--text", facts(2)[1].subject.upper())
+    one = shown("f3")
+    assert '"Sydney"' in one
+    assert "applied by step 2" in one
+    assert "behind step 3 of 3" in one
+    assert "efficacy" in one
+    assert "efficacy" not in shown("f3", "--no-evaluate")
+    fails(capsys, ["log", str(whole), "nobody"], "no edit 'nobody'")
+    fails(capsys, ["log", str(root)], "holds no edits")
+
+
+def test_remove_and_undo(root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    assert main(["remove", str(out), "f1", "f4", "--device", "cpu"]) == 0
+    assert "taken out: f1, f4" in capsys.readouterr().out
+    assert not same(out, whole)
+    assert main(["log", str(out), "--state", "removed", "--json"]) == 0
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == ["f1", "f4"]
+    fails(capsys, ["remove", str(out), "f1", "--device", "cpu"], "in the model, got ['f1']")
+    fails(capsys, ["remove", str(out)], "name at least one edit")
+    fails(capsys, ["remove", str(root / "llama"), "f1"], "holds no edits")
+    assert main(["remove", str(out), "--undo", "--device", "cpu"]) == 0
+    assert same(out, whole)
+    assert main(["log", str(out), "--check"]) == 0
+    # more into the folder itself, from its own model
+    save_facts(facts(1, 6), tmp_path / "more.jsonl")
+    assert main(["edit", str(out), "--facts", str(tmp_path / "more.jsonl"), "--out", str(out), "--resume",
+                 "--no-evaluate", "--device", "cpu"]) == 0  # fmt: skip
+    assert not same(out, whole)
+    (out / "model.safetensors").write_bytes(b"broken")
+    assert main(["log", str(out), "--check"]) == 1
+    assert str(out / "model.safetensors") in capsys.readouterr().out
+    assert main(resume(root, out, tmp_path / "more.jsonl")) == 0  # written anew from the first model
+    assert main(["log", str(out), "--check"]) == 0
