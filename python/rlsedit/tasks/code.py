@@ -70,6 +70,7 @@ def _mbpp(record: dict[str, Any]) -> dict[str, Any]:
     task = text_field(record, "text" if "text" in record or "prompt" not in record else "prompt").strip()
     code = text_field(record, "code").replace("\r\n", "\n").strip()
     setup = text_field(record, "test_setup_code", empty=True) if "test_setup_code" in record else ""
+    imports = texts_field(record, "test_imports", least=0) if "test_imports" in record else []
     identity = record.get("task_id")
     if isinstance(identity, bool) or not isinstance(identity, (int, str)):
         raise ValueError(f"task_id must be a number or a text, got {identity!r}")
@@ -83,11 +84,13 @@ def _mbpp(record: dict[str, Any]) -> dict[str, Any]:
         "solution": f"{code}\n{_DONE}\n\n",
         "tests": tests,
         "setup": setup,
+        "imports": imports,
     }
 
 
 def _mbpp_program(record: dict[str, Any], text: str) -> str:
-    return "\n\n".join([record["setup"], text, *record["tests"]]) + "\n"
+    # the setup stands behind the program: it makes objects of classes that the program defines
+    return "\n\n".join([*record["imports"], text, record["setup"], *record["tests"]]) + "\n"
 
 
 _SUITES = (
