@@ -29,8 +29,11 @@ HUMAN = [
     for i in range(4)
 ]  # fmt: skip
 BASIC = [
-    {"task_id": i, "text": f"Write a function to add {i}.", "code": f"def add(a):\r\n  return a + {i}",
-     "test_imports": ["import math"], "test_setup_code": "four = add(4)", "test_list": [f"assert add(2) == {i + 2}", f"assert math.isclose(add(0), {i})"]}
+    {
+        "task_id": i, "text": f"Write a function to add {i}.", "code": f"def add(a):\r\n  return a + {i}",
+        "test_imports": ["import math"], "test_setup_code": "four = add(4)",
+        "test_list": [f"assert add(2) == {i + 2}", f"assert math.isclose(add(0), {i})"],
+    }
     for i in range(6)
 ]  # fmt: skip
 
