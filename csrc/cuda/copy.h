@@ -48,13 +48,19 @@ RLSEDIT_DEVICE void copy_tile(T* to, int height, const Matrix<const T>& A, bool 
                               int64_t column, int64_t rows, int64_t columns) {
   constexpr int kWide = 16 / sizeof(T), kAcross = COLUMNS / kWide;
   static_assert(COLUMNS % kWide == 0 && LD % kWide == 0, "tiles of 16 bytes");
-  if (by16) {
-    for (int i = static_cast<int>(threadIdx.x); i < height * kAcross; i += THREADS) {
-      const int r = i / kAcross, c = i % kAcross * kWide;
-      const int64_t left = row + r < rows ? columns - column - c : 0;
-      const int valid = static_cast<int>(lesser<int64_t>(greater<int64_t>(left, 0), kWide));
-      copy_async<16>(to + r * LD + c, valid > 0 ? &A.at(row + r, column + c) : A.data,
-                     valid * static_cast<int>(sizeof(T)));
+  if (by16) {  // a thread keeps its columns: one address, and one length, for all its rows
+    constexpr int kStep = THREADS / kAcross;
+    static_assert(THREADS % kAcross == 0, "whole rows of copies");
+    const int first = static_cast<int>(threadIdx.x) / kAcross,
+              c = static_cast<int>(threadIdx.x) % kAcross * kWide;
+    const int64_t left = lesser<int64_t>(greater<int64_t>(columns - column - c, 0), kWide),
+                  below = rows - row;
+    const int valid = static_cast<int>(left) * static_cast<int>(sizeof(T));
+    const T* from = A.data + (row + first) * A.rs + column + c;
+#pragma unroll 4
+    for (int r = first; r < height; r += kStep, from += kStep * A.rs) {
+      const bool inside = valid > 0 && r < below;
+      copy_async<16>(to + r * LD + c, inside ? from : A.data, inside ? valid : 0);
     }
     return;
   }
