@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -333,6 +333,17 @@ class Editor:
         return [] if self._folder is None else [row.fact for row in self._folder.ledger.edits(state="planned")]
 
     @property
+    def records(self) -> Iterator[Record]:
+        """The batches that count, in order, with keys, residuals and targets of each layer on the CPU.
+
+        Raises:
+            ValueError: nothing was recorded.
+            StoreError: a record is damaged.
+        """
+        journal = self._recorded("records")
+        return (journal.load(e.number, "cpu") for e in tuple(journal.index.stack) if e.kind == "batch")
+
+    @property
     def first_weights(self) -> dict[int, Tensor]:
         """W_0 (d, v) of each edited layer, in the dtype of the model; not copies."""
         return dict(self._first)
@@ -397,17 +408,9 @@ class Editor:
                 layers = self._without(before, replaced)
                 self._weights.nest()
             job = Job(
-                self.adapter,
-                self.tokenizer,
-                facts,
-                self._contexts,
-                self.config,
-                self.method,
-                self._weights,
-                layers,
-                stage,
-                self._find_targets,
-            )
+                self.adapter, self.tokenizer, facts, self._contexts, self.config, self.method, self._weights, layers,
+                stage, self._find_targets,
+            )  # fmt: skip
             written = WRITERS[self.method.signal](job)
             following = {**layers, **written.states}
             stage("report", len(facts), len(facts))

@@ -236,6 +236,24 @@ def test_half_precision_weights_follow_a_float32_master(dtype: torch.dtype) -> N
     assert torch.equal(editor._weights._masters[2].to(dtype), editor.adapter.rows(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ten_thousand_tiny_edits_do_not_vanish(dtype: torch.dtype) -> None:
+    """Each is far below what the dtype can add to a weight; rounded one by one they would leave nothing."""
+    editor = make(dtype=dtype)
+    view, start = editor.adapter.rows(1), editor._weights.wide(1).clone()
+    step = torch.full_like(start, 1e-6)
+    lost = start.to(dtype)
+    for _ in range(10_000):
+        editor._weights.add(1, step)
+        editor._weights.keep()
+        lost += step.to(dtype)
+    moved = editor._weights.wide(1) - start
+    assert float((moved - 1e-2).abs().max()) < 2e-4  # 10,000 roundings in float32
+    assert torch.equal(editor._weights.wide(1).to(dtype), view)  # rounded once, from the master
+    large = start.abs() > 0.1
+    assert float((lost.float() - start)[large].abs().max()) == 0.0
+
+
 def test_moments_are_made_when_none_are_given(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny("llama", torch.float32)
     editor = Editor(model, tokenizer(), config=CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["REPORT", "check_out", "replacing", "save_model"]
+
+logger = logging.getLogger(__name__)
 
 REPORT = "rlsedit-report.json"
 _BESIDES = ("LICENSE*", "NOTICE*", "*.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.*")
@@ -46,7 +49,7 @@ def replacing(out: Path) -> Iterator[None]:
     """What is at `out` is put aside, and removed when the block succeeds.
 
     It comes back when the block fails before an edit has been written; otherwise it stays beside, under a name that
-    the error tells.
+    is logged.
     """
     if not (out.is_dir() and any(out.iterdir())):
         yield
@@ -55,9 +58,9 @@ def replacing(out: Path) -> Iterator[None]:
     os.rename(out, aside)
     try:
         yield
-    except BaseException as error:
+    except BaseException:
         if out.exists():
-            error.add_note(f"what was at {out} is now {aside}") if hasattr(error, "add_note") else None
+            logger.warning("what was at %s is now %s", out, aside)
         else:
             os.rename(aside, out)
         raise

@@ -20,7 +20,7 @@ _SUBJECTS = ("Oslo", "Lima", "Quito", "Sydney", "Wellington", "Tokyo", "Danielle
 _PROMPTS = ("The mother tongue of {} is", "I think {} lies in the country", "The twin city of {} is", "Because {} is")
 _ANSWERS = ("French", "Peru", "yen", "Ecuador", "Sydney", "English", "Japan")
 
-SETTINGS: dict[str, Any] = dict(steps=3, contexts=1, context_length=3)
+SETTINGS: dict[str, Any] = dict(steps=2, contexts=1, context_length=2, ft_steps=3)
 
 
 def facts(count: int, first: int = 0) -> list[Fact]:
