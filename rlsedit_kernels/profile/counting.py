@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from rlsedit_kernels.profile.stages import OTHER, metered
 
-__all__ = ["Count", "count"]
+__all__ = ["Count", "Counter", "count"]
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Count:
 
 def count(step: Callable[[], object]) -> dict[str, Count]:
     """Run a step once and count its work by stage."""
-    counter = _Counter()
+    counter = Counter()
     with metered(counter), counter:
         step()
     return counter.stages
@@ -140,7 +140,7 @@ _PASSES: dict[str, float] = {
 _VIEWS = frozenset({"aten::detach", "aten::alias", "aten::_unsafe_view", "aten::lift_fresh", "aten::empty"})
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Adds up the calls it sees, under the stage that is open."""
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.profile.contenders import BASELINE, Contender, Step
-from rlsedit_kernels.profile.counting import Count, count
+from rlsedit_kernels.profile.counting import Count, Counter
 from rlsedit_kernels.profile.machine import Ceilings, Peak, ceilings, free_bytes, machine, used_bytes
 from rlsedit_kernels.profile.problem import Problem
 from rlsedit_kernels.profile.result import Profile, Row, StageRow, Times
-from rlsedit_kernels.profile.stages import Clock
+from rlsedit_kernels.profile.stages import Clock, metered
 
 __all__ = ["Settings", "measure", "rows_of"]
 
@@ -74,8 +75,9 @@ class _Run:
     cell: _Cell
     steps: list[Step]
     written: int = 0
+    pace: float = 0.0
     samples: list[tuple[float, dict[str, float]]] = field(default_factory=list)
-    work: dict[str, Count] = field(default_factory=dict)
+    counter: Counter = field(default_factory=Counter)
     error: float | None = None
     error_batches: int | None = None
     peak: float | None = None
@@ -163,18 +165,27 @@ def _in_the_way(one: Contender, problem: Problem, settings: Settings, found: Cei
     need = _need(one, problem)
     if need > budget:
         return f"needs {need / 1e9:.1f} GB, {budget / 1e9:.1f} GB may be used"
-    rate, times = found.flops_per_s["float32"], 1 if one.at_once else problem.layers
-    for what, flops in (("a batch", one.flops), ("its start", one.start)):
-        expected = 0.0 if flops is None else times * flops(problem) / rate
+    starting = 0.0 if one.start is None else _times(one, problem) * one.start(problem) / found.flops_per_s["float32"]
+    for what, expected in (("a batch", _expected(one, problem, found)), ("its start", starting)):
         if expected > settings.limit:
             return f"{what} would take about {expected:.3g} s, the limit is {settings.limit:.3g} s"
     return ""
 
 
+def _expected(one: Contender, problem: Problem, found: Ceilings) -> float:
+    """Seconds of a batch, roughly; 0 where nothing is known."""
+    return 0.0 if one.flops is None else _times(one, problem) * one.flops(problem) / found.flops_per_s["float32"]
+
+
+def _times(one: Contender, problem: Problem) -> int:
+    """Steps of a batch."""
+    return 1 if one.at_once else problem.layers
+
+
 def _need(one: Contender, problem: Problem) -> float:
     if one.bytes is None:
         return 0.0
-    return one.bytes(problem) * (1 if one.at_once else problem.layers)
+    return one.bytes(problem) * _times(one, problem)
 
 
 def _groups(cells: Sequence[_Cell], problem: Problem, baseline: str, budget: float) -> list[list[_Cell]]:
@@ -211,7 +222,7 @@ def _together(
     for cell in group:
         tell(f"{cell.contender.name}: first batches")
         try:
-            runs.append(_started(cell, problem, settings, flush, exact))
+            runs.append(_started(cell, problem, settings, found, flush, exact))
         except Exception as error:  # whatever a contender does wrong is a row of the table
             failed(cell, error)
     wanted = {id(run): _repetitions(run, settings) for run in runs}
@@ -235,6 +246,7 @@ def _started(
     cell: _Cell,
     problem: Problem,
     settings: Settings,
+    found: Ceilings,
     flush: torch.Tensor | None,
     exact: _Exact,
 ) -> _Run:
@@ -244,29 +256,31 @@ def _started(
         one.shared(problem)
     before = used_bytes(problem.device)
     with one.forced():
-        run = _Run(cell, [one.make(problem) for _ in range(1 if one.at_once else problem.layers)])
+        run = _Run(cell, [one.make(problem) for _ in range(_times(one, problem))])
         after = used_bytes(problem.device)
         run.kept = None if before is None or after is None else max(0.0, after - before)
         batches = settings.check if one.history else 1
         firsts = [_timed(run, problem, flush) for _ in range(batches - 1)]
+        slow = (firsts[-1][0] if firsts else _expected(one, problem, found)) > _SLOW
         with Peak(problem.device) as peak:
-            firsts.append(_timed(run, problem, flush))
-        run.peak = peak.bytes
+            firsts.append(_timed(run, problem, flush, counter=run.counter if slow else None))
+        run.peak, run.pace = peak.bytes, firsts[-1][0]
         weight = getattr(run.steps[0], "weight", None)
         truth = _truth(cell, settings)
         if truth is not None and isinstance(weight, torch.Tensor):
             run.error, run.error_batches = _error(weight, exact[truth], problem.weight), batches
         while run.written < cell.history:
             _write(run, problem, timed=False)
-        slow = firsts[-1][0] > _SLOW
-        if slow and run.written == batches:  # a step of seconds is warm from its first call, and not asked for again
-            run.samples.extend(firsts)
-        K, V = problem.batch(run.written)
-        work = count(lambda: run.steps[0](K, V))
-        for step in run.steps[1:]:  # the others keep pace
-            step(K, V)
-        run.written += 1
-        run.work = {name: entry.scaled(len(run.steps)) for name, entry in work.items()}
+        if slow:  # warm from its first call, counted with it, and not asked for again
+            run.samples.extend(firsts if run.written == batches else [])
+            return run
+        _write(run, problem)  # what a state does in its first batches only is neither counted nor measured
+        with run.counter, metered(run.counter):
+            _write(run, problem)
+        _write(run, problem)
+        with Peak(problem.device) as peak:
+            _write(run, problem)
+        run.peak = peak.bytes
     return run
 
 
@@ -277,19 +291,21 @@ def _write(run: _Run, problem: Problem, *, timed: bool = True) -> None:
     run.written += 1
 
 
-def _timed(run: _Run, problem: Problem, flush: torch.Tensor | None) -> tuple[float, dict[str, float]]:
+def _timed(
+    run: _Run, problem: Problem, flush: torch.Tensor | None, *, counter: Counter | None = None
+) -> tuple[float, dict[str, float]]:
+    """One batch on the clock; counted too where it is long enough not to notice."""
     if flush is not None:
         flush.fill_(float(run.written))
-    with run.cell.contender.forced(), Clock(problem.device) as clock:
+    with run.cell.contender.forced(), counter or contextlib.nullcontext(), Clock(problem.device, counter) as clock:
         _write(run, problem)
     return clock.seconds, clock.stages
 
 
 def _repetitions(run: _Run, settings: Settings) -> int:
     """How often a contender is still to be timed."""
-    if not run.samples:
-        return settings.repetitions
-    return max(0, min(settings.repetitions, int(settings.seconds / run.samples[-1][0])) - len(run.samples))
+    wanted = min(settings.repetitions, max(1, int(settings.seconds / max(run.pace, 1e-9))))
+    return max(0, wanted - len(run.samples))
 
 
 def _error(weight: torch.Tensor, exact: torch.Tensor, first: torch.Tensor) -> float:
@@ -308,9 +324,9 @@ def _measured(run: _Run, problem: Problem, found: Ceilings, base: _Run | None) -
     stages = []
     for name in names:
         seconds = Times.of([stages.get(name, 0.0) for _, stages in run.samples]).median
-        work = run.work.get(name, Count())
+        work = run.counter.stages.get(name, Count())
         stages.append(StageRow(name, seconds, work.flops, work.bytes, found.reached(work, seconds)))
-    total = Count.total(run.work.values())
+    total = Count.total(run.counter.stages.values())
     return _row(
         run.cell,
         problem,

@@ -63,10 +63,11 @@ class Clock:
 
     Args:
         device: where the step works. Nothing is synchronised between its stages.
+        also: a meter that is told of the same stages.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+    def __init__(self, device: torch.device, also: Meter | None = None) -> None:
+        self._cuda, self._also = device.type == "cuda", also
         self._marks: list[tuple[str, object, object]] = []
         self._open: object = None
         self._start: object = None
@@ -86,10 +87,14 @@ class Clock:
             torch.cuda.synchronize()
 
     def begin(self, name: str) -> None:
+        if self._also is not None:
+            self._also.begin(name)
         self._open = self._now()
 
     def end(self, name: str) -> None:
         self._marks.append((name, self._open, self._now()))
+        if self._also is not None:
+            self._also.end(name)
 
     @property
     def seconds(self) -> float:

@@ -157,6 +157,32 @@ def test_history_is_written_first_and_ages_stand_side_by_side(problem, found) ->
     assert calls["aged"] == 4  # five, less the batch of the check
 
 
+def test_a_slow_contender_is_counted_on_the_clock_and_not_asked_for_again(problem, found, monkeypatch) -> None:
+    monkeypatch.setattr("rlsedit_kernels.profile.measuring._SLOW", 0.0)
+    (one,) = profile.named(["plain torch Woodbury"], profile.catalogue("cpu"))
+    calls = []
+
+    class Counts:
+        def __init__(self, p: Problem) -> None:
+            self.step = one.make(p)
+
+        def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            calls.append(1)
+            self.step(K, V)
+
+    settings = Settings(repetitions=9, seconds=1e-9, cold=False)
+    (row,) = profile.measure([Contender("slow", Counts)], problem, settings, found=found).rows
+    assert len(calls) == row.times.repetitions == 2  # the batches of the check
+    (quick,) = profile.measure([one], problem, QUICK, found=found).rows
+    monkeypatch.undo()
+    (reference,) = profile.measure([one], problem, QUICK, found=found).rows
+    assert row.flops == quick.flops == reference.flops > 0
+    assert [s.flops for s in row.stages] == [s.flops for s in reference.stages]
+    calls.clear()
+    profile.measure([Contender("old", Counts)], problem, settings, history=(5,), found=found)
+    assert len(calls) == 5 + 4 + 1  # five written before, four of warming up and counting, one sample
+
+
 def test_layers_multiply_the_steps(found) -> None:
     problem = Problem(32, 8, 4, layers=3)
     contenders = profile.catalogue("cpu", 3)
