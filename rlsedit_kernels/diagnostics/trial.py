@@ -26,6 +26,9 @@ BROKEN = 1e-2
 HEALTHY = 1e-4
 """Error of W up to which `health()` must be silent."""
 
+DENSE_LIMIT = 1024
+"""Largest d at which the covariance is taken apart at every look unless it is asked for."""
+
 _REFUSALS = (ArithmeticError, torch.linalg.LinAlgError)
 
 
@@ -131,7 +134,7 @@ class _Runner:
             self.refused_at, self.reason = count, f"{type(error).__name__}: {' '.join(str(error).split())}"
         self.seconds += time.perf_counter() - begin
 
-    def look(self, batch: Batch, count: int, exact: Exact, true_gain: torch.Tensor, leverage: float) -> None:
+    def look(self, batch: Batch, count: int, exact: Exact, true_gain: torch.Tensor | None, leverage: float) -> None:
         if self.step is None or self.refused_at is not None:
             return
         try:
@@ -140,7 +143,7 @@ class _Runner:
             self.refused_at, self.reason = count, f"{type(error).__name__}: {' '.join(str(error).split())}"
             return
         point = Point(count, *measures.weight_errors(W, exact), leverage)
-        if isinstance(self.step, HasCovariance):
+        if true_gain is not None and isinstance(self.step, HasCovariance):
             C = self.step.covariance()
             gain = C.to(torch.float64) @ batch.K.to(torch.float64).mT / batch.noise
             of_gain = measures.gain_errors(gain, true_gain, exact)
@@ -165,6 +168,7 @@ def run_trials(
     batches: int,
     *,
     at: Sequence[int] | None = None,
+    covariances: bool | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Trial]:
     """Write a stream with several steps side by side and compare each with the batch solution.
@@ -174,6 +178,8 @@ def run_trials(
         steps: makers by name; see `steps.Step` for what is asked of them.
         batches: >= 1.
         at: numbers of batches at which errors are looked at; default `checkpoints(batches)`.
+        covariances: whether errors of C and gain are told too, at two dense eigendecompositions a look; None: up to
+            d = `DENSE_LIMIT`.
         progress: called with the number of batches done.
 
     Returns:
@@ -182,6 +188,7 @@ def run_trials(
     if batches < 1:
         raise ValueError(f"run_trials: batches must be >= 1, got {batches}")
     looks = set(checkpoints(batches) if at is None else at)
+    dense = stream.d <= DENSE_LIMIT if covariances is None else covariances
     runners = [_made(name, make, stream) for name, make in steps.items()]
     truth = Truth(stream)
     with ieee_products():
@@ -191,7 +198,7 @@ def run_trials(
                 runner.write(batch, count)
             if count in looks:
                 exact = truth.now()
-                true_gain = exact.C @ batch.K.to(torch.float64).mT / batch.noise
+                true_gain = exact.C @ batch.K.to(torch.float64).mT / batch.noise if dense else None
                 leverage = measures.leverage(batch.K, batch.noise, exact)
                 for runner in runners:
                     runner.look(batch, count, exact, true_gain, leverage)

@@ -165,3 +165,9 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="dtype must be one of"):
         filter_step("plain", "float16")
     assert set(make_steps(tuple(FORMS), published=False)) == set(FORMS)
+
+
+def test_covariances_can_be_left_out() -> None:
+    (trial,) = run_trials(make_stream("easy", D, U), {"plain": filter_step("plain")}, 3, covariances=False)
+    assert {point.error_C for point in trial.points} == {None}
+    assert {point.status for point in trial.points} == {"ok"}
