@@ -238,11 +238,11 @@ def test_a_small_tmpfs(tmp_path: Path) -> None:
 
     room = tmp_path / "room"
     room.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(room)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=420k", "tmpfs", str(room)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        one, whole = editor(steps=2, contexts=0), editor(steps=2, contexts=0)
+        one, whole = (editor(steps=2, contexts=0, layers=(2,)) for _ in range(2))
         one.save(room / "out", every=2)
         done, full = 0, False
         while not full:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-COUNT = int(os.environ.get("KILLS", "10"))
+COUNT = int(os.environ.get("KILLS", "8"))
 
 
 @pytest.mark.slow

@@ -87,7 +87,11 @@ def test_undo_is_exact_to_the_bit(method: str, kept: bool, tmp_path: Path) -> No
         assert [(row.fact.id, row.state) for row in rows if row.state == "applied"] == [
             (f"f{i}", "applied") for i in range(4)
         ]
+        again.undo()
+        again.edit(facts(2, 6), **BATCH)  # another step in the place of one that a snapshot knows
+        other = everything(again)
         again.close()
+        assert differing(everything(resumed(tmp_path)), other) == []
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
