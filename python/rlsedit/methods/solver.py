@@ -30,7 +30,7 @@ class Removable(Protocol):
         """
 
     def rebuilt(self, rows: Callable[[], Iterable[tuple[Tensor, Tensor, float]]]) -> tuple[Tensor, Solver]:
-        """W - W_0 (d, v) float64 that minimises the objective over `rows` (a 0 for none), and the state that holds them.
+        """W - W_0 (d, v) float64 that minimises the objective over `rows` (0 for none), and the state that holds them.
 
         Args:
             rows: gives keys (u, d), targets less K W_0 (u, v), and noise, of all batches that stay; called more than
