@@ -65,8 +65,10 @@ def restore(
         except RootChanged:
             logger.warning("the snapshots were taken on another machine: all steps are repeated from the first")
             continue
-        except StoreError as error:
-            logger.warning("%s; the snapshot before it is used", error)
+        except (ValueError, TypeError, KeyError) as error:  # damaged, or of a state of another version
+            if manifest is None:
+                raise
+            logger.warning("%s: cannot be used (%s); the one before it is, or the records", manifest.path, error)
             continue
         break
     depth = 0 if manifest is None else manifest.depth

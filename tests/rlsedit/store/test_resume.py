@@ -136,3 +136,20 @@ def test_what_an_export_reads(tmp_path: Path) -> None:
     for n, weight in one.first_weights.items():
         assert torch.equal(weight, fresh.adapter.rows(n))
     one.close()
+
+
+def test_snapshots_of_another_version_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = editor()
+    one.save(tmp_path, every=1)
+    one.edit(facts(4), batch_size=2)
+    expected = everything(one)
+    one.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("rlsedit_kernels.states.saving.VERSION", 999)
+        again = resumed(tmp_path)
+        again.close()
+    assert "version must be 999" in caplog.text
+    again = resumed(tmp_path)
+    assert differing(everything(again), expected) == []
