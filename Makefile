@@ -83,6 +83,9 @@ bench: env
 	$(BIN)/python bench/real_keys.py --json bench/results/real_keys.json
 	$(BIN)/python bench/forms.py --json bench/results/forms.json
 	$(BIN)/python bench/form_cost.py --json bench/results/form_cost.json
+	$(BIN)/python bench/export_lora.py --json bench/results/export_lora.json
+	$(BIN)/python bench/long_folder.py --json bench/results/long_folder.json
+	$(BIN)/python bench/kills.py --count 200
 	$(BIN)/python bench/readme.py
 
 # On a machine with a GPU, with the Python packages of a usual CUDA image (torch, triton, pybind11, cmake, ninja, pytest,

@@ -20,41 +20,66 @@ def device(result: Result) -> str:
     return f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
 
 
-def update(result: Result) -> str:
-    """Time of a whole batch, with ratios and errors."""
-    settings, rows = result["settings"], {row["variant"]: row for row in result["rows"]}
-    base = rows["RLSFilter, no bounds"]["median_ms"]
+def shapes(*results: Result) -> str:
+    """Time of a whole batch by shape, with ratios and errors."""
+    columns = [{row["name"]: row for row in result["rows"]} for result in results]
+    problems = [result["rows"][0]["problem"] for result in results]
+    machine = results[-1]["machine"]
     lines = [
-        f"One whole batch, state and weight: d = {settings['d']}, u = {settings['u']}, v = {settings['v']}, "
-        f"{settings['dtype']}, {settings['prior']} ({device(result)}).",
+        f"One whole batch of {problems[-1]['u']} keys, state and weight, one layer, {problems[-1]['dtype']} "
+        f"({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}): median, and how many times that "
+        "of the first row; error: |W - W_exact| / |W_exact - W_0| against float64 at the largest d.",
         "",
-        "| | median ms | p20 to p80 | relative to RLSFilter without bounds | error of W against float64 |",
-        "|---|---|---|---|---|",
+        "| | " + " | ".join(f"d = {p['d']}, v = {p['v']}" for p in problems) + " | error |",
+        "|---" * (len(problems) + 2) + "|",
     ]
-    for name, row in rows.items():
-        lines.append(
-            f"| {name} | {row['median_ms']:.0f} | {row['p20_ms']:.0f} to {row['p80_ms']:.0f} "
-            f"| {row['median_ms'] / base:.1f} | {row['error_W']:.1e} |"
-        )
+    for name in columns[-1]:
+        cells = [_median(column.get(name)) for column in columns]
+        error = columns[-1][name]["error"]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {'' if error is None else f'{error:.0e}'} |")
+    return "\n".join(lines)
+
+
+def _median(row: Result | None) -> str:
+    if row is None or row["times"] is None:
+        return ""
+    ms = 1e3 * row["times"]["median"]
+    time = f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1000:.3g} s"
+    ratio = row["ratio"]
+    return f"{time}" + ("" if ratio is None else f" ({ratio:.2f})" if ratio < 10 else f" ({ratio:.0f})")
+
+
+def history(result: Result) -> str:
+    """Cost against the number of batches before."""
+    ages = sorted({row["problem"]["history"] for row in result["rows"]})
+    rows = {(row["name"], row["problem"]["history"]): row for row in result["rows"]}
+    problem = result["rows"][0]["problem"]
+    lines = [
+        "",
+        f"Milliseconds of a batch after so many batches of {problem['u']} keys, d = {problem['d']}, "
+        f"v = {problem['v']}; the ages of one contender stand side by side in one run.",
+        "",
+        "| | " + " | ".join(f"after {age}" for age in ages) + " | last over first |",
+        "|---" * (len(ages) + 2) + "|",
+    ]
+    for name in dict.fromkeys(name for name, _ in rows):
+        times = [rows[name, age]["times"] for age in ages]
+        if all(times):
+            cells = " | ".join(f"{1e3 * t['median']:.3g}" for t in times)
+            lines.append(f"| {name} | {cells} | {times[-1]['median'] / times[0]['median']:.2f} |")
     return "\n".join(lines)
 
 
 def stream(result: Result) -> str:
-    """Cost over a stream."""
-    lines = [
-        "",
-        "Cost over a stream of the same size: time of a batch late in the stream over early, and the peak of memory "
-        "above the state during an update.",
-        "",
-        "| form | batches before | median ms | late over early | peak above the state | memory grown since early |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['form']} | {row['batches']} | {row['median_ms']:.0f} | {row['ratio_to_early']:.2f} "
-            f"| {row['peak_extra_percent']:.1f} % | {row['memory_growth_MB']:.1f} MB |"
-        )
-    return "\n".join(lines)
+    """Memory over a stream."""
+    peaks = [row["peak_extra_percent"] for row in result["rows"]]
+    growth = max(row["memory_growth_MB"] for row in result["rows"])
+    settings, ages = result["settings"], [row["batches"] for row in result["rows"]]
+    return (
+        f"\nMemory at d = {settings['d']}, u = {settings['u']}: an update takes {min(peaks):.0f} to {max(peaks):.0f} % "
+        f"of what the filter keeps, at its peak; over {ages[1] - ages[0]} batches of a stream it grows by "
+        f"{growth:.1f} MB."
+    )
 
 
 def long_stream(result: Result) -> str:
@@ -145,10 +170,12 @@ def _per_fact(run: Result, stage: str) -> float:
     return float(sum(batch["seconds"][stage] for batch in run["batches"])) / facts
 
 
-SECTIONS: dict[str, tuple[tuple[str, Callable[[Result], str]], ...]] = {
-    "update": (("update.json", update), ("stream.json", stream)),
-    "numerics": (("long_stream.json", long_stream), ("real_keys.json", real_keys), ("qr.json", append)),
-    "demo": (("demo.json", demo),),
+SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.json")
+
+SECTIONS: dict[str, tuple[tuple[tuple[str, ...], Callable[..., str]], ...]] = {
+    "update": ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
+    "numerics": ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys), (("qr.json",), append)),
+    "demo": ((("demo.json",), demo),),
 }
 
 
@@ -164,7 +191,9 @@ def main() -> None:
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     for name, parts in SECTIONS.items():
-        bodies = [make(json.loads((RESULTS / file).read_text(encoding="utf-8"))) for file, make in parts]
+        bodies = [
+            make(*(json.loads((RESULTS / file).read_text(encoding="utf-8")) for file in files)) for files, make in parts
+        ]
         text = fill(text, name, "\n".join(bodies))
     path.write_text(text, encoding="utf-8")
 
