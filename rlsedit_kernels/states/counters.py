@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Counters:
     """Figures of the stream so far, as `health()` reports them.
 
-    `worst_drift` and `repairs` are those of the guard (`states/guard.py`), `largest_inner` is the largest squared norm
-    of a key in the coordinates of the form, `forgot` whether any batch came with forgetting.
+    `careful_checked`, `worst_drift` and `repairs` are the guard's (`states/guard.py`), `largest_inner` is the largest
+    squared norm of a key in the coordinates of the form, `forgot` whether any batch came with forgetting.
     """
 
     steps: int = 0
@@ -19,6 +19,7 @@ class Counters:
     largest_leverage: float | None = None
     singular_writes: int = 0
     careful_steps: int = 0
+    careful_checked: int = 0
     worst_drift: float = 0.0
     repairs: int = 0
     forgot: bool = False

@@ -246,7 +246,7 @@ class CovarianceState:
             self._writes += 1
             counters.steps -= 1
             counters.largest_leverage = max(leverage, counters.largest_leverage or 0.0)
-            counters.worst_drift = max(counters.worst_drift, self._watch.worst)
+            self._watch.keep(counters)
         return gain
 
     def restrict(self, Q: torch.Tensor) -> None:
@@ -456,7 +456,7 @@ class CovarianceState:
         counters.largest_key = max(counters.largest_key, largest_norm(prepared.keys))
         counters.largest_inner = max(counters.largest_inner, prepared.inner)
         counters.forgot = counters.forgot or prepared.forget != 1.0
-        counters.worst_drift = max(counters.worst_drift, self._watch.worst)
+        self._watch.keep(counters)
         if pivot is not None:
             counters.smallest_pivot = pivot if counters.smallest_pivot is None else min(counters.smallest_pivot, pivot)
         if prepared.noise > 0.0:

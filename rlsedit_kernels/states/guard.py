@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING
 
 if TYPE_CHECKING:
@@ -68,6 +69,15 @@ class Watch:
         twin = Watch(self.guard, self.history)
         twin.worst, twin._writes, twin._careful = self.worst, self._writes, self._careful
         return twin
+
+    def keep(self, counters: Counters) -> None:
+        """Note with a batch that is written what was seen before it: a check alone changes nothing of a state."""
+        counters.worst_drift = max(counters.worst_drift, self.worst)
+        counters.careful_checked = self._careful
+
+    def resume(self, counters: Counters) -> None:
+        """Go on as the guard of the state whose counters these are."""
+        self.worst, self._writes, self._careful = counters.worst_drift, -1, counters.careful_checked
 
     def look(self, state: CovarianceState | SquareRootState) -> None:
         """Check `state` if it is time to; repair it if need be.

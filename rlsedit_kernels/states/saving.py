@@ -61,6 +61,7 @@ def load_factor_state_dict(state: SquareRootState, saved: Mapping[str, Any]) -> 
     probes = _probes(state, saved["probes"])
     counters = Counters(**saved["counters"])
     state._form, state._counters, state._probes = form, counters, probes
+    state._watch.resume(counters)
     state._writes += 1
 
 
@@ -87,6 +88,7 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
     probes = _probes(state, saved["probes"])
     counters = Counters(**saved["counters"])
     state._form, state._counters, state._probes = form, counters, probes
+    state._watch.resume(counters)
     state._writes += 1
     state._requested, state._reason = saved["requested"], saved["reason"]
 

@@ -451,12 +451,12 @@ class SquareRootState:
         self._counters.steps += 1
         self._counters.largest_key = max(self._counters.largest_key, largest_norm(K))
         self._counters.forgot = self._counters.forgot or forget != 1.0
-        self._counters.worst_drift = max(self._counters.worst_drift, self._watch.worst)
+        self._watch.keep(self._counters)
         self._probes.write(K, noise, forget)
 
     def _unrecord(self, K: torch.Tensor, noise: float, leverage: float) -> None:
         self._writes += 1
         self._counters.steps -= 1
         self._counters.largest_leverage = max(leverage, self._counters.largest_leverage or 0.0)
-        self._counters.worst_drift = max(self._counters.worst_drift, self._watch.worst)
+        self._watch.keep(self._counters)
         self._probes.remove(K, noise)
