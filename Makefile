@@ -73,8 +73,8 @@ demo-quick: env
 bench: env
 	$(BIN)/rlsedit profile --shape smollm2-135m --json bench/results/profile_smollm2-135m.json
 	$(BIN)/rlsedit profile --dk 4096 --dv 4096 --json bench/results/profile_4096.json
-	$(BIN)/rlsedit profile --shape llama3-8b --repeat 5 --seconds 10 --json bench/results/profile_llama3-8b.json
-	$(BIN)/rlsedit profile --history 0,100,1000 --only "rlsedit, ops" --only RLSFilter --only Woodbury --only released \
+	$(BIN)/rlsedit profile --shape llama3-8b --repeat 3 --seconds 6 --json bench/results/profile_llama3-8b.json
+	$(BIN)/rlsedit profile --history 0,50,300 --repeat 7 --only "rlsedit, ops" --only RLSFilter --only Woodbury --only released \
 	  --json bench/results/profile_history.json
 	$(BIN)/python bench/pipeline.py --json bench/results/pipeline.json
 	$(BIN)/python bench/stream.py --json bench/results/stream.json

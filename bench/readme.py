@@ -1,4 +1,4 @@
-"""Write the tables of README.md, between their markers, from the results under bench/results/: nothing is typed."""
+"""Write the tables of README.md, between their markers, and the figures of the profiles, from bench/results/."""
 
 from __future__ import annotations
 
@@ -179,6 +179,19 @@ SECTIONS: dict[str, tuple[tuple[tuple[str, ...], Callable[..., str]], ...]] = {
 }
 
 
+def draw() -> None:
+    """The figures of README.md and docs/profile.md, from the same results."""
+    from rlsedit.report.profile_plots import plot_axis, plot_bars, plot_roofline
+    from rlsedit_kernels.profile import load
+
+    folder = ROOT / "docs" / "profile"
+    folder.mkdir(exist_ok=True)
+    largest = load(RESULTS / SHAPES[-1])
+    plot_bars(largest, folder / "cost.svg")
+    plot_roofline(largest, folder / "roofline.svg")
+    plot_axis(load(RESULTS / "profile_history.json"), folder / "history.svg")
+
+
 def fill(text: str, name: str, body: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
@@ -196,6 +209,7 @@ def main() -> None:
         ]
         text = fill(text, name, "\n".join(bodies))
     path.write_text(text, encoding="utf-8")
+    draw()
 
 
 if __name__ == "__main__":

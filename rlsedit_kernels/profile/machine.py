@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ __all__ = ["Ceilings", "Peak", "ceilings", "free_bytes", "machine", "used_bytes"
 
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 _PRODUCT = {"cpu": 2048, "cuda": 8192}
-_ROUNDS = 5
+_ROUNDS = 9
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Ceilings:
 
 
 def ceilings(device: torch.device) -> Ceilings:
-    """Median of the faster half of a few copies and matrix products: what a step could reach."""
+    """The best of a few copies and matrix products: what a step could reach."""
     rates = {
         str(dtype).removeprefix("torch."): _product_rate(dtype, device) for dtype in (torch.float32, torch.float64)
     }
@@ -78,7 +77,7 @@ def _best(action: Any, device: torch.device) -> float:
         with Clock(device) as clock:
             action()
         seconds.append(clock.seconds)
-    return statistics.median(sorted(seconds)[: _ROUNDS // 2 + 1])
+    return min(seconds)
 
 
 def free_bytes(device: torch.device) -> float:

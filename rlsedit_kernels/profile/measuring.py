@@ -25,7 +25,7 @@ logger = logging.getLogger("rlsedit_kernels")
 Progress = Callable[[str], None]
 
 _FLUSH = {"cpu": 2**27, "cuda": 2**28}
-_SLOW = 2.0
+_SLOW = 10.0
 
 
 @dataclass(frozen=True)

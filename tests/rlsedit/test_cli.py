@@ -91,6 +91,17 @@ def test_dry_run_changes_nothing(models: Path, files: Path, capsys: pytest.Captu
     assert not (files / "out").exists()
 
 
+def test_a_recorded_run_can_be_followed(models: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = files / "run.safetensors"
+    assert main(edit(models / "llama", files, "--record", str(record), "--no-evaluate", "--batch", "2")) == 0
+    assert str(record) in capsys.readouterr().out
+    assert main(["stability", "--stream", str(record)]) == 0
+    assert "guarded" in capsys.readouterr().out
+    fails(capsys, edit(models / "llama", files, "--force", "--record", str(files / "no" / "x")), "--record: no folder")
+    resumed = ["edit", str(models / "llama"), "--facts", str(files / "facts.jsonl"), "--out", str(files / "out")]
+    fails(capsys, [*resumed, "--resume", "--record", str(record)], "--record: begins with a run")
+
+
 def test_an_existing_folder_is_kept_without_force(
     models: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

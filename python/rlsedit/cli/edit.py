@@ -24,6 +24,7 @@ from rlsedit.cli.options import (
 if TYPE_CHECKING:
     from rlsedit.editor import Editor
     from rlsedit.facts import Fact
+    from rlsedit.recording import Recorder
 
 NAME = "edit"
 HELP = "write facts into a model and save it"
@@ -58,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text on which the second moments are measured (default: the prose of Python's documentation)",
     )  # fmt: skip
     add_settings(parser)
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="keep what the solvers are given, for `rlsedit stability --stream`"
+    )
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the scores before and after")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
 
@@ -69,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from rlsedit.cli.saving import check_out, replacing
     from rlsedit.methods import get_method
     from rlsedit.models import Adapter
+    from rlsedit.recording import Recorder
     from rlsedit.report import Console
 
     streams = args.follow or str(args.facts) == "-"
@@ -96,12 +101,16 @@ def run(args: argparse.Namespace) -> int:
     with replacing(args.out) if args.force else nullcontext():
         existed = args.out.exists()
         try:
-            editor = _editor(console, adapter, tokenizer, config, args)
+            recorder = Recorder() if args.record is not None else None
+            editor = _editor(console, adapter, tokenizer, config, recorder, args)
             try:
                 if streams:
                     _serve(console, editor, batch, args)
                 else:
                     _edit(console, editor, facts, batch, args)
+                if recorder is not None and _steps(editor):
+                    recorder.save(args.record, f"{Path(args.model).name}, {args.method}")
+                    console.line(f"what the solvers were given is in {args.record}")
             except BaseException:
                 if _steps(editor):
                     console.line(f"what has been written is kept in {args.out}; --resume goes on")
@@ -121,6 +130,10 @@ def _check(args: argparse.Namespace, streams: bool) -> None:
         raise ValueError("--limit, --skip-bad: are for files that are read at once; bad lines are answered one by one")
     if args.resume and args.text is not None:
         raise ValueError("--text: the folder has its second moments; leave it out with --resume")
+    if args.record is not None and args.resume:
+        raise ValueError("--record: begins with a run; leave it out with --resume")
+    if args.record is not None and not args.record.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--record: no folder {args.record.parent}")
 
 
 def _kept(model: Any, args: argparse.Namespace, told: bool) -> tuple[Any, Any]:
@@ -162,10 +175,14 @@ def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int | Non
     console.line(f"output   {args.out}" + (" (not written: --dry-run)" if args.dry_run else ""))
 
 
-def _editor(console: Any, adapter: Any, tokenizer: Any, config: Any, args: argparse.Namespace) -> Editor:
+def _editor(
+    console: Any, adapter: Any, tokenizer: Any, config: Any, recorder: Recorder | None, args: argparse.Namespace
+) -> Editor:
     from rlsedit.editor import Editor
+    from rlsedit.methods import get_method
     from rlsedit.moments import second_moments
     from rlsedit.paths import cache_dir
+    from rlsedit.recording import recording
     from rlsedit.store.modelfiles import mend
     from rlsedit.texts import installed_prose, read_text
 
@@ -180,7 +197,9 @@ def _editor(console: Any, adapter: Any, tokenizer: Any, config: Any, args: argpa
         moments = second_moments(
             adapter.model, tokenizer, config.layers, texts, cache_dir=cache_dir("moments"), adapter=adapter
         )
-    editor = Editor(adapter.model, tokenizer, args.method, config, moments=moments, adapter=adapter)
+    method = get_method(args.method)
+    recipe = method if recorder is None else recording(method, recorder)
+    editor = Editor(adapter.model, tokenizer, recipe, config, moments=moments, adapter=adapter)
     editor.save(args.out, every=every)
     return editor
 
