@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import time
@@ -12,9 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import rlsedit_kernels as rk
+from rlsedit_kernels import profile
 
 SCHEMA = "rlsedit-bench/1"
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,25 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def machine() -> dict[str, Any]:
     """Device, versions, threads and commit: what a figure means nothing without."""
-    return {
-        "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "rlsedit_kernels": rk.__version__,
-        "backends": [row.name for row in rk.backends() if row.available],
-        "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {**profile.machine(), "commit": _commit()}
 
 
 def _commit() -> str:

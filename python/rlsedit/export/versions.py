@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from ..report import environment
 
 __all__ = ["versions"]
 
@@ -11,10 +11,4 @@ _PACKAGES = ("rlsedit-kernels", "torch", "transformers", "safetensors")
 
 def versions() -> dict[str, str | None]:
     """Package -> version, None where it is not installed as a package."""
-    found: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return environment.versions(_PACKAGES)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import os
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from rlsedit.facts.fact import Fact
 from rlsedit.facts.formats import fields_of
+from rlsedit.jsonlines import records
 from rlsedit.paths import atomic_write_text
 
 __all__ = ["fact_from_record", "facts_from_record", "load_facts", "save_facts"]
@@ -47,7 +46,7 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
     facts: list[Fact] = []
     seen: dict[str, str] = {}
     skipped = 0
-    for where, number, record in _records(Path(path)):
+    for where, number, record in records(Path(path), "a file with one fact per line"):
         try:
             if isinstance(record, json.JSONDecodeError):
                 raise ValueError(f"not valid JSON: {record.msg} at column {record.colno}")
@@ -127,43 +126,3 @@ def save_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
     """Writes facts as JSON lines that `load_facts` reads back equal; the file appears whole or not at all."""
     lines = (json.dumps(fact.to_dict(), ensure_ascii=False) for fact in facts)
     atomic_write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
-    """Yields (place, number, decoded record or JSONDecodeError), numbers from 1."""
-    text = _read(path)
-    if text.lstrip().startswith("["):
-        try:
-            array = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
-        except RecursionError:
-            raise ValueError(f"{path}: not valid JSON: nested too deeply") from None
-        for number, record in enumerate(array, 1):
-            yield f"{path}, record {number}", number, record
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}:{number}", number, json.loads(line)
-        except json.JSONDecodeError as error:
-            yield f"{path}:{number}", number, error
-        except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
-            yield f"{path}:{number}", number, json.JSONDecodeError(str(error), line, 0)
-
-
-def _read(path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, needs a file with one fact per line")
-    data = path.read_bytes()
-    if path.name.endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file: {error}") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None

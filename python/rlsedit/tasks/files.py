@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+
+from rlsedit.jsonlines import records
 
 __all__ = ["read_records"]
 
@@ -32,23 +32,23 @@ def read_records(path: Path, check: Check, on_error: Literal["raise", "skip"] = 
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'read_records: on_error must be "raise" or "skip", got {on_error!r}')
-    records, skipped = [], 0
-    for where, record in _decoded(path):
+    found, skipped = [], 0
+    for where, _number, record in records(path, "a file of records"):
         try:
             if isinstance(record, json.JSONDecodeError):
                 raise ValueError(f"not valid JSON: {record.msg} at column {record.colno}")
             if not isinstance(record, dict):
                 raise ValueError(f"a record must be a JSON object, got {type(record).__name__}")
-            records.append(check(record))
+            found.append(check(record))
         except ValueError as error:
             if on_error == "raise":
                 raise ValueError(f"{where}: {error}") from None
             skipped += 1
             logger.warning("%s: skipped: %s", where, error)
-    if not records:
+    if not found:
         tail = f" ({skipped} bad ones skipped)" if skipped else ""
         raise ValueError(f"{path}: no records in this file{tail}")
-    return records
+    return found
 
 
 def text_field(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
@@ -84,43 +84,3 @@ def _field(record: dict[str, Any], name: str) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _decoded(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields (place, decoded record or the error of decoding it)."""
-    text = read_file(path)
-    if text.lstrip().startswith("["):
-        try:
-            array = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
-        yield from ((f"{path}, record {number}", record) for number, record in enumerate(array, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                yield f"{path}:{number}", error
-
-
-def read_file(path: Path) -> str:
-    """The text of a UTF-8 file, gzipped if its name ends in ``.gz``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a folder, a broken gzip file, or no UTF-8.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, needs a file of records")
-    data = path.read_bytes()
-    if path.name.endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file: {error}") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None

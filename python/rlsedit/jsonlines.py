@@ -1,0 +1,67 @@
+"""Files of records: JSON lines or one JSON array, plain or gzipped, with the place of every record."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["read_file", "records"]
+
+
+def records(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
+    """Yields (place, number, decoded record or the error of decoding it), numbers from 1; empty lines are passed over.
+
+    Args:
+        path: the file; an array if its first character is a bracket.
+        needs: what belongs there, for messages: "a file with one fact per line".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a folder, a broken gzip file, no UTF-8, or an array that is not valid JSON.
+    """
+    text = read_file(path, needs)
+    if text.lstrip().startswith("["):
+        try:
+            array = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise ValueError(f"{path}: not valid JSON: nested too deeply") from None
+        for number, record in enumerate(array, 1):
+            yield f"{path}, record {number}", number, record
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", number, json.loads(line)
+        except json.JSONDecodeError as error:
+            yield f"{path}:{number}", number, error
+        except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
+            yield f"{path}:{number}", number, json.JSONDecodeError(str(error), line, 0)
+
+
+def read_file(path: Path, needs: str) -> str:
+    """The text of a UTF-8 file, gzipped if its name ends in ``.gz``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a folder, a broken gzip file, or no UTF-8.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, needs {needs}")
+    data = path.read_bytes()
+    if path.name.endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not a whole gzip file: {error}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from None
