@@ -15,19 +15,24 @@ def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return A @ x if x.shape[1] > _NARROW else (x.mT.contiguous() @ A.mT).mT
 
 
+def _at(A: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A where `like` is; a factor that has to be brought over is d x d, so callers do that rarely."""
+    return A if A.device == like.device else A.to(like.device)
+
+
 def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
     """T^-1 z."""
-    return z / (factor.scale or 1.0) if factor.root_inverse is None else product(factor.root_inverse.to(z.device), z)
+    return z / (factor.scale or 1.0) if factor.root_inverse is None else product(_at(factor.root_inverse, z), z)
 
 
 def unwhiten(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
     """T x."""
-    return x * (factor.scale or 1.0) if factor.root is None else product(factor.root.to(x.device), x)
+    return x * (factor.scale or 1.0) if factor.root is None else product(_at(factor.root, x), x)
 
 
 def unwhiten_transposed(factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:
     """T' y."""
-    return y * (factor.scale or 1.0) if factor.root is None else product(factor.root.to(y.device).mT, y)
+    return y * (factor.scale or 1.0) if factor.root is None else product(_at(factor.root, y).mT, y)
 
 
 def whitened64(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:

@@ -191,7 +191,7 @@ def test_an_editor_with_a_cache_does_not_reuse_targets_of_the_weights_before() -
     editor._find_targets = cache
     for each in (editor, twin):
         each.edit(FACTS[:2])
-        each.edit(FACTS[:2])
+        each.edit([replace(fact, id=f"{fact.id} again") for fact in FACTS[:2]])
     assert (cache.hits, cache.misses) == (0, 4)
     for n in (1, 2):
         torch.testing.assert_close(editor.adapter.rows(n), twin.adapter.rows(n), rtol=1e-12, atol=1e-12)
