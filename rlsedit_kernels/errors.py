@@ -21,3 +21,10 @@ class UnderdeterminedError(ArithmeticError):
 
     There is no unique weight, covariance or gain yet; the state itself is sound and takes further batches.
     """
+
+
+class RankError(RuntimeError):
+    """Another rank of a sharded state has failed, is gone or does not answer; the text has its message.
+
+    Nothing was written by the call that raises it.
+    """

@@ -1,0 +1,5 @@
+"""One state over many processes: rows of a state on the ranks of a `DeviceMesh`."""
+
+from rlsedit_kernels.distributed.ranks import Ranks, bounds
+
+__all__ = ["Ranks", "bounds"]

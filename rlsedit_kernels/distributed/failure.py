@@ -1,0 +1,98 @@
+"""What ranks tell each other when something goes wrong, through the store that they met at."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from rlsedit_kernels.errors import RankError
+
+__all__ = ["Reports", "rank_error"]
+
+PATIENCE = 5.0
+"""Seconds that the others have for a sign of life once one rank has lost contact."""
+
+
+class Reports:
+    """Messages of failures of one process group; the first one ends the group for all.
+
+    Args:
+        group: of the ranks.
+        rank, size: of this process in it.
+    """
+
+    def __init__(self, group: Any, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._store = dist.distributed_c10d._get_default_store() if size > 1 else None
+        self._prefix = f"rlsedit_kernels/{group.group_name}"
+        self._ended: str | None = None
+
+    def post(self, what: str, error: BaseException) -> None:
+        """Tell all ranks that this one has failed."""
+        text = f"{what}: rank {self.rank} failed: {type(error).__name__}: {error}"
+        self._ended = self._ended or text
+        if self._store is not None:
+            try:
+                if self._store.add(f"{self._prefix}/failures", 1) == 1:
+                    self._store.set(f"{self._prefix}/failure", text)
+            except RuntimeError:  # the store is gone with its process
+                return
+
+    def check(self) -> None:
+        """Raises:
+        RankError: a rank has reported a failure, now or earlier.
+        """
+        if self._ended is None and self._store is not None:
+            try:
+                if self._store.check([f"{self._prefix}/failure"]):
+                    self._ended = self._store.get(f"{self._prefix}/failure").decode()
+            except RuntimeError as error:
+                self._ended = f"the process that keeps the store of this group is gone: {error}"
+        if self._ended is not None:
+            raise RankError(f"{self._ended}; this group of ranks has ended, start it again")
+
+    def explain(self, what: str, error: BaseException) -> RankError:
+        """The error of a collective that did not come to its end: who reported a failure, or who is gone."""
+        try:
+            self.check()
+            gone = self._silent()
+            self.check()
+        except RankError as known:
+            return known
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if gone:
+            names = ", ".join(str(rank) for rank in gone)
+            text = f"{what}: no sign of life from rank {names} for {PATIENCE:g} s: {first}"
+        else:
+            text = f"{what}: all ranks are alive, but out of step: {first}"
+        self._ended = text
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                self._store.set(f"{self._prefix}/failure", text)
+        return RankError(f"{text}; this group of ranks has ended, start it again")
+
+    def _silent(self) -> list[int]:
+        """Ranks that have not come here within `PATIENCE`."""
+        if self._store is None:
+            return []
+        names = [f"{self._prefix}/alive/{rank}" for rank in range(self.size)]
+        try:
+            self._store.set(names[self.rank], "1")
+            until = time.monotonic() + PATIENCE
+            while time.monotonic() < until:
+                if self._store.check(names) or self._store.check([f"{self._prefix}/failure"]):
+                    break
+                time.sleep(0.05)
+            return [rank for rank, name in enumerate(names) if not self._store.check([name])]
+        except RuntimeError as error:
+            self._ended = f"the process that keeps the store of this group is gone: {error}"
+            return []
+
+
+def rank_error(what: str, messages: Mapping[int, str]) -> str:
+    """One sentence from the messages of the ranks that failed."""
+    return f"{what}: " + "; ".join(f"rank {rank} failed: {text}" for rank, text in messages.items())

@@ -1,0 +1,128 @@
+"""Collectives of `Ranks`: the same bits on all ranks, uneven shards, and failures that all ranks hear of."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+import pytest
+import torch
+from support.ranks import run
+
+from rlsedit_kernels.distributed import Ranks, bounds
+from rlsedit_kernels.errors import RankError
+
+SIZES = (1, 2, 3, 4)
+
+
+def _collectives(ranks: Ranks, n: int) -> dict[str, torch.Tensor]:
+    full = torch.arange(n * 3, dtype=torch.float64).view(n, 3)
+    generator = torch.Generator().manual_seed(ranks.rank)
+    term = torch.randn(5, 7, generator=generator)
+    value = torch.full((2,), float(ranks.rank))
+    ranks.barrier()
+    return {
+        "rows": ranks.gather(ranks.shard(full), n),
+        "columns": ranks.gather_columns(ranks.shard(full).mT, n),
+        "sum": ranks.ordered_sum(term),
+        "term": term,
+        "broadcast": ranks.broadcast(value, ranks.size - 1),
+        "dtensor": ranks.dtensor(ranks.shard(full), n).full_tensor(),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("n", [1, 5, 8])
+def test_collectives_give_every_rank_the_same(size: int, n: int) -> None:
+    full = torch.arange(n * 3, dtype=torch.float64).view(n, 3)
+    found = run(size, _collectives, n)
+    total = found[0]["term"].clone()
+    for other in found[1:]:
+        total += other["term"]
+    for entry in found:
+        for name in ("rows", "dtensor"):
+            assert torch.equal(entry[name], full)
+        assert torch.equal(entry["columns"], full.mT)
+        assert torch.equal(entry["sum"], total)
+        assert entry["broadcast"].tolist() == [size - 1.0] * 2
+
+
+def test_bounds_are_those_of_torch_chunk() -> None:
+    for n in range(1, 20):
+        for size in range(1, 6):
+            edges = bounds(n, size)
+            chunks = [part.numel() for part in torch.arange(n).chunk(size)] + [0] * size
+            assert [b - a for a, b in itertools.pairwise(edges)] == chunks[:size]
+
+
+def _fails_alone(ranks: Ranks) -> str:
+    try:
+        with ranks.together("writing"):
+            if ranks.rank == 1:
+                raise ValueError("K must be finite")
+    except ValueError as error:
+        mine = f"own: {error}"
+    except RankError as error:
+        mine = str(error)
+    with ranks.together("again"):
+        pass
+    return mine
+
+
+def test_what_fails_on_one_rank_fails_on_all_and_they_go_on() -> None:
+    found = run(3, _fails_alone)
+    assert found[1] == "own: K must be finite"
+    assert found[0] == found[2] == "writing: rank 1 failed: ValueError: K must be finite"
+
+
+def _disagrees(ranks: Ranks) -> None:
+    ranks.agree("update", steps=3, u=8 + (ranks.rank == 2))
+
+
+def test_numbers_that_differ_are_an_error_everywhere() -> None:
+    for outcome in run(3, _disagrees, check=False):
+        assert isinstance(outcome.error, ValueError)
+        assert "u must be the same on all ranks, got 8, 8, 9" in str(outcome.error)
+
+
+def _raises_between_collectives(ranks: Ranks) -> None:
+    with ranks.guarded("update"):
+        if ranks.rank == 0:
+            raise MemoryError("no room for the gain")
+        ranks.gather(ranks.shard(torch.ones(8, 2)), 8)
+
+
+def test_a_rank_that_raises_between_collectives_is_heard() -> None:
+    begin = time.monotonic()
+    found = run(3, _raises_between_collectives, check=False)
+    assert isinstance(found[0].error, MemoryError)
+    for outcome in found[1:]:
+        assert isinstance(outcome.error, RankError)
+        assert "rank 0 failed: MemoryError: no room for the gain" in str(outcome.error)
+    assert time.monotonic() - begin < 15.0
+
+
+def _dies(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        os._exit(3)
+    with ranks.guarded("update"):
+        ranks.ordered_sum(torch.ones(4))
+
+
+def test_a_rank_that_dies_is_named() -> None:
+    found = run(3, _dies, check=False)
+    assert isinstance(found[1].error, EOFError)
+    for outcome in (found[0], found[2]):
+        assert isinstance(outcome.error, RankError)
+        assert "no sign of life from rank 1" in str(outcome.error)
+
+
+@pytest.mark.parametrize("bad", [{"timeout": 0.0}])
+def test_arguments_are_checked(bad: dict[str, float]) -> None:
+    for outcome in run(2, _made, bad, check=False):
+        assert isinstance(outcome.error, ValueError)
+
+
+def _made(ranks: Ranks, bad: dict[str, float]) -> None:
+    Ranks(ranks.mesh, **bad)
