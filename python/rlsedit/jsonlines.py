@@ -1,4 +1,4 @@
-"""Files of records: JSON lines or one JSON array, plain or gzipped, with the place of every record."""
+"""Files of records: JSON lines or one JSON array, plain or gzipped, or Parquet, with the place of every record."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ def records(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
     """Yields (place, number, decoded record or the error of decoding it), numbers from 1; empty lines are passed over.
 
     Args:
-        path: the file; an array if its first character is a bracket.
+        path: the file; an array if its first character is a bracket, Parquet if its name ends so (needs pyarrow).
         needs: what belongs there, for messages: "a file with one fact per line".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, a broken gzip file, no UTF-8, or an array that is not valid JSON.
+        ValueError: a folder, a broken gzip file, no UTF-8, an array that is not valid JSON, or no Parquet file.
     """
+    if path.suffix == ".parquet":
+        yield from _parquet(path, needs)
+        return
     text = read_file(path, needs)
     if text.lstrip().startswith("["):
         try:
@@ -43,6 +46,26 @@ def records(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
             yield f"{path}:{number}", number, error
         except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
             yield f"{path}:{number}", number, json.JSONDecodeError(str(error), line, 0)
+
+
+def _parquet(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
+    """The rows of a Parquet file, as data sets on Hugging Face's hub have them."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise ValueError(f"{path}: a Parquet file needs the package pyarrow, which is not installed") from None
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, needs {needs}")
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=1000):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, record {number}", number, record
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a whole Parquet file: {' '.join(str(error).split())}") from None
 
 
 def read_file(path: Path, needs: str) -> str:

@@ -79,10 +79,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights; auto keeps that of the files")
 
 
+def _file(text: str) -> Path:
+    """A path, or that of a cached file of a data set."""
+    from rlsedit.facts.hub import cached_file
+
+    try:
+        return cached_file(text)
+    except (ValueError, FileNotFoundError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def add_facts(parser: argparse.ArgumentParser) -> None:
     """--facts, --limit and --skip-bad."""
     parser.add_argument(
-        "--facts", required=True, type=Path, metavar="FILE", help="one JSON fact a line, ours or CounterFact's; .gz too"
+        "--facts",
+        required=True,
+        type=_file,
+        metavar="FILE",
+        help="one JSON fact a line, ours or CounterFact's; .gz too; or hf://datasets/OWNER/NAME/FILE from the cache",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N facts")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad records out, with a warning for each")

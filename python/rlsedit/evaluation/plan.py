@@ -204,7 +204,9 @@ def _check(name: str, value: object) -> None:
 
 
 def _path(value: object, folder: Path | None) -> Path:
-    path = Path(str(value))
+    from ..facts.hub import cached_file
+
+    path = cached_file(str(value))
     return path if folder is None or path.is_absolute() else folder / path
 
 

@@ -6,11 +6,11 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 from rlsedit.facts.fact import Fact
 from rlsedit.facts.formats import fields_of
+from rlsedit.facts.hub import cached_file
 from rlsedit.jsonlines import records
 from rlsedit.paths import atomic_write_text
 
@@ -23,13 +23,13 @@ _REQUIRED = ("prompt", "subject", "target_new")
 
 
 def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] = "raise") -> list[Fact]:
-    """Reads facts from a file of JSON lines (or one JSON array), gzipped if its name ends in ``.gz``.
+    """Reads facts from a file of JSON lines (or one JSON array, gzipped if its name ends in ``.gz``), or Parquet.
 
     A record has the fields of `Fact`, or those of CounterFact, MQuAKE-CF or zsRE (`facts/formats.py`); a missing id
     becomes the number of the record. A record of MQuAKE-CF holds one fact or several.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8; or ``hf://datasets/OWNER/NAME/FILE``, a file that Hugging Face's cache holds.
         on_error: "raise" stops at the first bad record, "skip" leaves bad records out and logs each as a
             warning.
 
@@ -46,7 +46,7 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
     facts: list[Fact] = []
     seen: dict[str, str] = {}
     skipped = 0
-    for where, number, record in records(Path(path), "a file with one fact per line"):
+    for where, number, record in records(cached_file(path), "a file with one fact per line"):
         try:
             if isinstance(record, json.JSONDecodeError):
                 raise ValueError(f"not valid JSON: {record.msg} at column {record.colno}")
