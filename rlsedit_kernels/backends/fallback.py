@@ -16,7 +16,7 @@ from rlsedit_kernels.backends.precision import ieee_products
 _ROWS = 256
 
 # Columns of R that are reduced together.
-_PANEL = 64
+PANEL = 64
 
 
 def gain_products(C: torch.Tensor, K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,6 +78,32 @@ def rls_update_(
     return gain, info
 
 
+def reflectors(block: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """X (..., u, n): the lower parts of the Householder vectors that map [block; rows] to a triangle.
+
+    Args:
+        block: (..., n, n), upper triangular, diagonal >= 0.
+        rows: (..., u, n).
+    """
+    return torch.geqrf(torch.cat([block, rows], dim=-2))[0][..., block.shape[-1] :, :]
+
+
+def reflector_factors(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """N, the inverse of S, and E = M S' of the correction R_new = R + (X S)'K - E R (csrc/cpu/reflectors.h)."""
+    gram = X.mT @ X
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    N = gram.triu(1) + torch.diag_embed(0.5 * (1.0 + squares))
+    M = 2.0 * gram.tril(-1) + torch.diag_embed(squares)
+    return N, torch.linalg.solve_triangular(N, M.mT, upper=True).mT
+
+
+def reflect_(X: torch.Tensor, N: torch.Tensor, E: torch.Tensor, top: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The new `top` (..., n, m) of [top; rows] after the reflectors; `rows` (..., u, m) in place."""
+    new = top + torch.linalg.solve_triangular(N.mT, X.mT @ rows, upper=False) - E @ top
+    rows.sub_(X @ (top + new))
+    return new
+
+
 def _append(R: torch.Tensor, K: torch.Tensor, B: torch.Tensor | None, V: torch.Tensor | None) -> None:
     """[R B] <- top of Q'[R B; K V], panel by panel.
 
@@ -86,17 +112,12 @@ def _append(R: torch.Tensor, K: torch.Tensor, B: torch.Tensor | None, V: torch.T
     K, d = K.clone(), R.shape[-1]
     V = None if V is None else V.clone()
     with ieee_products():
-        for start in range(0, d, _PANEL):
-            stop = min(start + _PANEL, d)
+        for start in range(0, d, PANEL):
+            stop = min(start + PANEL, d)
             block = R[..., start:stop, start:stop].triu()
             sign = torch.where(block.diagonal(dim1=-2, dim2=-1) < 0.0, -1.0, 1.0).to(R.dtype)[..., None]
-            factored, _ = torch.geqrf(torch.cat([sign * block + 0.0, K[..., start:stop]], dim=-2))
-            X = factored[..., stop - start :, :]
-            gram = X.mT @ X
-            squares = gram.diagonal(dim1=-2, dim2=-1)
-            N = gram.triu(1) + torch.diag_embed(0.5 * (1.0 + squares))  # the inverse of S
-            M = 2.0 * gram.tril(-1) + torch.diag_embed(squares)
-            E = torch.linalg.solve_triangular(N, M.mT, upper=True).mT
+            X = reflectors(sign * block + 0.0, K[..., start:stop])
+            N, E = reflector_factors(X)
             columns = [(R[..., start:stop, start:], K[..., start:])]
             if B is not None and V is not None:
                 columns.append((B[..., start:stop, :], V))
@@ -104,8 +125,7 @@ def _append(R: torch.Tensor, K: torch.Tensor, B: torch.Tensor | None, V: torch.T
                 top = sign * place
                 if i == 0:
                     top[..., : stop - start] = sign * block
-                new = top + torch.linalg.solve_triangular(N.mT, X.mT @ rows, upper=False) - E @ top
-                rows.sub_(X @ (top + new))
+                new = reflect_(X, N, E, top, rows)
                 if i == 0:
                     diagonal = new.diagonal(dim1=-2, dim2=-1)
                     diagonal.copy_(diagonal.abs())

@@ -5,6 +5,8 @@ No float64 copy of R is made except where a dense factorisation is asked for; R 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from rlsedit_kernels.errors import LeverageError
@@ -112,10 +114,27 @@ def remove_rows_(R: torch.Tensor, X: torch.Tensor, A: torch.Tensor, B: torch.Ten
     All of it in float64, R and B rounded once.
     """
     r, u = R.shape[0], X.shape[0]
-    lower = torch.linalg.cholesky(A).mT
     taken = torch.zeros(u, r, dtype=torch.float64, device=R.device)
     taken_B = None if B is None else torch.zeros(u, B.shape[1], dtype=torch.float64, device=R.device)
-    for stop in range(r, 0, -_PANEL):
+    for start_, stop, Q1, Q2 in removal_panels(X, A):
+        below = torch.cat([R[start_:stop, start_:].to(torch.float64), taken[:, start_:]])
+        R[start_:stop, start_:].copy_((Q1 @ below).triu())
+        taken[:, start_:] = Q2 @ below
+        if B is not None and taken_B is not None:
+            below = torch.cat([B[start_:stop].to(torch.float64), taken_B])
+            B[start_:stop].copy_(Q1 @ below)
+            taken_B = Q2 @ below
+
+
+def removal_panels(X: torch.Tensor, A: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """Blocks of the Q of `remove_rows_`, the last first: start, stop, and the rows of Q that make [R; taken] new.
+
+    Args:
+        X: (u, r) float64.
+        A: (u, u) = I - X X', positive definite.
+    """
+    lower = torch.linalg.cholesky(A).mT
+    for stop in range(X.shape[1], 0, -_PANEL):
         start_ = max(stop - _PANEL, 0)
         Xc = X[:, start_:stop].mT
         P = torch.linalg.solve_triangular(lower, Xc, upper=True, left=False)
@@ -126,17 +145,9 @@ def remove_rows_(R: torch.Tensor, X: torch.Tensor, A: torch.Tensor, B: torch.Ten
         E = torch.linalg.solve_triangular(U, torch.eye(stop - start_, dtype=U.dtype, device=U.device), upper=True)
         stacked = torch.cat([Xc, lower])
         gram = stacked.mT @ stacked
-        new_lower = torch.linalg.cholesky((gram + gram.mT) * 0.5).mT
-        Q2 = torch.linalg.solve_triangular(new_lower, stacked, upper=True, left=False).mT
-        Q1 = torch.cat([E, -(E @ P)], dim=1)
-        below = torch.cat([R[start_:stop, start_:].to(torch.float64), taken[:, start_:]])
-        R[start_:stop, start_:].copy_((Q1 @ below).triu())
-        taken[:, start_:] = Q2 @ below
-        if B is not None and taken_B is not None:
-            below = torch.cat([B[start_:stop].to(torch.float64), taken_B])
-            B[start_:stop].copy_(Q1 @ below)
-            taken_B = Q2 @ below
-        lower = new_lower
+        lower = torch.linalg.cholesky((gram + gram.mT) * 0.5).mT
+        Q2 = torch.linalg.solve_triangular(lower, stacked, upper=True, left=False).mT
+        yield start_, stop, torch.cat([E, -(E @ P)], dim=1), Q2
 
 
 def complement(Q: torch.Tensor, tolerance: float = 1e-10) -> torch.Tensor:

@@ -1,0 +1,70 @@
+"""Keys of a batch as ranks have them: all of them everywhere, or each rank its columns (tensor parallelism)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.ranks import Ranks, bounds
+from rlsedit_kernels.states.keys import checked_keys
+
+__all__ = ["BatchKeys", "batch_keys"]
+
+
+@dataclass(frozen=True)
+class BatchKeys:
+    """A checked batch.
+
+    Attributes:
+        local: (u, d_p), the columns of this rank.
+        full: (u, d), where every rank has all columns; None for a batch that came sharded.
+        mark: digest of `full`; 0 for a sharded batch, of which no two ranks have the same.
+    """
+
+    local: torch.Tensor
+    full: torch.Tensor | None
+    mark: float
+
+    @property
+    def u(self) -> int:
+        return self.local.shape[0]
+
+    def everywhere(self, ranks: Ranks, d: int) -> torch.Tensor:
+        """All of K (u, d): one all-gather where it came sharded."""
+        return ranks.gather_columns(self.local, d) if self.full is None else self.full
+
+    def squared_norms(self, ranks: Ranks) -> torch.Tensor:
+        """|k|^2 (u,) of the keys, float64, the same bits on all ranks."""
+        if self.full is not None:
+            return torch.linalg.vector_norm(self.full, dim=1, dtype=torch.float64).square()
+        return ranks.ordered_sum(torch.linalg.vector_norm(self.local, dim=1, dtype=torch.float64).square())
+
+
+def batch_keys(op: str, K: object, d: int, dtype: torch.dtype, ranks: Ranks) -> BatchKeys:
+    """Check keys and take this rank's columns; nothing is sent.
+
+    Args:
+        K: (u, d), u >= 1, any floating dtype (cast to `dtype`): a tensor that all ranks have, or a DTensor over the
+            mesh of the ranks, replicated or sharded over d (what a row-parallel layer sees).
+
+    Raises:
+        TypeError, ValueError: K does not fit; NaN or Inf.
+    """
+    if not isinstance(K, DTensor):
+        full = checked_keys(op, K, d, dtype, ranks.device)
+        return BatchKeys(full[:, ranks.rows(d)].contiguous(), full, digest(full))
+    if K.dim() != 2 or K.shape[1] != d:
+        raise ValueError(f"{op}: K must have shape (u, d) with u >= 1 and d = {d}, got {tuple(K.shape)}")
+    if K.device_mesh != ranks.mesh:
+        raise ValueError(f"{op}: K must be a DTensor over the mesh of the state, {ranks.mesh}, got {K.device_mesh}")
+    (placement,) = K.placements
+    if isinstance(placement, Replicate):
+        return batch_keys(op, K.to_local(), d, dtype, ranks)
+    if placement != Shard(1):
+        raise ValueError(f"{op}: K must be sharded over d (Shard(1)) or replicated, got {placement}; redistribute it")
+    edges = bounds(d, ranks.size)
+    width = edges[ranks.rank + 1] - edges[ranks.rank]
+    return BatchKeys(checked_keys(op, K.to_local(), width, dtype, ranks.device).contiguous(), None, 0.0)
