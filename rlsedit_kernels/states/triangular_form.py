@@ -8,20 +8,14 @@ from collections.abc import Mapping
 import torch
 
 from rlsedit_kernels import ops
-from rlsedit_kernels.errors import UnderdeterminedError
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import triangular
 from rlsedit_kernels.states.keys import squared_norm
+from rlsedit_kernels.states.pivots import Pivoted
 from rlsedit_kernels.states.saving import saved_tensor
 
-_HEADROOM = 0.125
-"""R may grow to this fraction of the largest number of its dtype."""
 
-_SINGULAR = 8.0
-"""A factor that started from zero counts as regular once no pivot is below this many r eps times the largest."""
-
-
-class TriangularForm:
+class TriangularForm(Pivoted):
     """R (r, r) in an orthonormal basis (d, r) of the space of edits; no basis where that is the whole space."""
 
     name = "square_root"
@@ -70,27 +64,9 @@ class TriangularForm:
         return self.R.shape[0]
 
     @property
-    def regular(self) -> bool:
-        """Whether R can be solved with; false only for one that started from zero and has seen too little."""
-        if not self._regular:
-            self._regular = float(self.R.diagonal().min()) > self._threshold()
-        return self._regular
-
-    @property
-    def directions(self) -> int:
-        """Pivots of R that are more than rounding."""
-        return int((self.R.diagonal() > self._threshold()).sum())
-
-    def _threshold(self) -> float:
-        return _SINGULAR * self.rank * torch.finfo(self.dtype).eps * float(self.R.diagonal().max())
-
-    def require_regular(self) -> None:
-        """UnderdeterminedError where there is no solution yet."""
-        if not self.regular:
-            raise UnderdeterminedError(
-                f"the state started from nothing (lam = 0) and knows {self.directions} of {self.rank} directions: "
-                "there is no gain and no weight before d independent keys have been committed"
-            )
+    def pivots(self) -> torch.Tensor:
+        """The diagonal of R (r)."""
+        return self.R.diagonal()
 
     def coordinates(self, K: torch.Tensor) -> torch.Tensor:
         """Keys (u, r) in the basis; a tensor of its own."""
@@ -99,15 +75,6 @@ class TriangularForm:
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """Columns (d, p) of columns (r, p) in the basis."""
         return gain if self.basis is None else self.basis @ gain
-
-    def room(self, op: str, rows: torch.Tensor, forget: float) -> float:
-        """|R|^2 once these rows are appended; ValueError where R could overflow on the way."""
-        trace = forget * self.trace + squared_norm(rows)
-        if not math.sqrt(trace) < _HEADROOM * torch.finfo(self.dtype).max:
-            raise ValueError(
-                f"{op}: R would grow to {math.sqrt(trace):.1e}, too much for {self.dtype}: scale K or raise noise"
-            )
-        return trace
 
     def append_(self, rows: torch.Tensor, forget: float, trace: float) -> None:
         """R'R <- forget R'R + rows'rows in place; `trace` is what `room` gave."""
