@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import language_models as lm
 
-from rlsedit.models import smollm2
+from rlsedit.models import gguf, smollm2
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def fake_conversion(gguf: Path, out: Path) -> None:
+def fake_conversion(gguf: Path, out: Path, _name: str = "") -> None:
     (out / "model.safetensors").write_bytes(gguf.read_bytes())
     (out / "config.json").write_text("{}")
 
@@ -48,7 +48,7 @@ def test_missing_package_or_file_names_the_command(package: Path, monkeypatch: p
 
 def test_converted_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(smollm2, "_convert", lambda gguf, out: (calls.append(out), fake_conversion(gguf, out)))
+    monkeypatch.setattr(smollm2, "convert_gguf", lambda gguf, out, _: (calls.append(out), fake_conversion(gguf, out)))
     assert not smollm2.is_cached()
     first = smollm2.cached_copy()
     assert smollm2.is_cached()
@@ -61,27 +61,27 @@ def test_converted_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_conversion_that_dies_leaves_nothing(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(_gguf: Path, out: Path) -> None:
+    def dies(_gguf: Path, out: Path, _name: str) -> None:
         (out / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(smollm2, "_convert", dies)
+    monkeypatch.setattr(smollm2, "convert_gguf", dies)
     with pytest.raises(KeyboardInterrupt):
         smollm2.cached_copy()
     assert not smollm2.is_cached()
     assert list((package.parents[1] / "cache" / "models").iterdir()) == []
-    monkeypatch.setattr(smollm2, "_convert", fake_conversion)
+    monkeypatch.setattr(smollm2, "convert_gguf", fake_conversion)
     assert (smollm2.cached_copy() / "model.safetensors").stat().st_size > 5000
 
 
 def test_another_process_that_was_first_wins(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overtaken(gguf: Path, out: Path) -> None:
+    def overtaken(gguf: Path, out: Path, _name: str) -> None:
         fake_conversion(gguf, out)
         target = smollm2._target(gguf)
         target.mkdir()
         (target / "config.json").write_text('{"by": "the other"}')
 
-    monkeypatch.setattr(smollm2, "_convert", overtaken)
+    monkeypatch.setattr(smollm2, "convert_gguf", overtaken)
     assert json.loads((smollm2.cached_copy() / "config.json").read_text()) == {"by": "the other"}
 
 
@@ -89,7 +89,7 @@ def test_traces_of_the_gguf_load_are_cleared(tmp_path: Path) -> None:
     model: Any = lm.tiny("llama", torch.float32)
     model.hf_quantizer, model.is_quantized, model.quantization_method = object(), True, "gguf"
     model.config.quantization_config = {"quant_method": "gguf"}
-    smollm2._forget_quantisation(model)
+    gguf._forget_quantisation(model)
     model.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rlsedit.models.gguf import convert_gguf
 from rlsedit.paths import atomic_directory, cache_dir
 
 __all__ = ["PACKAGE", "cached_copy", "find_gguf", "is_cached", "load", "load_model"]
@@ -55,7 +56,7 @@ def cached_copy() -> Path:
     if not is_cached():
         logger.info("converting %s to safetensors in %s (once, about half a minute)", gguf.name, target)
         with atomic_directory(target) as work:
-            _convert(gguf, work)
+            convert_gguf(gguf, work, "SmolLM2-135M-Instruct")
     return target
 
 
@@ -120,29 +121,6 @@ def load_model(
         raise ValueError(f"model: {folder} has no usable tokenizer: {_first(error)}") from error
     moved: Any = model.eval()
     return moved.to(device), tokenizer
-
-
-def _convert(gguf: Path, out: Path) -> None:
-    """Dequantises `gguf` and writes config, safetensors and tokenizer into `out`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where, name = str(gguf.parent), gguf.name
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32, local_files_only=True)
-    _forget_quantisation(model)
-    model.config._name_or_path = model.name_or_path = "SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, local_files_only=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-
-
-def _forget_quantisation(model: Any) -> None:
-    """Clears the traces of the GGUF load: the weights are plain, but `save_pretrained` raises on them."""
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model, "quantization_method"):
-        del model.quantization_method
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
 
 
 def _target(gguf: Path) -> Path:
