@@ -103,6 +103,22 @@ class Ranks:
         """The (m, n) matrix of which each rank has its columns: one all-gather of n columns."""
         return self.gather(local.mT.contiguous(), n).mT
 
+    def turn(self, columns: torch.Tensor, n: int) -> torch.Tensor:
+        """This rank's rows (m_p, n) of the (m, n) matrix of which each rank has its columns: one all-to-all."""
+        m = columns.shape[0]
+        rows, edges = bounds(m, self.size), bounds(n, self.size)
+        if columns.shape[1] != edges[self.rank + 1] - edges[self.rank]:
+            raise ValueError(f"turn: columns must have {edges[self.rank + 1] - edges[self.rank]} columns of {n}, got "
+                             f"{columns.shape[1]}")  # fmt: skip
+        sent = columns.new_zeros(self.size * rows[1], edges[1])
+        sent[:m, : columns.shape[1]] = columns
+        received = torch.empty_like(sent)
+        if self.size == 1:
+            return sent
+        self._wait("all-to-all", lambda: dist.all_to_all_single(received, sent, group=self.group, async_op=True))
+        blocks = received.view(self.size, rows[1], edges[1])[:, : rows[self.rank + 1] - rows[self.rank]]
+        return blocks.transpose(0, 1).reshape(blocks.shape[1], -1)[:, :n].contiguous()
+
     def ordered_sum(self, term: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, added in their order: a reduce-scatter and an all-gather, the same bits on all."""
         if self.size == 1:
@@ -189,6 +205,23 @@ class Ranks:
         except Exception as error:
             self._reports.post(what, error)
             raise
+
+    def heard(self, what: str, error: RuntimeError) -> None:
+        """Raise what other ranks have reported where a collective that is not of this class broke down by it.
+
+        Args:
+            what: is being done.
+            error: what the collective raised; an error of another kind is left to the caller.
+
+        Raises:
+            RankError: another rank has failed, or is gone.
+        """
+        try:
+            self._reports.check()
+        except RankError as known:
+            raise known from error
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise self._reports.explain(what, error) from error
 
     def _texts(self, text: str) -> list[str]:
         data = text.encode()[:_MESSAGE]
