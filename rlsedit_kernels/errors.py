@@ -28,3 +28,10 @@ class RankError(RuntimeError):
 
     Nothing was written by the call that raises it.
     """
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged or incomplete, or holds files that are not its own; the text names the file.
+
+    Nothing was changed by the call that raises it.
+    """

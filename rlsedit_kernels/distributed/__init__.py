@@ -1,6 +1,7 @@
 """One state over many processes: rows of a state on the ranks of a `DeviceMesh`."""
 
+from rlsedit_kernels.distributed import checkpoint
 from rlsedit_kernels.distributed.placement import Placement, place
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
 
-__all__ = ["Placement", "Ranks", "bounds", "place"]
+__all__ = ["Placement", "Ranks", "bounds", "checkpoint", "place"]
