@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ TIMEOUT = 300.0
 """Seconds after which a rank that does not answer is given up."""
 
 _MESSAGE = 2048
+_NUMBERS = 10
 _SPIN = 2e-3
 
 
@@ -117,7 +119,7 @@ class Ranks:
             return sent
         self._wait("all-to-all", lambda: dist.all_to_all_single(received, sent, group=self.group, async_op=True))
         blocks = received.view(self.size, rows[1], edges[1])[:, : rows[self.rank + 1] - rows[self.rank]]
-        return blocks.transpose(0, 1).reshape(blocks.shape[1], -1)[:, :n].contiguous()
+        return blocks.transpose(0, 1).reshape(blocks.shape[1], self.size * edges[1])[:, :n].contiguous()
 
     def ordered_sum(self, term: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, added in their order: a reduce-scatter and an all-gather, the same bits on all."""
@@ -133,6 +135,20 @@ class Ranks:
         for part in parts[1:]:
             total += part
         return self._all_gather(total).reshape(-1)[: flat.numel()].reshape(term.shape)
+
+    def ordered_rows(self, term: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of the sum of the ranks' `term` (n, ...), added in their order: one all-to-all."""
+        if self.size == 1:
+            return term.clone()
+        edges = bounds(term.shape[0], self.size)
+        sent = _padded(term, edges[1] * self.size)
+        received = torch.empty_like(sent)
+        self._wait("all-to-all", lambda: dist.all_to_all_single(received, sent, group=self.group, async_op=True))
+        parts = received.view(self.size, edges[1], *term.shape[1:])
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total[: edges[self.rank + 1] - edges[self.rank]]
 
     def broadcast(self, value: torch.Tensor, source: int) -> torch.Tensor:
         """`value` of the rank `source` into that of all others, in place; contiguous, of the same shape and dtype."""
@@ -192,10 +208,48 @@ class Ranks:
         raise RankError(rank_error(what, {rank: messages[rank] for rank in bad}))
 
     @contextlib.contextmanager
+    def confirmed(self, what: str) -> Iterator[dict[str, float]]:
+        """`together` and `agree` in one: a block without communication whose numbers are the same on all ranks.
+
+        The block puts at most `_NUMBERS` of them into the dictionary that it is given, by name. One all-gather of
+        8 (`_NUMBERS` + 2) bytes; texts follow only where something is wrong. That `what` is the same is checked too.
+
+        Raises:
+            what the block raised, on the rank where it did; RankError with its message on the others.
+            ValueError: on all ranks, where one of the numbers or `what` differs.
+        """
+        failed: Exception | None = None
+        numbers: dict[str, float] = {}
+        try:
+            yield numbers
+        except Exception as error:
+            failed, numbers = error, {}
+        row = [float(failed is not None), float(_code(what)), *numbers.values()]
+        mine = torch.tensor(row + [0.0] * (_NUMBERS + 2 - len(row)), dtype=torch.float64)
+        every = self._all_gather(mine.to(self.device)).view(self.size, _NUMBERS + 2).cpu()
+        bad = every[:, 0].nonzero().flatten().tolist()
+        if not bad and bool((every == every[0]).all()):
+            return
+        texts = self._texts(what if not bad or failed is None else f"{type(failed).__name__}: {failed}")
+        if failed is None and bad:
+            failed = RankError(rank_error(what, {rank: texts[rank] for rank in bad}))
+        elif failed is None and bool((every[:, 1] != every[0, 1]).any()):
+            failed = ValueError(f"the ranks must call the same method, got {', '.join(texts)}; nothing was changed")
+        elif failed is None:
+            column = int((every != every[0]).any(dim=0).nonzero()[0])
+            shown = ", ".join(f"{float(value):.17g}" for value in every[:, column])
+            name = list(numbers)[column - 2]
+            failed = ValueError(f"{what}: {name} must be the same on all ranks, got {shown}; nothing was changed")
+        assert failed is not None
+        failed.agreed = True  # type: ignore[attr-defined]
+        raise failed
+
+    @contextlib.contextmanager
     def guarded(self, what: str) -> Iterator[None]:
         """A block with communication: what fails on one rank is told to the others, which fail with its message.
 
-        Collectives are out of step afterwards: the group is of no more use, and every later call says so.
+        Collectives are out of step afterwards: the group is of no more use, and every later call says so. Not so where
+        all ranks know of the failure already, because `confirmed` raised it or its `agreed` is true.
         """
         self._reports.check()
         try:
@@ -203,7 +257,8 @@ class Ranks:
         except RankError:
             raise
         except Exception as error:
-            self._reports.post(what, error)
+            if not getattr(error, "agreed", False):
+                self._reports.post(what, error)
             raise
 
     def heard(self, what: str, error: RuntimeError) -> None:
@@ -269,6 +324,11 @@ class Ranks:
                 seconds = datetime.timedelta(seconds=self.timeout)
                 raise self._reports.explain(what, TimeoutError(f"no answer within {seconds}"))
             time.sleep(pause)
+
+
+def _code(text: str) -> int:
+    """A number for a text, exact as a float64."""
+    return zlib.crc32(text.encode())
 
 
 def _padded(value: torch.Tensor, rows: int) -> torch.Tensor:

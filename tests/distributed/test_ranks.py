@@ -25,6 +25,7 @@ def _collectives(ranks: Ranks, n: int) -> dict[str, torch.Tensor]:
     return {
         "rows": ranks.gather(ranks.shard(full), n),
         "columns": ranks.gather_columns(ranks.shard(full).mT, n),
+        "turned": ranks.gather(ranks.turn(ranks.shard(full).mT, n), 3),
         "sum": ranks.ordered_sum(term),
         "term": term,
         "broadcast": ranks.broadcast(value, ranks.size - 1),
@@ -44,6 +45,7 @@ def test_collectives_give_every_rank_the_same(size: int, n: int) -> None:
         for name in ("rows", "dtensor"):
             assert torch.equal(entry[name], full)
         assert torch.equal(entry["columns"], full.mT)
+        assert torch.equal(entry["turned"], full.mT)
         assert torch.equal(entry["sum"], total)
         assert entry["broadcast"].tolist() == [size - 1.0] * 2
 
