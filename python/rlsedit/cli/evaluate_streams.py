@@ -15,6 +15,10 @@ def add_plan(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", type=Path, metavar="FILE", help="a plan as TOML; flags change it (docs/evaluation.md)")
     group.add_argument("--from", dest="source", type=Path, metavar="DIR", help="draw a folder again, run nothing")
     group.add_argument("--methods", type=_names, metavar="LIST", help="methods to run, such as rlsedit,alphaedit,memit")
+    group.add_argument(
+        "--only", type=_names, metavar="LIST", default=(),
+        help="run these methods of the plan now; another process may run others into the same folder",
+    )  # fmt: skip
     group.add_argument("--checkpoints", type=_numbers, metavar="LIST", help="facts written at which is measured")
     group.add_argument("--first", type=_number, metavar="N", help="facts whose retention is measured (default 100)")
     group.add_argument("--sample", type=_number, metavar="N", help="facts of a group to measure, 0 for all (200)")
@@ -41,6 +45,8 @@ def run_streams(args: argparse.Namespace) -> int:
     plan = _plan(args)
     if args.out is None:
         raise ValueError("--out: needs a folder for the results")
+    if unknown := set(args.only) - set(plan.methods):
+        raise ValueError(f"--only: methods must be of the plan, {', '.join(plan.methods)}; got {sorted(unknown)[0]!r}")
     folder = Folder(args.out)
     _run(console, plan, folder, args)
     return _report(console, folder)
@@ -101,7 +107,7 @@ def _run(console: Any, plan: Any, folder: Any, args: argparse.Namespace) -> None
     with console.bar("second moments of the layer inputs", None):
         texts = read_text(plan.text) if plan.text else installed_prose()
         moments = second_moments(model, tokenizer, layers, texts, cache_dir=cache_dir("moments"), adapter=adapter)
-    runs = len(plan.runs)
+    runs = sum(not args.only or spec.method in args.only for spec in plan.runs)
     with console.bar(f"{runs} {'run' if runs == 1 else 'runs'} over {len(facts)} facts", 1) as bar:
         begin = time.perf_counter()
 
@@ -110,7 +116,17 @@ def _run(console: Any, plan: Any, folder: Any, args: argparse.Namespace) -> None
             left = f", about {spent * (1 - share) / share / 60:.0f} min left" if share > 0.01 else ""
             bar.update(share, f"{text}{left}")
 
-        run_plan(plan, adapter, tokenizer, facts, moments, folder, ability=ability(adapter, tokenizer), tell=tell)
+        run_plan(
+            plan,
+            adapter,
+            tokenizer,
+            facts,
+            moments,
+            folder,
+            ability=ability(adapter, tokenizer),
+            tell=tell,
+            only=args.only,
+        )
 
 
 def _layers(adapter: Any, plan: Any, method: str) -> tuple[int, ...]:

@@ -44,8 +44,9 @@ def run_plan(
     *,
     ability: Ability | None = None,
     tell: Tell | None = None,
+    only: Sequence[str] = (),
 ) -> list[RunRecord]:
-    """Run what has not been run, and return the records of all runs.
+    """Run what has not been run, and return the records of the chosen runs.
 
     A stream that was stopped is caught up with: its z* are kept, and are found again because the weights are the same
     to the bit; checkpoints that were measured are not measured again. A method that fails is recorded with its message
@@ -59,14 +60,21 @@ def run_plan(
         folder: begun with this plan.
         ability: measures a task; None leaves the plan's tasks out.
         tell: progress.
+        only: methods of the plan that are run, all if empty; several processes may share a folder that way.
+
+    Raises:
+        ValueError: a method that the plan does not have.
     """
+    if unknown := set(only) - set(plan.methods):
+        raise ValueError(f"only: methods must be of the plan, {', '.join(plan.methods)}; got {sorted(unknown)[0]!r}")
     tell = tell or (lambda text, share: None)
     cache = TargetCache(folder.targets)
+    chosen = [spec for spec in plan.runs if not only or spec.method in only]
     records = []
-    for index, spec in enumerate(plan.runs):
+    for index, spec in enumerate(chosen):
         record = folder.run(spec)
         if not record.complete:
-            share = partial(_of_all, tell, index, len(plan.runs))
+            share = partial(_of_all, tell, index, len(chosen))
             record.error = ""
             try:
                 _Run(plan, spec, adapter, tokenizer, facts, moments, folder, record, cache, ability, share).go()

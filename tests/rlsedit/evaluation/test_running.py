@@ -135,6 +135,18 @@ def test_checkpoints_and_the_weights_afterwards(model, tmp_path, facts_file) -> 
     assert max(shares) > 0.9
 
 
+def test_two_processes_may_share_a_plan(model, tmp_path, facts_file) -> None:
+    plan = plan_of(facts_file)
+    whole, _ = run(plan, model, tmp_path / "whole")
+    parts, _ = run(plan, model, tmp_path / "shared", only=plan.methods[1:])
+    assert [record.spec.method for record in parts] == list(plan.methods[1:])
+    _, folder = run(plan, model, tmp_path / "shared", only=plan.methods[:1])
+    for one, other in zip(whole, folder.runs(), strict=True):
+        same(one, other)
+    with pytest.raises(ValueError, match="methods must be of the plan"):
+        run(plan, model, tmp_path / "shared", only=("ft",))
+
+
 def test_a_stream_that_stops_goes_on_where_it_was(model, tmp_path, facts_file, monkeypatch) -> None:
     plan = plan_of(facts_file, checkpoints=(2,), methods=("rlsedit",))
     (whole,), _ = run(plan, model, tmp_path / "whole")
@@ -312,6 +324,10 @@ def test_a_plan_of_flags(files, capsys) -> None:
         (["m", "--facts", "f", "--methods", "nobody"], "nobody"),
         (["m", "--facts", "f", "--methods", "memit"], "--out: needs a folder"),
         (["m", "--facts", "nowhere.jsonl", "--methods", "memit", "--out", "o"], "nowhere.jsonl"),
+        (
+            ["m", "--facts", "f", "--methods", "memit", "--only", "ft", "--out", "o"],
+            "--only: methods must be of the plan",
+        ),
         (["m", "--facts", "f", "--methods", "memit", "--seeds", "x"], "needs a whole number"),
         (["m", "--facts", "f", "--methods", "memit", "--ability", "sst"], "needs TASK=FILE"),
         ([], "MODEL and --facts: give both, or --plan FILE, or --from DIR"),
