@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -160,12 +161,12 @@ class Ranks:
     def send(self, value: torch.Tensor, target: int) -> None:
         """A contiguous tensor to one rank, which calls `receive`."""
         at = dist.get_global_rank(self.group, target)
-        self._wait("send", lambda: dist.isend(value, at, group=self.group))
+        self._wait("send", lambda: self._waited(dist.isend(value, at, group=self.group)))
 
     def receive(self, value: torch.Tensor, source: int) -> torch.Tensor:
         """Into `value`, contiguous, what the rank `source` sends."""
         at = dist.get_global_rank(self.group, source)
-        self._wait("receive", lambda: dist.irecv(value, at, group=self.group))
+        self._wait("receive", lambda: self._waited(dist.irecv(value, at, group=self.group)))
         return value
 
     def barrier(self) -> None:
@@ -238,7 +239,7 @@ class Ranks:
         elif failed is None:
             column = int((every != every[0]).any(dim=0).nonzero()[0])
             shown = ", ".join(f"{float(value):.17g}" for value in every[:, column])
-            name = list(numbers)[column - 2]
+            name = [*numbers, *["the call"] * _NUMBERS][column - 2]
             failed = ValueError(f"{what}: {name} must be the same on all ranks, got {shown}; nothing was changed")
         assert failed is not None
         failed.agreed = True  # type: ignore[attr-defined]
@@ -306,9 +307,21 @@ class Ranks:
                 self._poll(what, work)
             work.wait()
         except RankError:
+            self._abandon()
             raise
         except RuntimeError as error:
-            raise self._reports.explain(what, error) from error
+            known = self._reports.explain(what, error)
+            self._abandon()
+            raise known from error
+
+    def _abandon(self) -> None:
+        """Let go of a collective that will not end: gloo would keep this process from exiting until it does."""
+        if self.device.type == "cpu":
+            with contextlib.suppress(RuntimeError):
+                self.group.abort()
+
+    def _waited(self, work: Any) -> Any:
+        return _Waited(work) if self.device.type == "cpu" else work
 
     def _poll(self, what: str, work: Any) -> None:
         begin = time.monotonic()
@@ -324,6 +337,30 @@ class Ranks:
                 seconds = datetime.timedelta(seconds=self.timeout)
                 raise self._reports.explain(what, TimeoutError(f"no answer within {seconds}"))
             time.sleep(pause)
+
+
+class _Waited:
+    """A send or a receive; gloo says that one is done only to whoever waits for it, so that a thread does."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+        self._error: RuntimeError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            self._error = error
+
+    def is_completed(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def _code(text: str) -> int:
