@@ -1,7 +1,9 @@
 """One state over many processes: rows of a state on the ranks of a `DeviceMesh`."""
 
 from rlsedit_kernels.distributed import checkpoint
+from rlsedit_kernels.distributed.bank import StateBank
+from rlsedit_kernels.distributed.bank_routing import Routed, route
 from rlsedit_kernels.distributed.placement import Placement, place
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
 
-__all__ = ["Placement", "Ranks", "bounds", "checkpoint", "place"]
+__all__ = ["Placement", "Ranks", "Routed", "StateBank", "bounds", "checkpoint", "place", "route"]
