@@ -94,15 +94,15 @@ class StateBank:
         self._ranks = Ranks(ranks) if isinstance(ranks, DeviceMesh) else ranks
         self.dtype = dtype
         self.device = torch.device(device or (self._ranks.device if self._ranks is not None else "cpu"))
-        with self._together("StateBank"):
+        with self._confirmed("StateBank") as agreed:
             self.keys: tuple[Any, ...] = tuple(priors)
             self._check(priors, form, dtype, work)
             self.placement = self._placed(priors, work, memory)
+            agreed["states"] = _text_digest(self._description(priors, form))
         self._position = {key: i for i, key in enumerate(self.keys)}
         self._dims = tuple(prior.d for prior in priors.values())
         self._calls = 0
-        self._agree("StateBank", states=_text_digest(self._description(priors, form)))
-        with self._together("StateBank"):
+        with self._confirmed("StateBank"):
             self._states: dict[Any, CovarianceState] = {}
             for i in self.placement.of(self.rank):
                 key = self.keys[i]
@@ -174,14 +174,15 @@ class StateBank:
             As `update`.
         """
         with contextlib.ExitStack() as unmoved:
-            with self._together("update"):
+            with self._confirmed("update") as agreed:
                 forget = _checks.forget("update", forget)
                 noises = self._noises("update", batches)
+                agreed.update(self._header(noises), forget=forget)
                 entries = self._entries("update", batches, noises)
                 for entry in entries:
                     unmoved.enter_context(entry.state._unmoved_by_errors())
                 states, runs = bank_stack.prepare(entries, forget)
-            sizes = self._compared("update", batches, noises, forget)
+            sizes = self._compared("update", batches, noises)
         return PreparedBatches(
             {key: one.gain for key, one in states.items()}, sizes, states, tuple(entries), tuple(runs)
         )
@@ -219,8 +220,9 @@ class StateBank:
         Raises:
             As `update`, and LeverageError.
         """
-        with self._together("remove"):
+        with self._confirmed("remove") as agreed:
             noises = self._noises("remove", batches)
+            agreed.update(self._header(noises))
             twins: dict[Any, CovarianceState] = {}
             gains: dict[Any, torch.Tensor] = {}
             for entry in self._entries("remove", batches, noises):
@@ -228,10 +230,17 @@ class StateBank:
                 stay = None if remaining is None else remaining.get(entry.key)
                 with naming(entry.key):
                     gains[entry.key] = twin.remove(entry.K, entry.noise, remaining=stay)
-        sizes = self._compared("remove", batches, noises, 1.0)
+        sizes = self._compared("remove", batches, noises)
         found = self._everywhere(PreparedBatches(gains, sizes, {}, (), ())) if gather else gains
         self._replace(twins)
         return found
+
+    def named(self) -> dict[str, CovarianceState]:
+        """The states of this rank by name ("3.17" for the key (3, 17)), as `distributed.checkpoint` takes them.
+
+        A checkpoint that was written at one number of ranks can be loaded into the states of another.
+        """
+        return {name_of(key): state for key, state in self._states.items()}
 
     def covariance(self, key: Hashable) -> torch.Tensor | None:
         """C (d, d) of a state, a copy, on the rank that keeps it; None on the others: nothing is sent."""
@@ -248,7 +257,7 @@ class StateBank:
 
         The union over the ranks can be loaded at any number of ranks.
         """
-        return {"version": VERSION, "states": {name_of(key): state.state_dict() for key, state in self._states.items()}}
+        return {"version": VERSION, "states": {name: state.state_dict() for name, state in self.named().items()}}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore every state to the bit, on all ranks or on none.
@@ -261,7 +270,7 @@ class StateBank:
             ValueError: a state of this rank is missing, or does not fit its prior and dtype.
             RankError: on the other ranks. Nothing was changed on any of them.
         """
-        with self._together("load_state_dict"):
+        with self._confirmed("load_state_dict"):
             states = saved.get("states") if isinstance(saved, Mapping) else None
             if not isinstance(states, Mapping) or saved.get("version") != VERSION:
                 raise ValueError(f"load_state_dict: saved must be the state_dict of a StateBank, version {VERSION}")
@@ -388,11 +397,14 @@ class StateBank:
                 entries.append(Entry(key, state, *self._places[key], state._keys(op, K), noise))
         return entries
 
-    def _compared(self, op: str, batches: Batches, noises: Mapping[Any, float], forget: float) -> dict[Any, int]:
-        """Check that ranks do the same with the same keys; u of every batch."""
+    def _header(self, noises: Mapping[Any, float]) -> dict[str, float]:
+        """What all ranks must be about to do alike."""
         positions = torch.tensor([self._position[key] for key in noises], dtype=torch.int64)
         values = torch.tensor(list(noises.values()), dtype=torch.float64)
-        self._agree(op, calls=self._calls, forget=forget, states_named=digest(positions), noises=digest(values))
+        return {"calls": self._calls, "states_named": digest(positions), "noises": digest(values)}
+
+    def _compared(self, op: str, batches: Batches, noises: Mapping[Any, float]) -> dict[Any, int]:
+        """Check that ranks that have the keys of a batch have the same; u of every batch."""
         mine = torch.zeros(len(noises), 2, dtype=torch.float64)
         for i, key in enumerate(noises):
             K = batches[key][0]
@@ -428,14 +440,14 @@ class StateBank:
             gains.update({key: part.view(shape) for key, part, shape in zip(keys, parts, shapes, strict=True)})
         return {key: gains[key] for key in prepared.sizes}
 
-    def _agree(self, what: str, **values: float) -> None:
-        if self._ranks is not None:
-            self._ranks.agree(what, **values)
-
     @contextlib.contextmanager
-    def _together(self, what: str) -> Iterator[None]:
-        with contextlib.nullcontext() if self._ranks is None else self._ranks.together(what):
-            yield
+    def _confirmed(self, what: str) -> Iterator[dict[str, float]]:
+        """`Ranks.confirmed`; for a process alone a block like any other."""
+        if self._ranks is None:
+            yield {}
+            return
+        with self._ranks.confirmed(what) as numbers:
+            yield numbers
 
 
 def name_of(key: Hashable) -> str:
