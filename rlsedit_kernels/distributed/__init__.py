@@ -5,5 +5,16 @@ from rlsedit_kernels.distributed.bank import StateBank
 from rlsedit_kernels.distributed.bank_routing import Routed, route
 from rlsedit_kernels.distributed.placement import Placement, place
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
+from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 
-__all__ = ["Placement", "Ranks", "Routed", "StateBank", "bounds", "checkpoint", "place", "route"]
+__all__ = [
+    "Placement",
+    "Ranks",
+    "Routed",
+    "ShardedSquareRootState",
+    "StateBank",
+    "bounds",
+    "checkpoint",
+    "place",
+    "route",
+]

@@ -1,27 +1,13 @@
-"""What ranks compare before anything changes: the numbers of a call, and digests of tensors that all of them have."""
+"""What ranks compare before anything changes: digests of tensors that all of them have."""
 
 from __future__ import annotations
 
 import torch
 
-from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.priors.prior import KINDS
 
-__all__ = ["agree_on_batch", "agree_on_prior", "digest"]
-
-OPERATIONS = (
-    "gain",
-    "commit",
-    "update",
-    "append_with",
-    "half",
-    "solve",
-    "remove",
-    "remove_with",
-    "restrict",
-    "refactor",
-)
+__all__ = ["digest", "digest_of_prior"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ODD = (-7046029254386353131, 6364136223846793005)
@@ -47,47 +33,8 @@ def digest(*tensors: torch.Tensor) -> float:
     return float((total ^ (total >> 13)) & _LARGEST)
 
 
-def agree_on_batch(
-    ranks: Ranks, op: str, *, steps: int, u: int, dtype: torch.dtype, noise: float, forget: float, keys: float
-) -> None:
-    """Check that all ranks are about to do the same with the same batch.
-
-    Args:
-        op: one of `OPERATIONS`.
-        steps: batches in the state.
-        u: keys of the batch.
-        dtype: of the state.
-        noise, forget: of the batch.
-        keys: `digest` of what all ranks must have alike.
-
-    Raises:
-        ValueError: they differ; the text has the first difference.
-    """
-    ranks.agree(
-        op,
-        operation=OPERATIONS.index(op),
-        steps=steps,
-        u=u,
-        itemsize=dtype.itemsize,
-        noise=noise,
-        forget=forget,
-        digest_of_K=keys,
-    )
-
-
-def agree_on_prior(ranks: Ranks, what: str, prior: Prior, dtype: torch.dtype, *derived: torch.Tensor | None) -> None:
-    """Check that all ranks start from the same prior, to the bit, and that what they derived from it is the same too.
-
-    Raises:
-        ValueError: they differ. A basis that was derived on machines of two kinds may: read it from one file.
-    """
-    scalars = {name: -1.0 if (value := getattr(prior, name)) is None else value for name in ("lam", "mu", "l2")}
-    ranks.agree(
-        what,
-        prior=KINDS.index(prior.kind),
-        d=prior.d,
-        itemsize=dtype.itemsize,
-        **scalars,
-        digest_of_prior=digest(*(array for _, array in sorted(prior.arrays.items()))),
-        digest_of_basis=digest(*(tensor for tensor in derived if tensor is not None)),
-    )
+def digest_of_prior(prior: Prior) -> float:
+    """`digest` of everything that a prior was made from."""
+    scalars = [-1.0 if (value := getattr(prior, name)) is None else value for name in ("lam", "mu", "l2")]
+    numbers = torch.tensor([KINDS.index(prior.kind), prior.d, *scalars], dtype=torch.float64)
+    return digest(numbers, *(array for _, array in sorted(prior.arrays.items())))

@@ -419,12 +419,17 @@ class SquareRootState:
         """Keys (u, d) in the dtype of the state, noise > 0 and forget; TypeError or ValueError in the name of `op`."""
         noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
         keys = checked_keys(op, K, self.d, self.dtype, self.device)
+        self.refuse_hard_write(op, noise)
+        return keys, noise, forget
+
+    @staticmethod
+    def refuse_hard_write(op: str, noise: float) -> None:
+        """ValueError where noise is 0."""
         if noise == 0.0:
             raise ValueError(
                 f"{op}: noise must be > 0 for a triangular factor: a hard write is infinite information. Use "
                 "restrict(Q) with an orthonormal basis Q of the keys, or CovarianceState"
             )
-        return keys, noise, forget
 
     def _wide_rows(self, K: torch.Tensor, noise: float) -> torch.Tensor:
         return self._form.coordinates(K).to(torch.float64) / math.sqrt(noise)
