@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -27,7 +29,7 @@ class Reports:
 
     def __init__(self, group: Any, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._store = dist.distributed_c10d._get_default_store() if size > 1 else None
+        self._store = _Limited(dist.distributed_c10d._get_default_store()) if size > 1 else None
         self._prefix = f"rlsedit_kernels/{group.group_name}"
         self._ended: str | None = None
 
@@ -51,7 +53,7 @@ class Reports:
                 if self._store.check([f"{self._prefix}/failure"]):
                     self._ended = self._store.get(f"{self._prefix}/failure").decode()
             except RuntimeError as error:
-                self._ended = f"the process that keeps the store of this group is gone: {error}"
+                self._ended = f"the process that keeps the store of this group (that of rank 0) is gone: {error}"
         if self._ended is not None:
             raise RankError(f"{self._ended}; this group of ranks has ended, start it again")
 
@@ -89,8 +91,56 @@ class Reports:
                 time.sleep(0.05)
             return [rank for rank, name in enumerate(names) if not self._store.check([name])]
         except RuntimeError as error:
-            self._ended = f"the process that keeps the store of this group is gone: {error}"
+            self._ended = f"the process that keeps the store of this group (that of rank 0) is gone: {error}"
             return []
+
+
+class _Limited:
+    """A store whose answers are waited for no longer than `PATIENCE`.
+
+    Its own time limit is for waiting operations only: where the process that keeps a TCPStore hangs rather than dies,
+    `check` and `set` block for ever. They are therefore called in a thread of their own.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
+        self._lost = False
+        threading.Thread(target=self._serve, name="rlsedit-store", daemon=True).start()
+
+    def check(self, names: list[str]) -> bool:
+        return self._ask(lambda: self._store.check(names))
+
+    def get(self, name: str) -> bytes:
+        return self._ask(lambda: self._store.get(name))
+
+    def set(self, name: str, value: str) -> None:
+        self._ask(lambda: self._store.set(name, value))
+
+    def add(self, name: str, value: int) -> int:
+        return self._ask(lambda: self._store.add(name, value))
+
+    def _serve(self) -> None:
+        while True:
+            call, box = self._calls.get()
+            try:
+                box.put(call())
+            except Exception as error:
+                box.put(error)
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        box: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        try:
+            if self._lost:
+                raise queue.Empty
+            self._calls.put((call, box))
+            answer = box.get(timeout=PATIENCE)
+        except queue.Empty:
+            self._lost = True
+            raise RuntimeError(f"no answer from it within {PATIENCE:g} s") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def rank_error(what: str, messages: Mapping[int, str]) -> str:

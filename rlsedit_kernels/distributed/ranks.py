@@ -73,6 +73,9 @@ class Ranks:
         kind = mesh.device_type
         self.device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
         self._reports = Reports(self.group, self.rank, self.size)
+        self._group_timeout = None  # of collectives that are not of this class
+        if self.device.type == "cpu":
+            self._group_timeout = self.group._get_backend(self.device).options._timeout
 
     def rows(self, n: int) -> slice:
         """The rows of n that are this rank's."""
@@ -199,7 +202,8 @@ class Ranks:
         except Exception as error:
             failed = error
         state = torch.tensor([failed is not None], dtype=torch.uint8, device=self.device)
-        bad = self._all_gather(state).flatten().nonzero().flatten().tolist()
+        with _behind(failed):
+            bad = self._all_gather(state).flatten().nonzero().flatten().tolist()
         if not bad:
             return
         text = "" if failed is None else f"{type(failed).__name__}: {failed}"
@@ -227,7 +231,8 @@ class Ranks:
             failed, numbers = error, {}
         row = [float(failed is not None), float(_code(what)), *numbers.values()]
         mine = torch.tensor(row + [0.0] * (_NUMBERS + 2 - len(row)), dtype=torch.float64)
-        every = self._all_gather(mine.to(self.device)).view(self.size, _NUMBERS + 2).cpu()
+        with _behind(failed):
+            every = self._all_gather(mine.to(self.device)).view(self.size, _NUMBERS + 2).cpu()
         bad = every[:, 0].nonzero().flatten().tolist()
         if not bad and bool((every == every[0]).all()):
             return
@@ -302,23 +307,24 @@ class Ranks:
         """Until the collective is done; at the latest when another rank reports a failure, is gone, or is too slow."""
         self._reports.check()
         try:
-            work = start()
+            work = self._started(start)
             if self.device.type == "cpu":
                 self._poll(what, work)
             work.wait()
         except RankError:
-            self._abandon()
             raise
         except RuntimeError as error:
-            known = self._reports.explain(what, error)
-            self._abandon()
-            raise known from error
+            raise self._reports.explain(what, error) from error
 
-    def _abandon(self) -> None:
-        """Let go of a collective that will not end: gloo would keep this process from exiting until it does."""
-        if self.device.type == "cpu":
-            with contextlib.suppress(RuntimeError):
-                self.group.abort()
+    def _started(self, start: Callable[[], Any]) -> Any:
+        """The collective, begun with our time limit: what outlives it keeps a process from exiting with gloo."""
+        if self._group_timeout is None:
+            return start()
+        self.group.set_timeout(datetime.timedelta(seconds=self.timeout + 1.0))
+        try:
+            return start()
+        finally:
+            self.group.set_timeout(self._group_timeout)
 
     def _waited(self, work: Any) -> Any:
         return _Waited(work) if self.device.type == "cpu" else work
@@ -361,6 +367,17 @@ class _Waited:
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+
+@contextlib.contextmanager
+def _behind(failed: Exception | None) -> Iterator[None]:
+    """Where another rank is gone before this one could tell what failed here, that is not lost: it is the cause."""
+    try:
+        yield
+    except RankError as lost:
+        if failed is None:
+            raise
+        raise lost from failed
 
 
 def _code(text: str) -> int:
