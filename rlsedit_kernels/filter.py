@@ -86,36 +86,9 @@ class RLSFilter:
         guard: str = "auto",
         history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None = None,
     ) -> None:
-        if not isinstance(weight, torch.Tensor):
-            raise TypeError(f"RLSFilter: weight must be a torch.Tensor, got {type(weight).__name__}")
-        if not weight.dtype.is_floating_point:
-            raise TypeError(f"RLSFilter: weight must be floating point, got {weight.dtype}; dequantise it first")
-        if layout not in LAYOUTS:
-            raise ValueError(f"RLSFilter: layout must be 'in_out' or 'out_in', got {layout!r}")
-        if state not in STATES:
-            raise ValueError(f"RLSFilter: state must be one of {', '.join(map(repr, STATES))}, got {state!r}")
-        chosen = SOLUTIONS[state][0] if solution is None else solution
-        if chosen not in SOLUTIONS[state]:
-            known = " or ".join(map(repr, SOLUTIONS[state]))
-            raise ValueError(f"RLSFilter: solution must be {known} for state {state!r}, got {solution!r}")
-        if state != "covariance" and form != "auto":
-            raise ValueError(f"RLSFilter: form is that of a covariance; state {state!r} takes none, got {form!r}")
-        if not isinstance(prior, Prior):
-            raise TypeError(f"RLSFilter: prior must be a Prior, got {type(prior).__name__}")
-        axis = 0 if layout == "in_out" else 1
-        if weight.dim() != 2 or weight.shape[axis] != prior.d:
-            shape = "(d, v)" if axis == 0 else "(v, d)"
-            raise ValueError(
-                f"RLSFilter: weight must have shape {shape} for layout {layout!r} with d = prior.d = {prior.d}, "
-                f"got {tuple(weight.shape)}"
-            )
+        working, chosen = checked_arguments(weight, prior, state, layout, form, dtype, solution, inplace)
         if not bool(torch.isfinite(weight).all()):
             raise ValueError("RLSFilter: weight must be finite, got NaN or Inf")
-        working = dtype or (weight.dtype if weight.dtype in _checks.DTYPES else torch.float32)
-        if inplace and weight.dtype != working:
-            raise TypeError(
-                f"RLSFilter: inplace needs a weight of the dtype of the state, {working}, got {weight.dtype}"
-            )
         self.layout = layout
         self._weight = weight.detach() if inplace else weight.detach().to(working, copy=True)
         self._track_bounds = track_bounds
@@ -133,10 +106,14 @@ class RLSFilter:
                 self._solution = CarriedSolution(self.state, self._row_form(), self._initial)
             else:
                 self._solution = GainSolution(self.state, self._row_form())
+        self._begin(history)
+
+    def _begin(self, history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None) -> None:
+        """Figures of a stream without batches, and what the guard rebuilds it from."""
         self._objective = 0.0
         self._errors = 0.0  # |E_all|^2, innovations against W_0, each over its noise
         self._forgotten = 1.0  # product of the forgetting factors: what is left of the prior
-        self._rounding = Rounding(prior, working)
+        self._rounding = self._new_rounding()
         if history is not None:
             if not callable(history):
                 raise TypeError(
@@ -237,9 +214,9 @@ class RLSFilter:
             except LeverageError:
                 if remaining is None:
                     raise
-                residual = norm(torch.addmm(V, K, self._current(), alpha=-1.0))
+                residual = self._misfit(K, V, self._current())
                 self.refactor(remaining)
-                return self._step(Outcome(norm(torch.addmm(V, K, self._current(), alpha=-1.0)), residual, 0.0))
+                return self._step(Outcome(self._misfit(K, V, self._current()), residual, 0.0))
             self._objective -= outcome.cost
             self._track(K, V, noise, 1.0, outcome.initial, sign=-1.0)
             self._rounding.remove(K, noise)
@@ -262,10 +239,18 @@ class RLSFilter:
         with ieee_products():
             self._objective = self._solution.rebuild(self._initial, batches)
             self._errors, self._forgotten = 0.0, 1.0
-            self._rounding = Rounding(self.state.prior, self.state.dtype)
+            self._rounding = self._new_rounding()
             for K, V, noise in batches:
                 self._track(K, V, noise, 1.0, None)
                 self._rounding.write(K, noise, 1.0, None)
+
+    def _new_rounding(self) -> Rounding:
+        return Rounding(self.state.prior, self.state.dtype)
+
+    @staticmethod
+    def _misfit(K: torch.Tensor, V: torch.Tensor, W: torch.Tensor) -> float:
+        """|V - K W|."""
+        return norm(torch.addmm(V, K, W, alpha=-1.0))
 
     def _current(self) -> torch.Tensor:
         """W (d, v), up to date."""
@@ -298,7 +283,7 @@ class RLSFilter:
         self._forgotten *= forget
         if self._initial is None or not self._track_bounds:
             return
-        error = (norm(torch.addmm(V, K, self._initial, alpha=-1.0)) if initial is None else initial) ** 2
+        error = (self._misfit(K, V, self._initial) if initial is None else initial) ** 2
         self._errors = forget * self._errors + sign * (error / noise if noise > 0.0 else math.inf if error else 0.0)
 
     def _step(self, outcome: Outcome) -> Step:
@@ -315,3 +300,46 @@ class RLSFilter:
         if not weight or not self._track_bounds:
             return None
         return math.sqrt(max(self._errors, 0.0)) / (2.0 * weight * math.sqrt(self._forgotten))
+
+
+def checked_arguments(
+    weight: object,
+    prior: object,
+    state: str,
+    layout: str,
+    form: str,
+    dtype: torch.dtype | None,
+    solution: str | None,
+    inplace: bool,
+) -> tuple[torch.dtype, str]:
+    """The dtype to work in and the way to the weight; TypeError or ValueError where arguments of a filter do not fit.
+
+    Only shapes and types are looked at.
+    """
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"RLSFilter: weight must be a torch.Tensor, got {type(weight).__name__}")
+    if not weight.dtype.is_floating_point:
+        raise TypeError(f"RLSFilter: weight must be floating point, got {weight.dtype}; dequantise it first")
+    if layout not in LAYOUTS:
+        raise ValueError(f"RLSFilter: layout must be 'in_out' or 'out_in', got {layout!r}")
+    if state not in STATES:
+        raise ValueError(f"RLSFilter: state must be one of {', '.join(map(repr, STATES))}, got {state!r}")
+    chosen = SOLUTIONS[state][0] if solution is None else solution
+    if chosen not in SOLUTIONS[state]:
+        known = " or ".join(map(repr, SOLUTIONS[state]))
+        raise ValueError(f"RLSFilter: solution must be {known} for state {state!r}, got {solution!r}")
+    if state != "covariance" and form != "auto":
+        raise ValueError(f"RLSFilter: form is that of a covariance; state {state!r} takes none, got {form!r}")
+    if not isinstance(prior, Prior):
+        raise TypeError(f"RLSFilter: prior must be a Prior, got {type(prior).__name__}")
+    axis = 0 if layout == "in_out" else 1
+    if weight.dim() != 2 or weight.shape[axis] != prior.d:
+        shape = "(d, v)" if axis == 0 else "(v, d)"
+        raise ValueError(
+            f"RLSFilter: weight must have shape {shape} for layout {layout!r} with d = prior.d = {prior.d}, "
+            f"got {tuple(weight.shape)}"
+        )
+    working = dtype or (weight.dtype if weight.dtype in _checks.DTYPES else torch.float32)
+    if inplace and weight.dtype != working:
+        raise TypeError(f"RLSFilter: inplace needs a weight of the dtype of the state, {working}, got {weight.dtype}")
+    return working, chosen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -26,12 +28,21 @@ class Rounding:
     Args:
         prior: gives tr(S_0).
         dtype: of the weight.
+        size: the squared Frobenius norm of keys and weights as their owner has them.
+        trace: tr(S_0), where it is known.
     """
 
-    def __init__(self, prior: Prior, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        dtype: torch.dtype,
+        size: Callable[[Any], float] = squared_norm,
+        trace: float | None = None,
+    ) -> None:
         self._unit = 0.5 * torch.finfo(dtype).eps * RELATIVE
         self._d = prior.d
-        self._trace = 0.0 if prior.is_nothing else _trace(prior)
+        self._size_of = size
+        self._trace = (0.0 if prior.is_nothing else _trace(prior)) if trace is None else trace
         self._sum = 0.0
         self._steps = 0
         self._size = 0.0
@@ -39,23 +50,23 @@ class Rounding:
     def write(self, K: torch.Tensor, noise: float, forget: float, W: torch.Tensor | None) -> None:
         """A batch; W (d, v) as it is afterwards, None where no weight was changed."""
         if noise > 0.0:
-            self._trace = forget * self._trace + squared_norm(K) / noise
+            self._trace = forget * self._trace + self._size_of(K) / noise
         self._steps += 1
         if W is None:
             return
         if self._steps % EVERY == 0 or (self._steps < EVERY and self._steps & (self._steps - 1) == 0):
-            self._size = squared_norm(W)
+            self._size = self._size_of(W)
         tau = self._trace / self._d
         self._sum = forget**2 * self._sum + tau**2 * self._unit**2 * self._size
 
     def remove(self, K: torch.Tensor, noise: float) -> None:
         """A batch taken back."""
-        self._trace = max(self._trace - squared_norm(K) / noise, 0.0)
+        self._trace = max(self._trace - self._size_of(K) / noise, 0.0)
 
     def error(self, W: torch.Tensor, summed: bool) -> float:
         """|e| in the S-norm: of the sum of all roundings, or of one where the weight is always made anew."""
         tau = self._trace / self._d
-        once = tau * self._unit**2 * squared_norm(W)
+        once = tau * self._unit**2 * self._size_of(W)
         return math.sqrt(max(self._sum / tau, once) if summed and tau > 0.0 else once)
 
 
