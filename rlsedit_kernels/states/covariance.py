@@ -23,6 +23,7 @@ from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
 from rlsedit_kernels.states.keys import checked_basis, checked_keys, largest_norm
 from rlsedit_kernels.states.plain import PlainForm
+from rlsedit_kernels.states.products import Change
 from rlsedit_kernels.states.square_root import SquareRootState
 from rlsedit_kernels.states.whitened import WhitenedForm
 
@@ -106,11 +107,10 @@ class CovarianceState:
         self.dtype = dtype
         self.device = torch.device(device or "cpu")
         self._requested = form
-        self._factor: PriorFactor = prior.factor
         self._counters = Counters()
         self._writes = 0
         self._watch = Watch(guard, history)
-        self._probes = Probes.start(self._factor, self.device)
+        self._factor, self._probes = self._factor_and_probes(prior)
         self._form: _Form | None = None
         self._reason = "undecided until the first keys are seen"
         if form != "auto":
@@ -167,8 +167,7 @@ class CovarianceState:
         Returns:
             The gain (d, u) of the batch, forgetting included: Y (forget noise I + G)^-1.
         """
-        prepared = self.prepare(K, noise, forget)
-        self.write(prepared)
+        self.write(prepared := self.prepare(K, noise, forget))
         return prepared.gain
 
     def prepare(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> Prepared:
@@ -228,18 +227,13 @@ class CovarianceState:
         with ieee_products():
             try:
                 with self._unmoved_by_errors():
-                    form = self._choose(K)
-                    products = form.products64(form.coordinates64(K))
-                    wide_gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
-                    gain = form.back64(wide_gain).to(self.dtype)
+                    form, gain, change, leverage = self._removal(K, noise)
                     self._watch.refuse(self)
             except BreakdownError:
                 if remaining is None:
                     raise
                 self.refactor(remaining)
-                form = self._choose(K)
-                # F A^-1 = C_new K' / noise, C_new without the batch
-                return form.back64(form.products64(form.coordinates64(K)).Y / noise).to(self.dtype)
+                return self._gain_of_removed(K, noise)
             form.change64_(change, 1.0)
             self._probes.remove(K, noise)
             counters = self._counters
@@ -259,9 +253,12 @@ class CovarianceState:
             TypeError, ValueError: Q does not fit or its columns are not orthonormal to 1e-4.
         """
         checked_basis("restrict", Q, self.d)
+        self._restrict(self._keys("restrict", Q.mT))
+
+    def _restrict(self, K: torch.Tensor) -> None:
         with ieee_products():
             with self._unmoved_by_errors():
-                form, factored, _ = self._factored("restrict", self._keys("restrict", Q.mT), 0.0, 1.0)
+                form, factored, _ = self._factored("restrict", K, 0.0, 1.0)
             self._change(form, factored)
             self._writes += 1
             self._singular_write(form)
@@ -372,11 +369,26 @@ class CovarianceState:
             f"steps={self.steps})"
         )
 
+    def _factor_and_probes(self, prior: Prior) -> tuple[PriorFactor, Probes]:
+        return prior.factor, Probes.start(prior.factor, self.device)
+
+    def _largest(self, K: torch.Tensor) -> float:
+        return largest_norm(K)
+
     def _start(self, name: str, storage: torch.dtype) -> _Form:
         return _FORM_CLASSES[name].start(self._factor, storage, self.device)
 
     def _from_covariance(self, decided: choice.Choice, C: torch.Tensor) -> _Form:
         return _FORM_CLASSES[decided.form].from_covariance(C, self._factor, decided.storage, self.device)
+
+    def _restored(self, name: str, tensors: Mapping[str, object], storage: torch.dtype) -> _Form:
+        return _FORM_CLASSES[name].restore(tensors, self._factor, storage, self.device)
+
+    def _saved_probes(self) -> dict[str, torch.Tensor]:
+        return {"z": self._probes.z.clone(), "image": self._probes.image.clone()}
+
+    def _restored_probes(self, saved: Mapping[str, object]) -> Probes:
+        return saving.restored_probes(self, saved)
 
     @contextlib.contextmanager
     def _unmoved_by_errors(self) -> Iterator[None]:
@@ -396,14 +408,12 @@ class CovarianceState:
         form = self._form
         if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
             return form
-        largest = max(self._counters.largest_key, largest_norm(K))
+        largest = max(self._counters.largest_key, self._largest(K))
         decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
         if form is None:
             self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
         elif choice.safer(decided, form.name, form.dtype):
-            self._form = self._moved(form, decided)
-            was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
-            self._reason = f"moved from {was} after {self.steps} batches: {decided.reason}"
+            self._move(form, decided)
         assert self._form is not None
         return self._form
 
@@ -413,16 +423,22 @@ class CovarianceState:
         if form is None or self._requested != "auto":
             return False
         decided = choice.next_safer(self._factor, self.dtype, self._counters.largest_key, form, why)
-        if decided is None:
+        if decided is None or not self._move(form, decided):
             return False
-        was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
-        self._form = self._moved(form, decided)
-        self._reason = f"moved from {was} after {self.steps} batches: {decided.reason}"
         self._writes += 1
         return True
 
-    def _moved(self, form: _Form, decided: choice.Choice) -> _Form:
-        """The decided form with what `form` has learnt, by the covariance in float64."""
+    def _move(self, form: _Form, decided: choice.Choice) -> bool:
+        moved = self._moved(form, decided)
+        if moved is None:
+            return False
+        was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
+        self._form = moved
+        self._reason = f"moved from {was} after {self.steps} batches: {decided.reason}"
+        return True
+
+    def _moved(self, form: _Form, decided: choice.Choice) -> _Form | None:
+        """The decided form with what `form` has learnt, by the covariance in float64; None where it cannot be had."""
         if decided.form == form.name and self._factor.root is None:  # columns stay columns
             twin = form.clone()
             twin.to_(self.device, decided.storage)
@@ -442,6 +458,18 @@ class CovarianceState:
             products = form.products64(form.coordinates64(K))
         return form, batches.factor(products, forget * noise, torch.finfo(form.dtype).eps), largest_norm(inner)
 
+    def _removal(self, K: torch.Tensor, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
+        """The form, the gain (d, u), the change that takes a batch out, and its leverage."""
+        form = self._choose(K)
+        products = form.products64(form.coordinates64(K))
+        gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
+        return form, form.back64(gain).to(self.dtype), change, leverage
+
+    def _gain_of_removed(self, K: torch.Tensor, noise: float) -> torch.Tensor:
+        """F A^-1 = C_new K' / noise, C_new without the batch."""
+        form = self._choose(K)
+        return form.back64(form.products64(form.coordinates64(K)).Y / noise).to(self.dtype)
+
     def _change(self, form: _Form, factored: BatchFactor) -> None:
         if factored.change.dtype == form.dtype:
             form.change_(factored.change, -1.0)
@@ -453,7 +481,7 @@ class CovarianceState:
         counters, pivot = self._counters, prepared.factored.pivot
         self._writes += 1
         counters.steps += 1
-        counters.largest_key = max(counters.largest_key, largest_norm(prepared.keys))
+        counters.largest_key = max(counters.largest_key, self._largest(prepared.keys))
         counters.largest_inner = max(counters.largest_inner, prepared.inner)
         counters.forgot = counters.forgot or prepared.forget != 1.0
         self._watch.keep(counters)

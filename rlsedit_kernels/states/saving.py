@@ -33,7 +33,7 @@ def state_dict(state: CovarianceState) -> dict[str, object]:
         "storage": None if form is None else str(form.dtype),
         "tensors": {} if form is None else form.saved(),
         "counters": asdict(state._counters),
-        "probes": {"z": state._probes.z.clone(), "image": state._probes.image.clone()},
+        "probes": state._saved_probes(),
     }
 
 
@@ -58,7 +58,7 @@ def load_factor_state_dict(state: SquareRootState, saved: Mapping[str, Any]) -> 
     if saved["form"] != state.form:
         raise ValueError(f"load_state_dict: form must be {state.form!r}, got {saved['form']!r}")
     form = TriangularForm.restore(saved["tensors"], state.d, state.dtype, state.device)
-    probes = _probes(state, saved["probes"])
+    probes = restored_probes(state, saved["probes"])
     counters = Counters(**saved["counters"])
     state._form, state._counters, state._probes = form, counters, probes
     state._watch.resume(counters)
@@ -84,8 +84,8 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"load_state_dict: storage must be torch.float32 or torch.float64, got {saved['storage']!r}"
             )
-        form = _FORM_CLASSES[name].restore(saved["tensors"], state._factor, storage, state.device)
-    probes = _probes(state, saved["probes"])
+        form = state._restored(name, saved["tensors"], storage)
+    probes = state._restored_probes(saved["probes"])
     counters = Counters(**saved["counters"])
     state._form, state._counters, state._probes = form, counters, probes
     state._watch.resume(counters)
@@ -106,7 +106,7 @@ def _check_header(state: CovarianceState | SquareRootState, saved: Mapping[str, 
         raise ValueError(f"load_state_dict: the saved state was made with another prior: {saved['prior']}")
 
 
-def _probes(state: CovarianceState | SquareRootState, saved: Mapping[str, Any]) -> Probes:
+def restored_probes(state: CovarianceState | SquareRootState, saved: Mapping[str, Any]) -> Probes:
     shape = (state.d, state._probes.z.shape[1])
     z, image = (saved_tensor(saved, key, shape, torch.float64, state.device) for key in ("z", "image"))
     return Probes(z, image)
