@@ -65,8 +65,7 @@ def batch_bytes(
     Raises:
         ValueError: an unknown form.
     """
-    if form not in FORMS:
-        raise ValueError(f"batch_bytes: form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
+    _known(form, "batch_bytes")
     r, item = rank or d, (storage or dtype).itemsize
     total = 2 * confirm_bytes(size) + _sum(u * (1 + min(PROBES, r)), size, _WIDE)
     if keys_sharded and (form == "plain" or (form == "whitened" and not prior_root)):
@@ -93,6 +92,7 @@ def check_bytes(
 
     Arguments as those of `batch_bytes`. Products of a few probe vectors in float64; nothing depends on u.
     """
+    _known(form, "check_bytes")
     r = rank or d
     p = min(PROBES, r)
     inner = _sum(r * p, size, _WIDE) if prior_root else _gather(r, p, size, _WIDE)
@@ -101,9 +101,14 @@ def check_bytes(
         return _gather(d, p, size, _WIDE) + both
     if form == "whitened":
         return inner + inner + _gather(r, p, size, _WIDE)
-    coordinates = inner if mapped or not prior_root else _gather(d, p, size, _WIDE)
-    m = r if mapped or not prior_root else d
-    return _sum(p, size, _WIDE) + coordinates + _sum(r * p, size, _WIDE) + _gather(m, p, size, _WIDE)
+    if mapped or not prior_root:
+        return inner + _sum(r * p, size, _WIDE) + _gather(r, p, size, _WIDE) + _sum(p, size, _WIDE)
+    return _gather(d, p, size, _WIDE) + _sum(r * p, size, _WIDE) + _sum(2 * p, size, _WIDE)
+
+
+def _known(form: str, what: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"{what}: form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
 
 
 def confirm_bytes(size: int) -> int:

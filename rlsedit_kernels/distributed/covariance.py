@@ -1,0 +1,445 @@
+"""ShardedCovarianceState: the covariance of a stream of batches, each rank its rows.
+
+The state itself is `CovarianceState`: this file says how a batch is checked by all ranks, multiplied, confirmed and
+only then written, and what is done by replaying batches where one process would form something d x d.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from rlsedit_kernels.backends.precision import ieee_products
+from rlsedit_kernels.distributed import replay
+from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.batch import Batch
+from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
+from rlsedit_kernels.distributed.factor import PriorName, ShardedFactor, sharded_factor
+from rlsedit_kernels.distributed.forms import FORM_CLASSES
+from rlsedit_kernels.distributed.plain import PlainRows
+from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.row_probes import RowProbes, applied
+from rlsedit_kernels.distributed.rows import saved_rows
+from rlsedit_kernels.distributed.whitened import WhitenedRows
+from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.ops import _checks
+from rlsedit_kernels.priors import Prior
+from rlsedit_kernels.states import batch as batches
+from rlsedit_kernels.states import choice
+from rlsedit_kernels.states.batch import BatchFactor
+from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
+from rlsedit_kernels.states.guard import History, Watch
+from rlsedit_kernels.states.health import Health
+from rlsedit_kernels.states.products import Change, Products
+
+__all__ = ["ShardedCovarianceState"]
+
+_COLUMNS = 128
+_DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+class ShardedCovarianceState(CovarianceState):
+    """A `CovarianceState` whose rows lie on the ranks of a mesh; all ranks call the same methods in the same order.
+
+    Keys of a batch are a tensor (u, d) that every rank has, or a DTensor over the mesh, Shard(1) (what a row-parallel
+    layer sees) or Replicate. Gains are DTensors (d, u), Shard(0): `to_local()` is what a row-parallel weight needs,
+    `full_tensor()` what other weights need. Nothing of size d x d is sent by any batch (`volume.py`). The u x u system
+    is factored on every rank; its bits are compared before anything is written.
+
+    Args:
+        prior: that every rank has. It is factored in float64 on every rank, which keeps its rows; the state does not
+            keep the prior.
+        ranks: `Ranks`, a one-dimensional mesh, or None for all processes.
+        form: as for `CovarianceState`. "auto" decides as that does for the first keys; later it moves to a safer form
+            where `history` is given, by replaying it, else `health()` says that it would.
+        dtype: torch.float32 or torch.float64.
+        guard: as for `CovarianceState`.
+        history: gives pairs (K, noise) of all batches that the state holds, the same on all ranks.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, or ranks that have been given different ones.
+        RankError: another rank has failed.
+
+    Numerics: those of the single state, in another order of summation. The whitened form keeps a matrix from the start.
+    Every method raises on all ranks or on none; where all could raise without a doubt about the others (wrong input on
+    one rank, a breakdown) they can go on, and after a rank that failed between two collectives the group has ended. The
+    state is unchanged in both cases.
+    """
+
+    _form: Any
+    _factor: ShardedFactor
+    _probes: Any
+
+    def __init__(
+        self,
+        prior: Prior,
+        ranks: Ranks | DeviceMesh | None = None,
+        *,
+        form: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        guard: str = "auto",
+        history: History | None = None,
+    ) -> None:
+        self.ranks = ranks if isinstance(ranks, Ranks) else Ranks(ranks)
+        self._stale: int | None = None
+        self._kept = ""
+        with self.ranks.guarded("ShardedCovarianceState"):
+            with self.ranks.confirmed("ShardedCovarianceState") as numbers:
+                if not isinstance(prior, Prior):
+                    raise TypeError(f"ShardedCovarianceState: prior must be a Prior, got {type(prior).__name__}")
+                if form not in FORMS:
+                    names = ", ".join(map(repr, FORMS))
+                    raise ValueError(f"ShardedCovarianceState: form must be one of {names}, got {form!r}")
+                if dtype not in _checks.DTYPES:
+                    raise TypeError(
+                        f"ShardedCovarianceState: dtype must be torch.float32 or torch.float64, got {dtype}"
+                    )
+                Watch(guard, history)
+                numbers.update(form=FORMS.index(form), itemsize=dtype.itemsize, d=prior.d)
+                numbers.update({"whether guard is on": guard != "off", "whether there is a history": bool(history)})
+            self._keep_rows = form in ("plain", "auto")
+            super().__init__(prior, form=form, dtype=dtype, device=self.ranks.device, guard=guard, history=history)
+        self.prior = PriorName(prior)
+
+    @property
+    def rank(self) -> int:
+        """Of this process among those that share the state."""
+        return self.ranks.rank
+
+    def prepare(self, K: Any, noise: float = 1.0, forget: float = 1.0) -> Prepared:
+        """First half of `update`: everything that can fail and all that is sent, nothing written.
+
+        Raises:
+            TypeError, ValueError: the input is wrong here, or not the same on all ranks.
+            BreakdownError: as for `CovarianceState.gain`.
+            RankError: it is wrong on another rank, or that rank has failed.
+        """
+        with self._session("update"):
+            batch = self._begin("update", K, noise, forget)
+            with self._unmoved_by_errors():
+                form, products = self._products(batch, forget * noise)
+                inner = self._inner
+                with self.ranks.confirmed("update") as numbers:
+                    factored = self._solved("update", form, products, forget * noise)
+                    gain = form.back(factored.gain).to(self.dtype)
+                    if not bool(torch.isfinite(gain).all()):
+                        raise ValueError(f"update: the gain overflows {self.dtype}: keys of {batch.largest**0.5:.1e}")
+                    numbers[_SYSTEM] = digest(factored.G, factored.root)
+            whole = self.ranks.dtensor(gain.contiguous(), self.d)
+            keys: Any = batch
+            return Prepared(whole, factored, inner, keys, float(noise), float(forget), self._writes)
+
+    def write(self, prepared: Prepared) -> None:
+        """As `CovarianceState.write`: nothing is sent. A rank that fails here ends the group, as its rows are lost."""
+        with self.ranks.guarded("write"):
+            super().write(prepared)
+
+    def remove(
+        self, K: Any, noise: float = 1.0, *, remaining: Iterable[tuple[Any, float]] | None = None
+    ) -> torch.Tensor:
+        """As `CovarianceState.remove`; the gain as a DTensor (d, u), Shard(0).
+
+        Raises:
+            LeverageError, BreakdownError: as there.
+            TypeError, ValueError, RankError: as for `prepare`.
+        """
+        with self._session("remove"):
+            batch: Any = self._begin("remove", K, noise)
+            return super().remove(batch, float(noise), remaining=remaining)
+
+    def restrict(self, Q: Any) -> None:
+        """As `CovarianceState.restrict`.
+
+        Args:
+            Q: (d, q), orthonormal columns: a tensor that every rank has, or a DTensor over the mesh, Shard(0).
+        """
+        with self._session("restrict"):
+            turned = Q.mT if isinstance(Q, torch.Tensor) and Q.dim() == 2 else Q
+            batch = self._begin("restrict", turned)
+            Qt = batch.local.to(torch.float64)
+            product = self.ranks.ordered_sum(Qt @ Qt.mT)
+            off = float((product - torch.eye(batch.u, dtype=product.dtype, device=product.device)).abs().max())
+            if not off <= 1e-4:
+                raise _agreed(ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}"))
+            keys: Any = batch
+            self._restrict(keys)
+
+    def refactor(self, written: Iterable[tuple[Any, float]]) -> None:
+        """Rebuild the state by replaying kept batches on the prior in float64; nothing d x d is formed or sent.
+
+        Args:
+            written: pairs (K, noise), noise > 0, of all batches that the state shall hold, the same on all ranks. An
+                automatic form is chosen for the largest of the keys, so that it has to see all batches first.
+        """
+        with self._session("refactor"):
+            found = replay.replayed(self, written, None)
+            self._form, self._reason, self._kept = found.form, found.reason, ""
+            self._counters, self._probes, self._stale = found.counters, found.probes, None
+            self._writes += 1
+
+    def product(self, x: Any) -> DTensor:
+        """C x for a few columns, worked out in float64: what stands in for a dense covariance.
+
+        Args:
+            x: (d, p), a tensor that every rank has, or a DTensor over the mesh, Shard(0) or Replicate.
+
+        Returns:
+            (d, p) float64, Shard(0).
+        """
+        with self._session("product"):
+            with self.ranks.confirmed("product") as numbers:
+                turned = x.mT if isinstance(x, torch.Tensor) and x.dim() == 2 else x
+                keys = batch_keys("product", turned, self.d, torch.float64, self.ranks)
+                numbers.update(self._header(x, keys))
+            return self.ranks.dtensor(applied(self._form, self._factor, keys.local.mT.contiguous()), self.d)
+
+    def covariance(self) -> DTensor:
+        """C (d, d) in the dtype of the state, as a DTensor, Shard(0); a copy.
+
+        Of the plain form, and of a ridge in the whitened form, every rank has its rows and nothing is sent. Otherwise
+        C is put together from its products with unit vectors, a few columns at a time: as much is sent as for some
+        5 d / u batches. It is meant for checks; `product` gives C x.
+        """
+        with self._session("covariance"):
+            with self.ranks.confirmed("covariance") as numbers:
+                numbers.update(steps=self._writes)
+            form, d = self._form, self.d
+            if isinstance(form, PlainRows):
+                rows = form.C.clone()
+            elif isinstance(form, WhitenedRows) and self._factor.root is None:
+                rows = form.matrix * self._factor.scale**2  # type: ignore[operator]
+            else:
+                own = self.ranks.rows(d)
+                rows = torch.empty(own.stop - own.start, d, dtype=torch.float64, device=self.device)
+                for start in range(0, d, _COLUMNS):
+                    stop = min(start + _COLUMNS, d)
+                    x = torch.zeros(own.stop - own.start, stop - start, dtype=torch.float64, device=self.device)
+                    for row in range(max(own.start, start), min(own.stop, stop)):
+                        x[row - own.start, row - start] = 1.0
+                    rows[:, start:stop] = applied(form, self._factor, x)
+            return self.ranks.dtensor(rows.to(self.dtype), d)
+
+    def precision(self) -> NoReturn:
+        """Not to be had without the whole matrix on every rank.
+
+        Raises:
+            RuntimeError: always, with what to do instead.
+        """
+        raise RuntimeError(
+            "precision: a sharded state has no S: it would take a d x d inversion. Add the batches up, "
+            "prior.information() + sum K'K / noise, or invert covariance().full_tensor() on a machine that holds it"
+        )
+
+    def health(self, *, thorough: bool = False) -> Health:
+        """As `CovarianceState.health`, from products of rows with four vectors; the same on all ranks.
+
+        Raises:
+            ValueError: `thorough`, which takes an eigendecomposition of all of C.
+        """
+        with self._session("health"):
+            with self.ranks.confirmed("health") as numbers:
+                if thorough:
+                    raise ValueError(
+                        "health: thorough=True takes C apart as one dense matrix, which no rank has: load state_dict() "
+                        "gathered into a CovarianceState on a machine that holds it, or read `drift`"
+                    )
+                numbers.update(steps=self._writes)
+            self._settle()
+            found = super().health()
+        return replace(found, messages=(*found.messages, self._kept)) if self._kept else found
+
+    def look(self) -> None:
+        """As `CovarianceState.look`."""
+        with self._session("look"):
+            with self.ranks.confirmed("look") as numbers:
+                numbers.update(steps=self._writes)
+            self._settle()
+            self._watch.look(self)
+
+    def state_dict(self) -> dict[str, object]:
+        """As that of `CovarianceState`, with DTensors, Shard(0), in the place of matrices; all ranks call it."""
+        with self._session("state_dict"):
+            with self.ranks.confirmed("state_dict") as numbers:
+                numbers.update(steps=self._writes)
+            self._settle()
+            return super().state_dict()
+
+    def load_state_dict(self, saved: Mapping[str, object]) -> None:
+        """Restore what `state_dict` gave: DTensors over the mesh of these ranks, or whole tensors of a single state.
+
+        Raises:
+            TypeError, ValueError: it does not fit here, or differs between ranks; RankError: it does not fit elsewhere.
+        """
+        twin = self.clone()
+        with self._session("load_state_dict"):
+            with self.ranks.confirmed("load_state_dict") as numbers:
+                super(ShardedCovarianceState, twin).load_state_dict(saved)
+                numbers.update(steps=twin.steps, form=FORMS.index(twin.form) if twin.form in FORMS else -1)
+            twin._stale, twin._kept = None, ""
+            writes = self._writes + 1
+            self.__dict__.update(twin.__dict__)
+            self._writes = writes
+
+    def clone(self) -> ShardedCovarianceState:
+        """An independent copy; nothing is sent."""
+        twin = super().clone()
+        assert isinstance(twin, ShardedCovarianceState)
+        return twin
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> NoReturn:
+        """Raises:
+        RuntimeError: always: a sharded state lives on the devices of its ranks, in the dtype it was made with.
+        """
+        raise RuntimeError("to: make another ShardedCovarianceState and refactor(batches) it")
+
+    def convert(self, form: str) -> NoReturn:
+        """Raises:
+        RuntimeError: always: it would take C as one dense matrix.
+        """
+        raise RuntimeError(
+            f"convert: make ShardedCovarianceState(prior, ranks, form={form!r}) and refactor(batches) it"
+        )
+
+    def take_covariance(self, C: torch.Tensor, largest_key: float) -> NoReturn:
+        """Raises:
+        RuntimeError: always, as for `convert`.
+        """
+        raise RuntimeError("take_covariance: a sharded state takes batches, not a dense covariance: refactor(batches)")
+
+    @contextlib.contextmanager
+    def _session(self, op: str) -> Iterator[None]:
+        """One call: what goes wrong here is told to the others unless they find it by themselves."""
+        with self.ranks.guarded(op), ieee_products():
+            try:
+                yield
+            except BreakdownError as error:  # from the same bits on every rank
+                raise _agreed(error) from None
+
+    def _begin(self, op: str, K: Any, noise: float = 1.0, forget: float = 1.0) -> Batch:
+        """Check a batch on all ranks and make the sums that everything else needs."""
+        with self.ranks.confirmed(op) as numbers:
+            noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
+            if op == "remove" and noise == 0.0:
+                raise ValueError(
+                    "remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)"
+                )
+            keys = batch_keys(op, K, self.d, self.dtype, self.ranks)
+            numbers.update(self._header(K, keys), noise=noise, forget=forget)
+        self._settle()
+        if op == "update":
+            self._watch.look(self)
+        return Batch(keys, self.ranks, self.d, self._probes.z)
+
+    def _header(self, K: torch.Tensor, keys: BatchKeys) -> dict[str, float]:
+        return {
+            "the number of changes so far": self._writes,
+            "u": keys.u,
+            "the number of the dtype of K": _DTYPES.get(K.dtype, -1),
+            "whether K is sharded": keys.full is None,
+            "the digest of K": keys.mark,
+        }
+
+    def _keys(self, op: str, K: Any) -> Any:
+        return K  # a Batch, checked when it was made
+
+    def _largest(self, K: Any) -> float:
+        return float(K.largest)
+
+    def _products(self, batch: Any, noise: float) -> tuple[Any, Products]:
+        """The form, and its products with a batch; in float64 where the batch needs care."""
+        form: Any = self._choose(batch)
+        K = form.coordinates(batch, form.dtype)
+        products = form.products(K)
+        self._inner = form.largest(batch, K)
+        if bool(torch.isfinite(products.G).all()) and batches.needs_care(products.G, noise):
+            products = form.products(form.coordinates(batch, torch.float64))
+        return form, products
+
+    def _solved(self, op: str, form: Any, products: Products, noise: float) -> BatchFactor:
+        if not bool(torch.isfinite(products.G).all()):
+            raise ValueError(f"{op}: K C K' overflows {self.dtype}: the keys are too large")
+        return batches.factor(products, noise, torch.finfo(form.dtype).eps)
+
+    def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor, float]:
+        form, products = self._products(K, forget * noise)
+        with self.ranks.confirmed(op) as numbers:
+            factored = self._solved(op, form, products, forget * noise)
+            numbers[_SYSTEM] = digest(factored.G, factored.root)
+        return form, factored, self._inner
+
+    def _removal(self, K: Any, noise: float) -> tuple[Any, torch.Tensor, Change, float]:
+        form: Any = self._choose(K)
+        products = form.products(form.coordinates(K, torch.float64))
+        with self.ranks.confirmed("remove") as numbers:
+            gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
+            rows = form.back(gain).to(self.dtype)
+            numbers[_SYSTEM] = digest(products.G)
+        return form, self.ranks.dtensor(rows.contiguous(), self.d), change, leverage
+
+    def _gain_of_removed(self, K: Any, noise: float) -> torch.Tensor:
+        form: Any = self._choose(K)
+        Y = form.products(form.coordinates(K, torch.float64)).Y
+        return self.ranks.dtensor(form.back(Y / noise).to(self.dtype).contiguous(), self.d)
+
+    def _change(self, form: Any, factored: BatchFactor) -> None:
+        form.change_(factored.change, -1.0)
+        self._counters.careful_steps += factored.change.dtype != form.dtype
+
+    def _singular_write(self, form: Any) -> None:
+        self._counters.singular_writes += 1
+        self._stale = 20 + self._counters.singular_writes
+
+    def _settle(self) -> None:
+        """New probes after a hard write or a restriction; put off until all ranks are in a call again."""
+        if self._stale is not None:
+            probes = self._probes.to(self.device)
+            probes.begin_again(self._form, self._factor, self._stale)
+            self._probes, self._stale = probes, None
+
+    def _moved(self, form: Any, decided: choice.Choice) -> Any:
+        """The decided form by replaying `history`; None without one, or where batches cannot tell all of the state."""
+        history, counters = self._watch.history, self._counters
+        if history is None or counters.forgot or counters.singular_writes:
+            why = (
+                "there is no history" if history is None else "its batches do not tell what was forgotten or forbidden"
+            )
+            self._kept = (
+                f"a safer form is called for ({decided.reason}), and the state stays {form.name}: a sharded state "
+                f"moves by replaying history=..., and {why}"
+            )
+            return None
+        moved = replay.replayed(self, history(), decided).form
+        self._kept = ""
+        return moved
+
+    def _start(self, name: str, storage: torch.dtype) -> Any:
+        return FORM_CLASSES[name].start(self._factor, storage)
+
+    def _factor_and_probes(self, prior: Prior) -> tuple[Any, Any]:
+        factor = sharded_factor(prior, self.ranks, "ShardedCovarianceState", plain=self._keep_rows)
+        return factor, RowProbes.start(factor)
+
+    def _restored(self, name: str, tensors: Mapping[str, object], storage: torch.dtype) -> Any:
+        return FORM_CLASSES[name].restore(tensors, self._factor, storage)
+
+    def _saved_probes(self) -> dict[str, torch.Tensor]:
+        probes = self._probes
+        return {n: self.ranks.dtensor(getattr(probes, n).clone(), self.d) for n in ("z", "image")}
+
+    def _restored_probes(self, saved: Mapping[str, object]) -> Any:
+        shape = (self.d, self._probes.z.shape[1])
+        return RowProbes(*(saved_rows(saved, name, shape, torch.float64, self.ranks) for name in ("z", "image")))
+
+
+_SYSTEM = "the digest of the u x u system (machines of two kinds, or two versions of a library, may compute other bits)"
+
+
+def _agreed(error: Exception) -> Exception:
+    error.agreed = True  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,92 @@
+"""A sharded covariance from its prior and kept batches, in float64: what one process does by a dense inversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.batch import Batch
+from rlsedit_kernels.distributed.batch_keys import batch_keys
+from rlsedit_kernels.distributed.forms import FORM_CLASSES
+from rlsedit_kernels.distributed.row_probes import RowProbes
+from rlsedit_kernels.ops import _checks
+from rlsedit_kernels.states import batch as batches
+from rlsedit_kernels.states import choice
+from rlsedit_kernels.states.counters import Counters
+
+if TYPE_CHECKING:
+    from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
+
+__all__ = ["Replayed", "replayed"]
+
+
+@dataclass
+class Replayed:
+    """What a replay gives: all of a state that depends on its batches."""
+
+    form: Any
+    reason: str
+    counters: Counters
+    probes: RowProbes
+
+
+def replayed(
+    state: ShardedCovarianceState, written: Iterable[tuple[Any, float]], decided: choice.Choice | None
+) -> Replayed:
+    """Replay batches on rows in float64 and round them once; `state` is unchanged.
+
+    Args:
+        state: its prior, ranks and form are taken.
+        written: pairs (K, noise), noise > 0, the same on all ranks.
+        decided: the form to take; None for that of `state`, or for the choice that the largest key asks for where the
+            form is automatic (all batches are then held at once).
+    """
+    counters, probes = Counters(), RowProbes.start(state._factor)
+    stream: Iterable[tuple[Batch, float]] = _checked(state, written, probes.z)
+    if decided is None:
+        name, storage = state._requested, state.dtype
+        decided = choice.Choice(name, storage, state._reason)
+        if name == "auto":
+            stream = list(stream)
+            largest = max((batch.largest for batch, _ in stream), default=0.0)
+            decided = choice.choose(state._factor, state.dtype, largest, dense=True)
+    form = FORM_CLASSES[decided.form].start(state._factor, decided.storage, wide=True)
+    eps = torch.finfo(torch.float64).eps
+    for batch, noise in stream:
+        K = form.coordinates(batch, torch.float64)
+        products = form.products(K)
+        inner = form.largest(batch, K)
+        with state.ranks.confirmed("refactor") as numbers:
+            factored = batches.factor(products, noise, eps)
+            numbers["the digest of the u x u system"] = digest(factored.G, factored.root)
+        form.change_(factored.change, -1.0)
+        probes.write(batch, noise, 1.0)
+        counters.steps += 1
+        counters.largest_key = max(counters.largest_key, batch.largest)
+        counters.largest_inner = max(counters.largest_inner, inner)
+    form.to_(decided.storage)
+    return Replayed(form, decided.reason, counters, probes)
+
+
+def _checked(
+    state: ShardedCovarianceState, written: Iterable[tuple[Any, float]], z: torch.Tensor
+) -> Iterator[tuple[Batch, float]]:
+    """The batches, each of which all ranks have found to be in order and the same."""
+    source = iter(written)
+    while True:
+        with state.ranks.confirmed("refactor") as numbers:
+            pair = next(source, None)
+            numbers["whether there is another batch"] = pair is not None
+            if pair is not None:
+                noise = _checks.noise("refactor", pair[1])
+                if noise == 0.0:
+                    raise ValueError("refactor: noise must be > 0 for every batch")
+                keys = batch_keys("refactor", pair[0], state.d, state.dtype, state.ranks)
+                numbers.update(state._header(pair[0], keys), noise=noise)
+        if pair is None:
+            return
+        yield Batch(keys, state.ranks, state.d, z), noise
