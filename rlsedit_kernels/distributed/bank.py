@@ -16,6 +16,7 @@ from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.bank_stack import Entry, Run, Stack, naming, unchanged
 from rlsedit_kernels.distributed.placement import Placement, place
 from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.volume import confirm_bytes
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
@@ -295,6 +296,23 @@ class StateBank:
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}
         return sum(storages.values())
 
+    def update_bytes(self, sizes: Mapping[Any, int], *, gather: bool = False) -> int:
+        """Bytes that this rank receives in one `update`; `volume.Received` counts them.
+
+        With P ranks and n states named 16 (P - 1) n for u and a digest of each, 8 (P - 1) for each number that must
+        agree, and with `gather` s d u for each state of another rank, s bytes a number.
+
+        Args:
+            sizes: u of the batch of every state named.
+            gather: as for `update`.
+        """
+        ranks = self.placement.ranks
+        total = confirm_bytes(ranks) + (ranks - 1) * 16 * len(sizes)
+        if gather and ranks > 1:
+            others = [key for key in sizes if self.owner(key) != self.rank]
+            total += sum(self._dims[self._position[key]] * sizes[key] for key in others) * self.dtype.itemsize
+        return total
+
     def __repr__(self) -> str:
         return (
             f"StateBank({len(self.keys)} states, {len(self._states)} of them on rank {self.rank} of "
@@ -359,7 +377,7 @@ class StateBank:
 
     def _replace(self, twins: Mapping[Any, CovarianceState]) -> None:
         for key, twin in twins.items():
-            twin._writes = self._states[key]._writes + 1  # what was prepared before is void
+            self._states[key]._writes += 1  # what was prepared before is void
             self._states[key] = twin
             self._adopt(key, twin)
         self._calls += 1

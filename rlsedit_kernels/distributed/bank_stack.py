@@ -33,6 +33,7 @@ from rlsedit_kernels.states.whitened import WhitenedForm
 __all__ = ["Entry", "Run", "Stack", "naming", "prepare", "rows_of", "unchanged", "write"]
 
 _FULL = 8
+_ALIGNMENT = 64
 
 
 def rows_of(u: int) -> int:
@@ -226,9 +227,7 @@ def _side_by_side(bucket: Sequence[Entry]) -> Iterator[list[Entry]]:
     run: list[Entry] = []
     for entry in sorted(bucket, key=lambda entry: entry.place):
         last = run[-1] if run else None
-        if last is not None and not (
-            entry.place == last.place + 1 and entry.stack.continues(entry.place, entry.state, last.state)
-        ):
+        if last is not None and not entry.stack.continues(entry.place, entry.state, last.state):
             yield run
             run = []
         run.append(entry)
@@ -280,8 +279,17 @@ def _run(
 
 
 def _products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """A_i B_i of each of a run; on a CPU one by one: its batched product rounds otherwise for one than for many."""
-    return torch.bmm(A, B) if A.is_cuda else torch.stack([a @ b for a, b in zip(A, B, strict=True)])
+    """A_i B_i of each of a run.
+
+    On a CPU one by one, from memory that is aligned: products round otherwise in a batch, or at another alignment.
+    """
+    if A.is_cuda:
+        return torch.bmm(A, B)
+    return torch.stack([_aligned(a) @ _aligned(b) for a, b in zip(A, B, strict=True)])
+
+
+def _aligned(A: torch.Tensor) -> torch.Tensor:
+    return A if A.data_ptr() % _ALIGNMENT == 0 else A.clone()
 
 
 def _figures(

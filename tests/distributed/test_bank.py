@@ -11,8 +11,10 @@ import torch
 from support.ranks import run
 
 import rlsedit_kernels as rk
-from rlsedit_kernels.distributed import Ranks, StateBank, checkpoint, route
+from rlsedit_kernels.backends.registry import active_backend
+from rlsedit_kernels.distributed import Ranks, StateBank, checkpoint
 from rlsedit_kernels.distributed.bank_stack import rows_of
+from rlsedit_kernels.distributed.volume import Received
 from rlsedit_kernels.errors import LeverageError, RankError
 from rlsedit_kernels.states import batch as batch_module
 
@@ -35,7 +37,7 @@ def priors() -> dict[Key, rk.Prior]:
     return {
         **{(0, e): common for e in range(5)},
         **{(1, e): rk.Prior.anchor(moment(1 + e), lam=0.1) for e in range(4)},
-        **{(2, e): rk.Prior.anchor(moment(9, 16), lam=0.2) for e in range(2)},
+        **{(2, e): rk.Prior.anchor(moment(9 + e, 17), lam=0.2) for e in range(2)},
         (3, 0): rk.Prior.null_space(basis, 1.0),
         (3, 1): rk.Prior.ridge(D, 2.0),
     }
@@ -219,11 +221,12 @@ def test_removal_takes_back_or_changes_nothing() -> None:
     bank.update(first)
     before = {key: bank.covariance(key) for key in second}
     bank.update(second)
-    single = rk.CovarianceState(priors()[0, 0], form="plain", dtype=torch.float64)
-    single.update(*first[0, 0])
-    single.update(*second[0, 0])
+    some = next(iter(second))
+    single = rk.CovarianceState(priors()[some], form="plain", dtype=torch.float64)
+    single.update(*first[some])
+    single.update(*second[some])
     gains = bank.remove(second)
-    assert relative(gains[0, 0], single.remove(*second[0, 0])) < 1e-10
+    assert relative(gains[some], single.remove(*second[some])) < 1e-10
     for key in second:
         assert relative(bank.covariance(key), before[key]) < 1e-9  # type: ignore[arg-type]
     kept = _everything(bank)
@@ -239,12 +242,25 @@ def test_removal_takes_back_or_changes_nothing() -> None:
 def test_a_batch_prepared_before_another_is_not_written() -> None:
     bank = StateBank(priors())
     one, other = stream(2)
-    prepared = bank.prepare(one)
-    bank.update(other)
-    before = _everything(bank)
-    with pytest.raises(ValueError, match="has changed since"):
-        bank.write(prepared)
-    assert _same(_everything(bank), before)
+    saved = bank.state_dict()
+    for change in (lambda: bank.update(other), lambda: bank.remove(other), lambda: bank.load_state_dict(saved)):
+        prepared = bank.prepare(one)
+        change()
+        before = _everything(bank)
+        with pytest.raises(ValueError, match="has changed since"):
+            bank.write(prepared)
+        assert _same(_everything(bank), before)
+
+
+def _as_placed(one: Any, other: Any) -> bool:
+    """To the bit with the kernels of this package; plain torch rounds otherwise in a batch of another size."""
+    if active_backend("gain_products") == "cpu":
+        return _same(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_as_placed(one[key], other[key]) for key in one)
+    if isinstance(one, torch.Tensor):
+        return relative(one, other) < 1e-4
+    return type(one) is type(other)
 
 
 def _bank_of(ranks: Ranks | None, form: str, steps: int) -> tuple[StateBank, list[dict[Key, torch.Tensor]]]:
@@ -271,11 +287,11 @@ def test_the_same_bits_wherever_states_are_placed(form: str) -> None:
         union: dict[str, Any] = {}
         for gains, states, placement in found:
             assert placement == found[0][2]
-            assert _same({i: dict(sorted(one.items())) for i, one in enumerate(gains)},
-                         {i: dict(sorted(one.items())) for i, one in enumerate(expected)})  # fmt: skip
+            for mine, wanted in zip(gains, expected, strict=True):
+                assert _as_placed(mine, wanted)
             assert not union.keys() & states.keys()
             union |= states
-        assert _same(dict(sorted(union.items())), dict(sorted(_everything(alone).items())))
+        assert _as_placed(union, _everything(alone))
         assert all(len(states) > 0 for _, states, _ in found)
 
 
@@ -285,8 +301,9 @@ def _fails(ranks: Ranks, kind: str) -> tuple[bool, str]:
     bank.update(first)
     before = _everything(bank)
     mine = dict(second)
-    key = next(key for key in second if bank.owner(key) == 1)
+    key = next(key for key in second if bank.owner(key) == 1 and len(second[key][0]) > 1)
     last = ranks.rank == ranks.size - 1
+    mine[key] = (300.0 * mine[key][0], mine[key][1])  # so large that its state would move to another form
     if kind == "alone" and bank.owner(key) == ranks.rank:
         mine[key] = (torch.full_like(mine[key][0], float("nan")), 1.0)
     elif kind == "missing" and bank.owner(key) == ranks.rank:
@@ -343,7 +360,7 @@ def test_saved_at_three_ranks_and_loaded_at_others() -> None:
     wanted = _everything(_bank_of(None, "auto", 4)[0])
     for found in ([_resumed(None, parts)], run(2, _resumed, parts)):
         union = {name: state for part in found for name, state in part.items()}
-        assert _same(dict(sorted(union.items())), dict(sorted(wanted.items())))
+        assert _as_placed(union, wanted)
 
 
 def _checkpointed(ranks: Ranks, folder: str) -> None:
@@ -363,7 +380,7 @@ def test_a_checkpoint_of_three_ranks_goes_on_at_others(tmp_path: Path) -> None:
     wanted = _everything(_bank_of(None, "auto", 4)[0])
     for found in ([_restored(None, str(tmp_path))], run(2, _restored, str(tmp_path))):
         union = {name: state for part in found for name, state in part.items()}
-        assert _same(dict(sorted(union.items())), dict(sorted(wanted.items())))
+        assert _as_placed(union, wanted)
 
 
 def test_a_state_that_is_missing_is_found_before_anything_is_loaded() -> None:
@@ -378,6 +395,25 @@ def test_a_state_that_is_missing_is_found_before_anything_is_loaded() -> None:
     with pytest.raises(ValueError, match=r"state \(1, 3\): .*this state is torch.float32"):
         bank.load_state_dict({**saved, "states": states})
     assert _same(_everything(bank), before)
+
+
+def _counted(ranks: Ranks) -> list[tuple[int, int]]:
+    bank = StateBank(priors(), ranks, guard="off")
+    found = []
+    for gather, batches in zip((False, True, True), stream(3), strict=True):
+        sizes = {key: len(K) for key, (K, _) in batches.items()}
+        with Received() as received:
+            bank.update(batches, gather=gather)
+        found.append((received.bytes, bank.update_bytes(sizes, gather=gather)))
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_is_sent_is_what_the_formula_says(size: int) -> None:
+    for counted in run(size, _counted):
+        assert all(bytes_ == formula for bytes_, formula in counted)
+        assert (counted[0][0] > 0) == (size > 1)
+        assert counted[0][0] <= (size - 1) * 16 * (len(priors()) + 10)
 
 
 def _made(ranks: Ranks) -> None:
@@ -420,61 +456,3 @@ def test_arguments_are_checked(arguments: dict[str, Any], error: type[Exception]
     given = {"priors": {0: rk.Prior.ridge(4, 1.0)}, **arguments}
     with pytest.raises(error, match=text):
         StateBank(**given)
-
-
-def _mixture(x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
-    """The output of the down projections of a mixture of experts, row by row: sum_j weights_j W_(e_j)' k_j."""
-    out = torch.zeros(x.shape[0], W.shape[2], dtype=x.dtype)
-    for row, (own, factors) in enumerate(zip(experts.tolist(), weights.tolist(), strict=True)):
-        for choice, (expert, factor) in enumerate(zip(own, factors, strict=True)):
-            if expert >= 0:
-                out[row] += factor * x[row, choice] @ W[expert]
-    return out
-
-
-def test_routed_rows_give_each_expert_what_it_adds_to_the_output() -> None:
-    generator = torch.Generator().manual_seed(0)
-    n, k, d, count = 9, 3, 5, 6
-    keys = torch.randn(n, k, d, dtype=torch.float64, generator=generator)
-    experts = torch.stack([torch.randperm(count, generator=generator)[:k] for _ in range(n)])
-    experts[4, 1] = -1
-    weights = torch.rand(n, k, dtype=torch.float64, generator=generator)
-    W = torch.randn(count, d, 4, dtype=torch.float64, generator=generator)
-    routed = route(keys, experts, weights)
-    assert list(routed) == sorted(set(experts.flatten().tolist()) - {-1})
-    out = torch.zeros(n, 4, dtype=torch.float64)
-    for expert, (rows, own) in routed.items():
-        assert rows.tolist() == [row for row in range(n) if expert in experts[row].tolist()]
-        out[rows] += own @ W[expert]
-    assert torch.allclose(out, _mixture(keys, experts, weights, W), rtol=1e-13)
-    same = route(keys[:, 0], experts)
-    for expert, (rows, own) in same.items():
-        assert torch.equal(rows, routed[expert].rows)
-        assert torch.equal(own, keys[rows, 0])
-
-
-def test_a_routed_stream_updates_the_experts_it_names_only() -> None:
-    common = rk.Prior.anchor(moment(0), lam=0.1)
-    bank = StateBank({(3, e): common for e in range(8)})
-    keys = 0.1 * torch.randn(6, D, generator=torch.Generator().manual_seed(1))
-    routed = route(keys, torch.tensor([[0, 5], [5, 2], [2, 0], [0, 2], [5, -1], [2, 5]]))
-    bank.update({(3, e): (own, 1.0) for e, (_, own) in routed.items()})
-    assert [bank.state((3, e)).steps for e in range(8)] == [1, 0, 1, 0, 0, 1, 0, 0]  # type: ignore[union-attr]
-    single = rk.CovarianceState(common)
-    single.update(keys[[0, 1, 4, 5]])
-    assert relative(bank.covariance((3, 5)), single.covariance()) < 1e-6  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("keys", "experts", "error", "text"),
-    [
-        (torch.ones(3, 4), torch.zeros(3, 2), TypeError, "experts must be integers"),
-        (torch.ones(3, 4), torch.zeros(3, dtype=torch.int64), ValueError, r"experts must have shape \(n, k\)"),
-        (torch.ones(2, 4), torch.tensor([[0], [1], [2]]), ValueError, r"keys must have shape \(3, d\)"),
-        (torch.ones(2, 4), torch.tensor([[0, 1], [2, 2]]), ValueError, "in row 1"),
-        ([1.0], torch.tensor([[0]]), TypeError, "keys must be a torch.Tensor"),
-    ],
-)
-def test_what_a_router_gives_is_checked(keys: Any, experts: torch.Tensor, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
-        route(keys, experts)
