@@ -11,7 +11,7 @@ from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
 from rlsedit_kernels.states.keys import checked_keys
 
-__all__ = ["BatchKeys", "batch_keys"]
+__all__ = ["BatchKeys", "aligned", "batch_keys"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,17 @@ class BatchKeys:
         return ranks.gather_columns(self.local, d) if self.full is None else self.full
 
     def squared_norms(self, ranks: Ranks) -> torch.Tensor:
-        """|k|^2 (u,) of the keys, float64, the same bits on all ranks."""
-        if self.full is not None:
-            return torch.linalg.vector_norm(self.full, dim=1, dtype=torch.float64).square()
+        """|k|^2 (u,) of the keys, float64: added up over the ranks, so that all of them have the same bits."""
         return ranks.ordered_sum(torch.linalg.vector_norm(self.local, dim=1, dtype=torch.float64).square())
+
+    def tensor(self, ranks: Ranks, d: int) -> torch.Tensor:
+        """What `batch_keys` takes for the same batch."""
+        return ranks.dtensor(self.local, d, dim=1) if self.full is None else self.full
+
+
+def aligned(A: torch.Tensor) -> torch.Tensor:
+    """A laid out alike on all ranks: the bits of a product may depend on where a matrix begins in memory."""
+    return A if A.is_contiguous() and A.data_ptr() % 64 == 0 else A.clone(memory_format=torch.contiguous_format)
 
 
 def batch_keys(op: str, K: object, d: int, dtype: torch.dtype, ranks: Ranks) -> BatchKeys:
@@ -54,7 +61,7 @@ def batch_keys(op: str, K: object, d: int, dtype: torch.dtype, ranks: Ranks) -> 
         TypeError, ValueError: K does not fit; NaN or Inf.
     """
     if not isinstance(K, DTensor):
-        full = checked_keys(op, K, d, dtype, ranks.device)
+        full = aligned(checked_keys(op, K, d, dtype, ranks.device))
         return BatchKeys(full[:, ranks.rows(d)].contiguous(), full, digest(full))
     if K.dim() != 2 or K.shape[1] != d:
         raise ValueError(f"{op}: K must have shape (u, d) with u >= 1 and d = {d}, got {tuple(K.shape)}")

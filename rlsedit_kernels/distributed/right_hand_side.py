@@ -6,6 +6,7 @@ import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.batch_keys import aligned
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.states.keys import finite
 
@@ -56,5 +57,5 @@ def targets(
         V = V.to_local()
     if V.device != ranks.device:
         raise ValueError(f"{op}: V must be on the device of the state, {ranks.device}, got {V.device}")
-    full = finite(op, "V", V.detach().to(dtype))
+    full = aligned(finite(op, "V", V.detach().to(dtype)))
     return full[:, ranks.rows(shape[1])].contiguous(), full, digest(full)

@@ -1,0 +1,188 @@
+"""ShardedRLSFilter: `RLSFilter` for a weight and a state that lie on many ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
+from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
+from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.right_hand_side import targets
+from rlsedit_kernels.distributed.solutions import ShardedCarriedSolution, ShardedGainSolution, squared
+from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
+from rlsedit_kernels.distributed.weight import ShardedWeight, Targets, check_part, local_part, place_of
+from rlsedit_kernels.filter import LAYOUTS, STATES, RLSFilter, Step, checked_arguments
+from rlsedit_kernels.ops import _checks
+from rlsedit_kernels.priors import Prior
+from rlsedit_kernels.rounding import Rounding
+
+__all__ = ["ShardedRLSFilter"]
+
+_PLACES = ("rows", "columns", "everywhere")
+
+
+class ShardedRLSFilter(RLSFilter):
+    """`RLSFilter` over ranks: every rank changes the part of W that it has, and W is never gathered.
+
+    | weight | as | what is sent for it, a batch |
+    |---|---|---|
+    | sharded over d (row-parallel) | DTensor, Shard over d | the sum over ranks of K W (u x v), twice with bounds |
+    | sharded over v (FSDP2 of `nn.Linear`) | DTensor, Shard over v | the gain (d x u); the keys if they come sharded |
+    | everywhere | a tensor, or a replicated DTensor | the same |
+
+    With solution="carried" no gain is sent; reading `weight` then costs a triangular solve (docs/distributed.md).
+
+    Args:
+        weight: W_0 as for `RLSFilter`, where it lies; a DTensor over the mesh of the ranks, or a tensor that all have.
+        prior: the same on all ranks.
+        ranks: the ranks, or their one-dimensional mesh; None for all processes.
+        state: "covariance" (`ShardedCovarianceState`) or "square_root" (`ShardedSquareRootState`).
+        layout, form, solution, dtype, track_bounds, inplace, guard: as for `RLSFilter`; the same on all ranks.
+        history: as for `RLSFilter`, the same batches on all ranks.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or differs between ranks.
+        RankError: it does not fit on another rank.
+
+    Every rank calls the same methods in the same order, `weight` and `health` among them. `Step` has the same bits on
+    all ranks.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        prior: Prior,
+        ranks: Ranks | DeviceMesh | None = None,
+        state: str = "covariance",
+        *,
+        layout: str,
+        form: str = "auto",
+        dtype: torch.dtype | None = None,
+        solution: str | None = None,
+        track_bounds: bool = True,
+        inplace: bool = False,
+        guard: str = "auto",
+        history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None = None,
+    ) -> None:
+        self.ranks = ranks if isinstance(ranks, Ranks) else Ranks(ranks)
+        with self.ranks.confirmed("ShardedRLSFilter") as agreed:
+            working, chosen = checked_arguments(weight, prior, state, layout, form, dtype, solution, inplace)
+            place = place_of(weight, layout, self.ranks)
+            check_part(weight, self.ranks)
+            local = local_part(weight)
+            if not bool(torch.isfinite(local).all()):
+                raise ValueError("RLSFilter: weight must be finite, got NaN or Inf")
+            v = weight.shape[1 if layout == "in_out" else 0]
+            agreed.update(layout=LAYOUTS.index(layout), state=STATES.index(state), v=v, itemsize=working.itemsize)
+            agreed.update({"where the weight lies": _PLACES.index(place), "track_bounds": track_bounds})
+            agreed.update({"whether the solution is carried": chosen == "carried"})
+            agreed["a digest of the weight"] = digest(local) if place == "everywhere" else 0.0
+        self.layout = layout
+        self._given = weight
+        self._prior = prior
+        self._weight = local if inplace else local.to(working, copy=True)
+        self._track_bounds = track_bounds
+        row_form = self._weight if layout == "in_out" else self._weight.mT
+        self._part = ShardedWeight(self.ranks, row_form, place, (prior.d, v))
+        carried = chosen == "carried"
+        self._initial: Any = self._part.clone() if track_bounds or carried else None
+        self._solution: Any
+        if state == "covariance":
+            self.state = ShardedCovarianceState(prior, self.ranks, form=form, dtype=working, guard=guard)
+        else:
+            self.state = ShardedSquareRootState(prior, self.ranks, dtype=working, guard=guard)
+        if carried:
+            assert isinstance(self.state, ShardedSquareRootState)
+            assert self._initial is not None
+            self._solution = ShardedCarriedSolution(self.state, self._part, self._initial)
+        else:
+            self._solution = ShardedGainSolution(self.state, self._part, self._initial, prior, track_bounds)
+        with self.ranks.confirmed("ShardedRLSFilter"):
+            self._begin(history)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight where it lies, in its layout and the dtype of the state; all ranks read it together.
+
+        Raises:
+            UnderdeterminedError: the filter started from nothing and has seen too little.
+        """
+        self._solution.refresh()
+        if not isinstance(self._given, DTensor):
+            return self._weight
+        mesh, shape, stride = self._given.device_mesh, self._given.shape, self._given.stride()
+        return DTensor.from_local(
+            self._weight, mesh, self._given.placements, run_check=False, shape=shape, stride=stride
+        )
+
+    def update(self, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> Step:
+        """Write a batch: keys K shall map to V.
+
+        Args:
+            K: (u, d) keys: a tensor that all ranks have, or a DTensor sharded over d or replicated.
+            V: (u, v) targets: a tensor that all ranks have, or a DTensor sharded over v or replicated.
+            noise, forget: as for `RLSFilter.update`.
+
+        Raises:
+            TypeError, ValueError, BreakdownError: as the state's `update`; weight and state untouched.
+            RankError: another rank has failed; weight and state untouched.
+        """
+        self._confirm_batch("update", noise, forget)
+        return super().update(K, V, noise, forget)
+
+    def remove(
+        self,
+        K: torch.Tensor,
+        V: torch.Tensor,
+        noise: float = 1.0,
+        *,
+        remaining: Iterable[tuple[torch.Tensor, torch.Tensor, float]] | None = None,
+    ) -> Step:
+        """`RLSFilter.remove`; K and V as for `update`."""
+        self._confirm_batch("remove", noise, 1.0)
+        return super().remove(K, V, noise, remaining=remaining)
+
+    def _confirm_batch(self, op: str, noise: float, forget: float) -> None:
+        with self.ranks.confirmed(op) as agreed:
+            agreed.update(noise=_checks.noise(op, noise), forget=_checks.forget(op, forget))
+            if op == "remove" and noise == 0.0:
+                raise ValueError("remove: noise must be > 0: a hard write left no trace to remove")
+
+    def _pair(self, op: str, K: object, V: object) -> Any:
+        with self.ranks.confirmed(op) as agreed:
+            keys = batch_keys(op, K, self.state.d, self.state.dtype, self.ranks)
+            local, full, mark = targets(op, V, (keys.u, self._part.shape[1]), self.state.dtype, self.ranks)
+            agreed.update(u=keys.u, writes=self.state._writes)
+            agreed.update({"whether K is sharded": keys.full is None, "whether V is sharded": full is None})
+            agreed.update({"a digest of K": keys.mark, "a digest of V": mark})
+        return keys, Targets(local, full, self._part.shape[1])
+
+    def _misfit(self, K: Any, V: Any, W: Any) -> float:  # type: ignore[override]
+        with self.ranks.guarded("RLSFilter"):
+            return float(self._part.sent_totals(squared(W.sent_error(K, V)))[0]) ** 0.5
+
+    def _row_form(self) -> Any:
+        return self._part
+
+    def _new_rounding(self) -> Rounding:
+        return Rounding(self._prior, self.state.dtype, self._size, _trace(self._prior))
+
+    def _size(self, value: BatchKeys | ShardedWeight) -> float:
+        with self.ranks.guarded("RLSFilter"):
+            if isinstance(value, ShardedWeight):
+                return value.sent_squared_norm()
+            return float(value.squared_norms(self.ranks).sum())
+
+
+def _trace(prior: Prior) -> float:
+    """tr(S_0), from what the prior was made of."""
+    if prior.kind == "null_space":
+        assert prior.l2 is not None
+        return prior.l2 * prior.arrays["basis"].shape[1]
+    return float(prior.information().diagonal().sum())

@@ -1,0 +1,279 @@
+"""The two ways to a weight over ranks: by gains, or by a right-hand side that is carried along (`solutions.py`).
+
+Whatever is sent for a batch is sent before anything of it is written. Removal works on a copy of the state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from rlsedit_kernels.distributed.batch_keys import BatchKeys
+from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
+from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
+from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.solutions import _HEADROOM, Outcome, _after
+from rlsedit_kernels.states import SquareRootState, triangular
+from rlsedit_kernels.states.keys import squared_norm
+
+__all__ = ["ShardedCarriedSolution", "ShardedGainSolution"]
+
+Batches = list[tuple[BatchKeys, Targets, float]]
+
+
+class ShardedGainSolution:
+    """W <- W + g (V - K W), each rank its part of W, with the gain of either state.
+
+    Args:
+        state: gives the gains, as DTensors.
+        weight: W, changed in place.
+        W_0: a copy of it at the start; None where neither bounds nor a rebuild are wanted.
+        prior: of the state.
+        track: whether |V - K W_0| is wanted.
+    """
+
+    rounds = True
+    """Whether the weight is rounded with every batch."""
+
+    def __init__(self, state: Any, weight: ShardedWeight, W_0: ShardedWeight | None, prior: Any, track: bool) -> None:
+        self.state, self.weight, self.W_0, self.prior = state, weight, W_0, prior
+        self.ranks: Ranks = state.ranks
+        self._track = track
+
+    def refresh(self) -> None:
+        """W is always up to date."""
+
+    def update(self, K: BatchKeys, V: Targets, noise: float, forget: float) -> Outcome:
+        """Write a batch; weight and state untouched where it fails."""
+        prepared = self.state.prepare(K.tensor(self.ranks, self.state.d), noise, forget)
+        ranks, weight = self.ranks, self.weight
+        with ranks.guarded("update"):
+            E, share = weight.sent_error(K, V), weight.sent_share(prepared.gain)
+            initial = self._sent_initial(K, V)
+            if isinstance(self.state, SquareRootState):
+                cost, residual = prepared.after(E)
+            else:
+                whitened, residual = _after(prepared.factored, E)
+                cost = forget * whitened**2
+            size, residual, cost = weight.sent_totals(squared(E), residual**2, cost)
+            reach = float(_sum_of(ranks, squared(prepared.gain.to_local())))
+        with ranks.confirmed("update") as agreed:
+            limit = 0.25 * torch.finfo(E.dtype).max
+            if not math.sqrt(reach) * math.sqrt(size) < limit:
+                raise ValueError(
+                    f"update: the change of the weight may reach {math.sqrt(reach * size):.1e}, which {E.dtype} cannot "
+                    "hold; scale V"
+                )
+            agreed.update({"the size of the innovation": size, "the cost": cost})
+        weight.add_(share, E)
+        self.state.write(prepared)
+        return Outcome(math.sqrt(size), math.sqrt(residual), cost, initial)
+
+    def remove(self, K: BatchKeys, V: Targets, noise: float) -> Outcome:
+        """Take back a batch."""
+        twin, weight, ranks = self.state.clone(), self.weight, self.ranks
+        gain = twin.remove(K.tensor(ranks, self.state.d), noise)
+        with ranks.guarded("remove"):
+            residual, share = weight.sent_error(K, V), weight.sent_share(gain)
+            initial = self._sent_initial(K, V)
+            hat = ranks.ordered_sum(K.local.to(torch.float64) @ gain.to_local().to(torch.float64))
+            wide = residual.to(torch.float64)
+            innovation = wide + hat @ wide  # V - K (W - g (V - K W))
+            figures = weight.sent_totals(squared(innovation), squared(wide), float((innovation * wide).sum()))
+        with ranks.confirmed("remove") as agreed:
+            agreed.update({"the size of the residual": figures[1]})
+        weight.add_(share, residual, alpha=-1.0)
+        _become(self.state, twin)
+        return Outcome(math.sqrt(figures[0]), math.sqrt(figures[1]), figures[2] / noise, initial)
+
+    def rebuild(self, _W_0: Any, written: Batches) -> float:
+        """State and weight from kept batches, in float64; the objective."""
+        assert self.W_0 is not None
+        fresh, B, objective = carried64(self.prior, self.ranks, self.W_0, written)
+        change = fresh.solve(B)
+        twin = self.state.clone()
+        twin.refactor([(K.tensor(self.ranks, self.state.d), noise) for K, _, noise in written])
+        with self.ranks.guarded("refactor"):
+            part = self.weight.sent_change(change)
+        with self.ranks.confirmed("refactor"):
+            pass
+        self.weight.W.copy_(part + self.W_0.W)
+        _become(self.state, twin)
+        return objective
+
+    def _sent_initial(self, K: BatchKeys, V: Targets) -> float | None:
+        if self.W_0 is None or not self._track:
+            return None
+        return math.sqrt(self.weight.sent_totals(squared(self.W_0.sent_error(K, V)))[0])
+
+
+class ShardedCarriedSolution:
+    """[R B] <- Q'[R B; K D] with D = V - K W_0, B by columns, and W = W_0 + R^-1 B when it is asked for.
+
+    Args:
+        state: holds R.
+        weight: W, changed in place when it is asked for.
+        W_0: a copy of it at the start.
+    """
+
+    rounds = False
+
+    def __init__(self, state: ShardedSquareRootState, weight: ShardedWeight, W_0: ShardedWeight) -> None:
+        self.state, self.weight, self.W_0 = state, weight, W_0
+        self.ranks = state.ranks
+        self.B = state.zeros(weight.shape[1])
+        self._size = 0.0  # |B|^2 is at most this
+        self._current = True
+        self._writes = state._writes
+
+    def refresh(self) -> None:
+        """Bring W up to date; all ranks together.
+
+        Raises:
+            UnderdeterminedError: the stream started from nothing and has seen too little.
+            BreakdownError: the solution is not finite: R is singular to working precision.
+        """
+        if self._current:
+            return
+        self._check_alone()
+        change = self.state.solve(self.B)
+        with self.ranks.guarded("weight"):
+            part = self.weight.sent_change(change)
+        with self.ranks.confirmed("weight"):
+            if not bool(torch.isfinite(change.to_local()).all()):
+                raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
+        torch.add(self.W_0.W, part, out=self.weight.W)
+        self._current = True
+
+    def update(self, K: BatchKeys, V: Targets, noise: float, forget: float) -> Outcome:
+        """Write a batch; R and B untouched where it fails."""
+        self._check_alone()
+        state, ranks = self.state, self.ranks
+        state.look()
+        keys = K.tensor(ranks, state.d)
+        with ranks.guarded("update"):
+            D = self.W_0.sent_columns(self.W_0.sent_error(K, V))
+            initial = _sum_of(ranks, squared(D))
+        size = forget * self._size + initial / noise if noise > 0.0 else math.inf
+        with ranks.confirmed("update"):
+            state.refuse_hard_write("update", noise)
+            if not math.sqrt(size) < _HEADROOM * torch.finfo(D.dtype).max:
+                raise ValueError(
+                    f"update: the right-hand side would grow to {math.sqrt(size):.1e}; scale V or raise noise"
+                )
+        targets = ranks.dtensor(D, self.weight.shape[1], dim=1)
+        if state.determined:
+            H, B = state.half(keys), self.B.to_local()
+            innovation = torch.addmm(D, H.mT, B, alpha=-1.0)
+            cost, residual = triangular.after(triangular.system(H, forget * noise), innovation, noise, forget)
+            with ranks.guarded("update"):
+                totals = _sums_of(ranks, squared(innovation), cost, residual**2)
+            state.append_with(self.B, keys, targets, noise, forget)
+            outcome = Outcome(math.sqrt(totals[0]), math.sqrt(totals[2]), totals[1], math.sqrt(initial))
+        else:
+            twin, new_B = state.clone(), ranks.dtensor(self.B.to_local().clone(), self.weight.shape[1], dim=1)
+            twin.append_with(new_B, keys, targets, noise, forget)
+            error = self._sent_error(twin, keys, D, new_B) if twin.determined else None
+            with ranks.guarded("update"):
+                sizes = _sums_of(ranks, squared(self.B.to_local()), squared(new_B.to_local()))
+                missed = math.nan if error is None else math.sqrt(_sum_of(ranks, squared(error)))
+            with ranks.confirmed("update"):
+                pass
+            self.B = new_B
+            _become(state, twin)
+            # An orthogonal transform keeps lengths: what B did not take up is the cost of the batch.
+            cost = max(forget * sizes[0] + initial / noise - sizes[1], 0.0)
+            outcome = Outcome(math.nan, missed, cost, math.sqrt(initial))
+        self._size, self._current, self._writes = size, False, state._writes
+        return outcome
+
+    def remove(self, K: BatchKeys, V: Targets, noise: float) -> Outcome:
+        """Take back a batch."""
+        self._check_alone()
+        state, ranks, v = self.state, self.ranks, self.weight.shape[1]
+        keys = K.tensor(ranks, state.d)
+        with ranks.guarded("remove"):
+            D = self.W_0.sent_columns(self.W_0.sent_error(K, V))
+        residual = self._sent_error(state, keys, D, self.B)
+        twin, new_B = state.clone(), ranks.dtensor(self.B.to_local().clone(), v, dim=1)
+        twin.remove_with(new_B, keys, ranks.dtensor(D, v, dim=1), noise)
+        innovation = self._sent_error(twin, keys, D, new_B)
+        inner = float((innovation.double() * residual.double()).sum())
+        with ranks.guarded("remove"):
+            totals = _sums_of(
+                ranks, squared(innovation), squared(residual), inner, squared(D), squared(new_B.to_local())
+            )
+        with ranks.confirmed("remove"):
+            pass
+        self.B = new_B
+        _become(state, twin)
+        self._size, self._current, self._writes = totals[4], False, state._writes
+        return Outcome(math.sqrt(totals[0]), math.sqrt(totals[1]), totals[2] / noise, math.sqrt(totals[3]))
+
+    def rebuild(self, _W_0: Any, written: Batches) -> float:
+        """R and B from kept batches, in float64 and rounded once; the objective."""
+        fresh, B, objective = carried64(self.state.prior, self.ranks, self.W_0, written)
+        local = B.to_local().to(self.state.dtype)
+        with self.ranks.guarded("refactor"):
+            size = _sum_of(self.ranks, squared(local))
+        with self.ranks.confirmed("refactor"):
+            pass
+        self.state.adopt(fresh)
+        self.B = self.ranks.dtensor(local, self.weight.shape[1], dim=1)
+        self._size, self._current, self._writes = size, False, self.state._writes
+        return objective
+
+    @staticmethod
+    def _sent_error(state: ShardedSquareRootState, keys: torch.Tensor, D: torch.Tensor, B: DTensor) -> torch.Tensor:
+        """This rank's columns of V - K W of the present stream."""
+        return torch.addmm(D, state.half(keys).mT, B.to_local(), alpha=-1.0)
+
+    def _check_alone(self) -> None:
+        if self.state._writes != self._writes:
+            raise ValueError(
+                "the state was changed outside of the filter, and the right-hand side with it is no longer that of the "
+                "stream: write and remove through the filter, or use solution='gain'"
+            )
+
+
+def carried64(
+    prior: Any, ranks: Ranks, W_0: ShardedWeight, written: Batches
+) -> tuple[ShardedSquareRootState, DTensor, float]:
+    """A float64 triangular state with its right-hand side and objective, from the prior and these batches."""
+    fresh = ShardedSquareRootState(prior, ranks, dtype=torch.float64, guard="off")
+    v = W_0.shape[1]
+    B, wide, total = fresh.zeros(v), W_0.to(torch.float64), 0.0
+    for K, V, noise in written:
+        with ranks.guarded("refactor"):
+            D = wide.sent_columns(wide.sent_error(K, V))
+            total += _sum_of(ranks, squared(D)) / noise
+        fresh.append_with(B, K.tensor(ranks, fresh.d), ranks.dtensor(D, v, dim=1), noise)
+    with ranks.guarded("refactor"):
+        taken = _sum_of(ranks, squared(B.to_local()))
+    return fresh, B, max(total - taken, 0.0)
+
+
+def squared(A: torch.Tensor) -> float:
+    """|A|^2; 0 for a matrix without elements."""
+    return squared_norm(A) if A.numel() else 0.0
+
+
+def _sums_of(ranks: Ranks, *parts: float) -> list[float]:
+    """Sums over the ranks."""
+    return ranks.ordered_sum(torch.tensor(parts, dtype=torch.float64, device=ranks.device)).tolist()
+
+
+def _sum_of(ranks: Ranks, part: float) -> float:
+    return _sums_of(ranks, part)[0]
+
+
+def _become(state: Any, twin: Any) -> None:
+    """`state` with all that its changed copy has learnt, but for its own guard; nothing is sent."""
+    watch, writes = state._watch, state._writes + 1
+    state.__dict__.update(twin.__dict__)
+    state._watch, state._writes = watch, writes
+    watch.resume(state._counters)
