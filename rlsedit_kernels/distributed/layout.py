@@ -35,7 +35,7 @@ class Part:
 
     def add(self, key: str, value: torch.Tensor) -> None:
         """A tensor of a state or a weight."""
-        value = value.detach()
+        value = value.detach() if value.requires_grad else value
         dim: int | None = None
         if isinstance(value, DTensor):
             cut = [place for place in value.placements if not isinstance(place, Replicate)]

@@ -19,6 +19,9 @@ from rlsedit_kernels.distributed.exchange import together
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
 from rlsedit_kernels.errors import CheckpointError
 
+_ROWS = ("tensors/C", "tensors/A", "tensors/matrix", "tensors/basis")
+"""What a plain state saves whole and a sharded one takes as rows."""
+
 __all__ = ["check_asked", "local", "read", "restore", "sharded"]
 
 
@@ -84,6 +87,9 @@ def read(
         wanted[key] = torch.empty_like(weight.detach())
     _fill(path, facts, wanted)
     found = {name: layout.rebuilt(content["states"][name], wanted) for name in states}
+    for name, state in states.items():
+        if not sharded(state):
+            _turn_factor(name, found[name])
     return found, {name: wanted[f"weights/{name}"] for name in weights}
 
 
@@ -115,13 +121,26 @@ def _room(key: str, fact: dict[str, Any], state: object, ranks: Ranks | None) ->
     """An empty tensor as this state keeps it: rows of this rank, or all."""
     shape, dtype = tuple(fact["shape"]), getattr(torch, fact["dtype"].removeprefix("torch."))
     dim = fact["shard"]
+    if dim is None and key.endswith(_ROWS):
+        dim = 0
     if not sharded(state) or dim is None:
-        return torch.empty(shape, dtype=dtype, device=getattr(state, "device", None))
+        return torch.empty(shape, dtype=dtype)
     owner: Ranks = state.ranks  # type: ignore[attr-defined]
     edges = bounds(shape[dim], owner.size)
     mine = list(shape)
     mine[dim] = edges[owner.rank + 1] - edges[owner.rank]
     return owner.dtensor(torch.empty(mine, dtype=dtype, device=owner.device), shape[dim], dim)
+
+
+def _turn_factor(name: str, saved: Any) -> None:
+    """The factor of a `ShardedSquareRootState`, L = R', as a `SquareRootState` saves it."""
+    tensors = saved.get("tensors") if isinstance(saved, dict) else None
+    if not isinstance(tensors, dict) or "L" not in tensors or "R" in tensors:
+        return
+    if tensors.pop("held", None) is not None:
+        raise ValueError(f"load: state {name!r} was restricted while it was sharded, and cannot be read into a single "
+                         "one: read it into a ShardedSquareRootState over one rank, and collect() that")  # fmt: skip
+    tensors["R"] = tensors.pop("L").mT.contiguous()
 
 
 def _fill(path: Path, facts: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:

@@ -12,8 +12,8 @@ import torch.distributed.checkpoint as dcp
 from support.ranks import run
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-from rlsedit_kernels import CovarianceState, Prior
-from rlsedit_kernels.distributed import Ranks
+from rlsedit_kernels import CovarianceState, Prior, SquareRootState
+from rlsedit_kernels.distributed import Ranks, ShardedSquareRootState
 from rlsedit_kernels.distributed.checkpoint import latest, load, save
 from rlsedit_kernels.distributed.disk import MANIFEST, Disk, manifest_bytes, read_manifest
 from rlsedit_kernels.errors import CheckpointError, RankError
@@ -332,3 +332,91 @@ def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
     for bad in (torch.ones(4), torch.ones(3, dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"weight 'w' must be torch\.float32 of shape \(3,\)"):
             load(tmp_path, {}, weights={"w": bad})
+
+
+D = 10
+SHARDED = {
+    "square_root": (lambda prior, ranks: ShardedSquareRootState(prior, ranks), lambda prior: SquareRootState(prior)),
+}
+
+
+def _prior() -> Prior:
+    generator = torch.Generator().manual_seed(3)
+    keys = torch.randn(40, D, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, D, dtype=torch.float64)
+    return Prior.anchor(keys.mT @ keys, mu=1.0, lam=0.1)
+
+
+def _batches(first: int, last: int) -> list[torch.Tensor]:
+    return [torch.randn(3, D, generator=torch.Generator().manual_seed(100 + i)) for i in range(first, last)]
+
+
+def _advanced(state: Any, first: int, last: int) -> Any:
+    for K in _batches(first, last):
+        state.commit(K)
+    return state
+
+
+def _gathered(value: Any) -> Any:
+    """A state_dict with every tensor whole."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {name: _gathered(entry) for name, entry in value.items()}
+    return [_gathered(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
+
+
+def _write_state(ranks: Ranks, folder: str, kind: str) -> Any:
+    state = _advanced(SHARDED[kind][0](_prior(), ranks), 0, 4)
+    save(folder, {"layer": state}, step=4)
+    return _gathered(state.state_dict())
+
+
+def _read_state(ranks: Ranks, folder: str, kind: str) -> tuple[Any, Any]:
+    state = SHARDED[kind][0](_prior(), ranks)
+    load(folder, {"layer": state})
+    found = _gathered(state.state_dict())
+    return found, _gathered(_advanced(state, 4, 6).update(_batches(6, 7)[0]))
+
+
+def _uninterrupted(ranks: Ranks, kind: str) -> Any:
+    return _gathered(_advanced(SHARDED[kind][0](_prior(), ranks), 0, 6).update(_batches(6, 7)[0]))
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_a_sharded_state_goes_on_at_another_number_of_ranks(tmp_path: Path, kind: str) -> None:
+    written = run(4, _write_state, str(tmp_path), kind)[0]
+    for size in (3, 1, 4):  # 10 rows are 4 + 4 + 2, all, or 3 + 3 + 3 + 1
+        gain = run(size, _uninterrupted, kind)[0]
+        for saved, after in run(size, _read_state, str(tmp_path), kind):
+            assert _equal(saved, written)
+            assert torch.equal(after, gain) if size == 4 else torch.allclose(after, gain, rtol=1e-4, atol=1e-6)
+    single = SHARDED[kind][1](_prior())
+    load(tmp_path, {"layer": single})
+    alone = _advanced(SHARDED[kind][1](_prior()), 0, 4)
+    assert single.steps == 4
+    assert torch.allclose(single.covariance(), alone.covariance(), rtol=1e-4, atol=1e-6)
+
+
+def _read_plain(ranks: Ranks, folder: str, kind: str) -> Any:
+    state = SHARDED[kind][0](_prior(), ranks)
+    load(folder, {"layer": state})
+    return _gathered(_advanced(state, 4, 6).update(_batches(6, 7)[0]))
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_a_single_state_goes_on_at_several_ranks(tmp_path: Path, kind: str) -> None:
+    alone = _advanced(SHARDED[kind][1](_prior()), 0, 4)
+    save(tmp_path, {"layer": alone}, step=4)
+    gain = _advanced(alone, 4, 6).update(_batches(6, 7)[0])
+    for after in run(3, _read_plain, str(tmp_path), kind):
+        assert torch.allclose(after, gain, rtol=1e-4, atol=1e-6)

@@ -67,7 +67,9 @@ class Pool:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed.tensor", "rlsedit_kernels"])
+        context.set_forkserver_preload(
+            ["torch", "torch._dynamo", "torch.distributed.tensor", "rlsedit_kernels.distributed"]
+        )
         self._folder = tempfile.TemporaryDirectory()
         file = str(Path(self._folder.name) / "store")
         self.pipes, self.processes = [], []

@@ -1,0 +1,291 @@
+"""Fresh processes that run one stream over ranks with checkpoints, one of which is killed or stopped.
+
+    outcome = run(Job(folder, size=3, victim=1, event=40))     # kills rank 1 at its 40th event
+
+Events of a rank are its collectives and the steps of a save, counted from where all ranks have met. `stream` is what a
+user would write: the public interface only.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+D, U, V = 18, 3, 4
+BATCHES, EVERY = 10, 3
+KINDS = ("square_root",)
+LIMIT = 60.0
+"""Seconds within which all processes of a run must have ended."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        folder: of the checkpoints; `result.pt`, errors and counts are beside it.
+        size: ranks.
+        kind: of the state, one of `KINDS`.
+        victim, event: the rank that is ended and at which of its events; -1: none.
+        after: seconds after which the victim is ended where `event` is -1.
+        stop: whether it is stopped rather than killed.
+        tcp: whether rank 0 keeps the store; otherwise it is a file.
+        timeout, patience: of `Ranks`, and how long one waits for signs of life.
+    """
+
+    folder: str
+    size: int = 3
+    kind: str = "square_root"
+    victim: int = -1
+    event: int = -1
+    after: float = -1.0
+    stop: bool = False
+    tcp: bool = False
+    timeout: float = 20.0
+    patience: float = 5.0
+
+
+@dataclass
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        codes: exit codes by rank, -9 for the victim.
+        errors: texts by rank; "" where there was none.
+        phases: what each rank was doing last.
+        seconds: from the end of the victim to that of the last survivor.
+        hung: ranks that had to be ended.
+        events: of each rank, by phase, where the run came to its end.
+    """
+
+    codes: list[int]
+    errors: list[str]
+    phases: list[str]
+    seconds: float
+    hung: list[int]
+    events: list[dict[str, int]]
+
+
+class Meter:
+    """Counts the events of a rank, and ends its process at one of them."""
+
+    def __init__(self, at: int, sign: int, note: Path) -> None:
+        self.at, self.sign, self.note = at, sign, note
+        self.done, self.phase = 0, "start"
+        self.counts: Counter[str] = Counter()
+
+    def count(self) -> None:
+        self.done += 1
+        self.counts[self.phase] += 1
+        if self.done == self.at:
+            self.note.write_text(self.phase)
+            os.kill(os.getpid(), self.sign)
+
+
+def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """K (u, d) and V (u, v) of a step, the same in every process."""
+    generator = torch.Generator().manual_seed(1000 + index)
+    return torch.randn(U, D, generator=generator), torch.randn(U, V, generator=generator)
+
+
+def stream(ranks: Any, folder: str, kind: str, meter: Meter | None = None, disk: Any = None) -> dict[str, Any]:
+    """Begin, or go on from the last checkpoint; state and weight at the end."""
+    from rlsedit_kernels import Prior
+    from rlsedit_kernels import distributed as rd
+    from rlsedit_kernels.distributed import checkpoint
+
+    def phase(name: str) -> None:
+        if meter is not None:
+            meter.phase = name
+
+    root = torch.randn(60, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    prior = Prior.anchor(root.mT @ root, mu=0.3, lam=0.1)
+    state: Any
+    if kind == "square_root":
+        state = rd.ShardedSquareRootState(prior, ranks)
+    else:
+        state = rd.ShardedCovarianceState(prior, ranks, form=kind)  # type: ignore[attr-defined]
+    mine = ranks.rows(D)
+    weight = ranks.dtensor(torch.zeros(mine.stop - mine.start, V), D)
+    position = 0
+    phase("load")
+    if checkpoint.latest(folder, ranks=ranks) is not None:
+        found = checkpoint.load(folder, {"layer": state}, weights={"layer": weight})
+        position = found.extra["position"]
+    for index in range(position, BATCHES):
+        phase("batch")
+        keys, values = batch(index)
+        rows = weight.to_local()
+        with ranks.guarded("prediction"):
+            predicted = ranks.ordered_sum(keys[:, mine] @ rows)
+        gain = state.update(keys)
+        rows += gain.to_local() @ (values - predicted)
+        if (index + 1) % EVERY == 0:
+            phase("save")
+            checkpoint.save(
+                folder,
+                {"layer": state},
+                step=index + 1,
+                weights={"layer": weight},
+                extra={"position": index + 1},
+                **({} if disk is None else {"disk": disk}),
+            )
+    phase("end")
+    with ranks.guarded("end"):
+        tensors = {"weight": ranks.gather(weight.to_local(), D)}
+        for name, value in state.state_dict()["tensors"].items():
+            if isinstance(value, torch.Tensor):
+                tensors[name] = ranks.gather(value.to_local(), value.shape[0])  # type: ignore[attr-defined]
+    return {**tensors, "steps": state.steps}
+
+
+def _work(rank: int, job: Job, address: str, pipe: Any) -> None:
+    import torch.distributed as dist
+
+    from rlsedit_kernels.distributed import Ranks, failure
+    from rlsedit_kernels.distributed.disk import Disk
+
+    folder = Path(job.folder).parent
+    torch.set_num_threads(1)
+    failure.PATIENCE = job.patience
+    sign = signal.SIGSTOP if job.stop else signal.SIGKILL
+    meter = Meter(job.event if rank == job.victim else -1, sign, folder / f"phase-{rank}")
+
+    class Counted(Disk):
+        def reached(self, point: str) -> None:
+            meter.count()
+
+    code = 0
+    try:
+        dist.init_process_group(
+            "gloo", init_method=address, rank=rank, world_size=job.size, timeout=timedelta(seconds=600)
+        )
+        ranks = Ranks(timeout=job.timeout)
+        ranks.barrier()
+        begin = ranks._wait
+
+        def counted(what: str, start: Callable[[], Any]) -> None:
+            meter.count()
+            begin(what, start)
+
+        ranks._wait = counted  # type: ignore[method-assign]
+        pipe.send("met")
+        result = stream(ranks, job.folder, job.kind, meter, Counted())
+        if rank == 0:
+            torch.save(result, folder / "result.pt")
+        (folder / f"events-{rank}").write_text(json.dumps(meter.counts))
+    except BaseException as error:
+        (folder / f"phase-{rank}").write_text(meter.phase)
+        (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+        code = 1
+        del error
+    ranks = begin = None  # type: ignore[assignment]
+    dist.destroy_process_group()
+    gc.collect()  # what is left of the group goes as it would when an interpreter ends
+    os._exit(code)
+
+
+def run(job: Job) -> Outcome:
+    """Run a job to its end, however it ends; nothing of it is left running."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "torch._dynamo", "torch.distributed.tensor", "rlsedit_kernels.distributed"]
+    )
+    folder = Path(job.folder).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("result.pt", "store", *(f"{k}-{r}" for k in ("error", "events", "phase") for r in range(8))):
+        (folder / name).unlink(missing_ok=True)
+    address = f"tcp://127.0.0.1:{_port()}" if job.tcp else f"file://{folder / 'store'}"
+    pipes, processes = [], []
+    for rank in range(job.size):
+        mine, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(rank, job, address, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(mine)
+        processes.append(process)
+    ended = time.monotonic()
+    if job.victim >= 0:
+        ended = _end_victim(job, pipes, processes)
+    survivors = [rank for rank in range(job.size) if rank != job.victim]
+    until, last = time.monotonic() + LIMIT, ended
+    hung = []
+    for rank in survivors:
+        processes[rank].join(max(0.0, until - time.monotonic()))
+        last = time.monotonic()
+        if processes[rank].is_alive():
+            hung.append(rank)
+    for process in processes:
+        process.kill()
+        process.join()
+    return Outcome(
+        codes=[process.exitcode or 0 for process in processes],
+        errors=[_text(folder / f"error-{rank}") for rank in range(job.size)],
+        phases=[_text(folder / f"phase-{rank}") for rank in range(job.size)],
+        seconds=last - ended,
+        hung=hung,
+        events=[json.loads(_text(folder / f"events-{rank}") or "{}") for rank in range(job.size)],
+    )
+
+
+def result(job: Job) -> dict[str, Any] | None:
+    """What the last run of a job has left, if it came to its end."""
+    path = Path(job.folder).parent / "result.pt"
+    return torch.load(path) if path.exists() else None
+
+
+def same(one: dict[str, Any] | None, other: dict[str, Any], exactly: bool) -> bool:
+    """Whether two results are equal: to the bit, or to the rounding of another order of sums."""
+    if one is None or one.keys() != other.keys() or one["steps"] != other["steps"]:
+        return False
+    pairs = [(one[name], other[name]) for name in other if name != "steps"]
+    if exactly:
+        return all(torch.equal(a, b) for a, b in pairs)
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+
+
+def _end_victim(job: Job, pipes: list[Any], processes: list[Any]) -> float:
+    """Until the victim is gone or stopped, or its run is over; the moment of it."""
+    victim = processes[job.victim]
+    for pipe in pipes:
+        if not pipe.poll(LIMIT):
+            raise TimeoutError("the ranks have not met")
+    if job.event < 0:
+        time.sleep(job.after)
+        if victim.is_alive():
+            os.kill(victim.pid, signal.SIGSTOP if job.stop else signal.SIGKILL)
+        return time.monotonic()
+    until = time.monotonic() + LIMIT
+    while victim.is_alive() and not _stopped(victim.pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+def _stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
