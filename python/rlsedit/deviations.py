@@ -46,18 +46,22 @@ class Deviations:
         return replace(
             self,
             shift=shift,
-            cost=self.cost + _dot(residual, posterior) / scale,
-            parameter=_dot(shift, shift),
-            anchor=self.anchor + 2 * _dot(self.shift, moved) + _dot(change, moved),
-            innovation=self.innovation + _square(residual + keys @ self.shift) / scale,
-            last_fit=_square(posterior) / scale,
+            cost=self.cost + dot(residual, posterior) / scale,
+            parameter=dot(shift, shift),
+            anchor=self.anchor + 2 * dot(self.shift, moved) + dot(change, moved),
+            innovation=self.innovation + square(self.target(keys, residual)) / scale,
+            last_fit=square(posterior) / scale,
         )
+
+    def target(self, keys: Tensor, residual: Tensor) -> Tensor:
+        """Pseudo-targets of a batch less K W_0, K (W - W_0) + E (u, v), before it is written."""
+        return residual + keys @ self.shift
 
     def moved(self, change: Tensor) -> Deviations:
         """Figures after a change (d, v) of the weight alone, without keys and residuals."""
         shift = self.shift + change
-        anchor = self.anchor + 2 * _dot(self.shift, self.gram @ change) + _dot(change, self.gram @ change)
-        return replace(self, shift=shift, parameter=_dot(shift, shift), anchor=anchor)
+        anchor = self.anchor + 2 * dot(self.shift, self.gram @ change) + dot(change, self.gram @ change)
+        return replace(self, shift=shift, parameter=dot(shift, shift), anchor=anchor)
 
     def fit(self, method: Method, config: EditConfig) -> float:
         """sum_s |K_s W - V_s|^2 / noise over all batches; of the last batch alone where no objective spans them.
@@ -80,9 +84,11 @@ class Deviations:
         return (size / (2 * lam) if lam > 0 else None), (size / (2 * mu) if mu > 0 else None)
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def dot(a: Tensor, b: Tensor) -> float:
+    """The sum of products of all entries, in float64."""
     return float(torch.sum(a * b, dtype=torch.float64))
 
 
-def _square(a: Tensor) -> float:
-    return _dot(a, a)
+def square(a: Tensor) -> float:
+    """|a|^2."""
+    return dot(a, a)

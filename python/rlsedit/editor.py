@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .checking import check_facts, check_layers, checked_moments, number_of
 from .config import EditConfig
-from .deviations import Deviations
 from .facts import Fact
 from .methods import Method, Solver, get_method
 from .metrics import EvalReport, evaluate
 from .models.adapter import Adapter
+from .parallel.layers import first_figures, first_solver
 from .prompts import Context, make_contexts
 from .reports import BatchReport, EditReport
 from .store import conflicts, replay
@@ -32,13 +33,14 @@ from .store.records import Record, figures
 from .store.removal import check_removable, take_out
 from .store.session import Session, rest_of
 from .targets import optimise_targets
-from .targets.rows import fact_rows
 from .weights import EditedWeights
 from .writing import WRITERS, Job, LayerState
 from .writing.job import FindTargets
 from .writing.reporting import ProgressCallback, Stage, batch_report
 
 if TYPE_CHECKING:
+    from rlsedit_kernels.distributed import Ranks
+
     from .export import LoraReport
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,10 @@ class Editor:
         targets: makes z* in the place of `rlsedit.targets.optimise_targets`, such as a `TargetCache`.
         record: whether keys and targets of all batches are kept, which `remove`, `undo` and `save` need: in the memory
             of the host, about 4 u (2 d + 3 v) bytes a layer and batch, until `save` gives them a folder.
+        states: where states go if the model lies on many processes, all of which then make the same calls
+            (docs/distributed.md): "replicated", "layers", "sharded", or "auto" by their size.
+        ranks: of processes that hold a copy of the model each and edit it together; a model that tensor parallelism or
+            FSDP2 has spread says by itself where it lies.
 
     Raises:
         ValueError: unknown method or architecture, layers that do not exist, moments that do not fit, weights that are
@@ -78,26 +84,20 @@ class Editor:
         adapter: Adapter | None = None,
         targets: FindTargets | None = None,
         record: bool = True,
+        states: str = "auto",
+        ranks: Ranks | None = None,
     ) -> None:
         self.method: Method = method if isinstance(method, Method) else get_method(method)
-        self.adapter = adapter or Adapter.for_model(model)
+        self.adapter = adapter or Adapter.for_model(model, ranks=ranks)
         self.model, self.tokenizer = model, tokenizer
         self.config = config or EditConfig.for_model(model, self.method)
-        self.method.check(self.config)
+        self._processes, self._states, self._number = self.adapter.processes, states, 0
         layers = self.config.layers
-        if not layers or layers[-1] >= self.adapter.num_layers or layers[0] < 0:
-            raise ValueError(
-                f"Editor: config.layers must be layers in [0, {self.adapter.num_layers}), at least one, got {layers}"
-            )
-        if self.method.single and len(layers) > 1:
-            raise ValueError(f"Editor: config.layers must be one layer for {self.method.name!r}, got {layers}")
-        if self.adapter.post is not None and len(layers) > 1:
-            raise ValueError(
-                f"Editor: config.layers must be one layer where a norm follows the MLP ({self.adapter.post}): a change "
-                f"of a lower layer does not reach the target linearly; got {layers}"
-            )
-        self._weights = EditedWeights(self.adapter, layers)
-        self._moments = None if moments is None else self._checked(moments)
+        with self._processes.together("Editor"):
+            check_layers(self.adapter, self.method, self.config, states)
+            self._moments = None if moments is None else checked_moments(self.adapter, layers, moments)
+        with self._shared("Editor", self.method.name, self.config, states, _corners(self._moments)):
+            self._weights = EditedWeights(self.adapter, layers)
         self._first: dict[int, Tensor] = {n: self.adapter.rows(n).clone() for n in layers}
         self._contexts: list[Context] | None = None
         self._layers: dict[int, LayerState] | None = None
@@ -105,7 +105,6 @@ class Editor:
         self._starts: dict[int, Solver] = {}
         self._folder: Folder | None = None
         self._journal: Journal | None = MemoryJournal() if record and self.method.signal != "steps" else None
-        self._number = 0  # of the last step, where nothing is recorded
 
     def edit(
         self,
@@ -133,28 +132,31 @@ class Editor:
                 leaves weights, states and folder as they were.
             OSError: a batch cannot be made durable; as above.
         """
-        facts = list(facts)
         size = self.config.batch_size if batch_size is None else batch_size
         size = min(size, 1) if self.method.single else size
-        self._check_facts(facts, size, on_conflict)
         index = Index() if self._journal is None else self._journal.index
-        found = conflicts.settle(facts, index, on_conflict)
-        if found and on_conflict == "replace":
-            check_removable(self.method, self.config, index)
-        self._prepare()
-        batches = conflicts.batches(facts, size, apart=on_conflict == "replace")
-        report = EditReport(self.method.name, conflicts=found)
-        for at, batch in enumerate(batches):
-            old = index.conflicts(batch) if on_conflict == "replace" else []
-            replaced = tuple(dict.fromkeys(conflict.old for conflict in old))
-            report.batches.append(self._batch(batch, replaced, Stage(progress, at, len(batches))))
+        with self._processes.together("Editor.edit"):
+            facts = list(facts)
+            check_facts(self.tokenizer, facts, size, on_conflict)
+            found = conflicts.settle(facts, index, on_conflict)
+            if found and on_conflict == "replace":
+                check_removable(self.method, self.config, index, self._processes.many)
+        with self._shared("Editor.edit", facts, size, on_conflict, finish):
+            self._prepare()
+            batches = conflicts.batches(facts, size, apart=on_conflict == "replace")
+            report = EditReport(self.method.name, conflicts=found)
+            for at, batch in enumerate(batches):
+                old = index.conflicts(batch) if on_conflict == "replace" else []
+                replaced = tuple(dict.fromkeys(conflict.old for conflict in old))
+                report.batches.append(self._batch(batch, replaced, Stage(progress, at, len(batches))))
         if finish:
             self.finish()
         return report
 
     def evaluate(self, facts: Sequence[Fact], *, progress: Callable[[int, int], None] | None = None) -> EvalReport:
         """Efficacy, paraphrase and neighbourhood scores of the model as it is; see `rlsedit.metrics.evaluate`."""
-        return evaluate(self.model, self.tokenizer, facts, adapter=self.adapter, progress=progress)
+        with self._shared("Editor.evaluate", facts):
+            return evaluate(self.model, self.tokenizer, facts, adapter=self.adapter, progress=progress)
 
     def health(self) -> dict[int, dict[str, Any]]:
         """What the state of each edited layer reports of itself; empty before the first edit."""
@@ -354,25 +356,6 @@ class Editor:
             self._folder.close()
             self._folder, self._journal = None, None
 
-    def _check_facts(self, facts: list[Fact], size: int, on_conflict: str) -> None:
-        if not facts:
-            raise ValueError("Editor.edit: facts must hold at least one fact, got none")
-        if wrong := [type(fact).__name__ for fact in facts if not isinstance(fact, Fact)]:
-            raise TypeError(f"Editor.edit: facts must be rlsedit.Fact objects, got {wrong[0]}")
-        if size < 1:
-            raise ValueError(f"Editor.edit: batch_size must be at least 1, got {size}")
-        if on_conflict not in conflicts.POLICIES:
-            raise ValueError(f"Editor.edit: on_conflict must be one of {conflicts.POLICIES}, got {on_conflict!r}")
-        if twice := [name for name, n in Counter(fact.id for fact in facts).items() if n > 1]:
-            raise ValueError(f"Editor.edit: facts must have distinct ids, got {twice[:5]} more than once")
-        rows = fact_rows(self.tokenizer, facts, [Context("", 1.0)])  # all of them before any is written
-        if sinks := [facts[row.fact].id for row in rows if row.kind == "nll" and row.pivot == 0]:
-            logger.warning(
-                "Editor.edit: the subject of %s is the first token the model reads; its hidden state is that of an "
-                "attention sink in many models and takes an edit badly. Put words before the subject",
-                sinks,
-            )
-
     def _prepare(self) -> None:
         if self._contexts is None:
             self._contexts = make_contexts(
@@ -381,20 +364,26 @@ class Editor:
         if self._moments is None:
             from .selftext import own_moments
 
-            self._moments = self._checked(own_moments(self.adapter, self.tokenizer, self.config))
+            found = own_moments(self.adapter, self.tokenizer, self.config)
+            self._moments = checked_moments(self.adapter, self.config.layers, found)
         if self._layers is None:
             self._layers = {n: self._first_state(n) for n in self.config.layers}
 
     def _first_state(self, layer: int) -> LayerState:
         """The state of a layer before the first batch; the prior is factored once."""
         assert self._moments is not None
-        weight, dtype = self.adapter.rows(layer), self._weights.dtype(layer)
+        about = self.adapter, self.config, layer, self._moments[layer], self._weights.dtype(layer)
         if layer not in self._starts:
-            self._starts[layer] = self.method.start(self._moments[layer], self.config, dtype, weight.device)
-        gram = (self.config.mom2_weight * self._moments[layer]).to(device=weight.device, dtype=dtype)
-        return LayerState(
-            self._starts[layer], Deviations(torch.zeros(weight.shape, dtype=dtype, device=weight.device), gram)
-        )
+            self._starts[layer] = first_solver(self.method, self._states, *about)
+        return LayerState(self._starts[layer], first_figures(*about))
+
+    @contextmanager
+    def _shared(self, what: str, *about: object) -> Iterator[None]:
+        """A call of all processes, with the same arguments: what fails in one fails in all."""
+        if self._processes.many:
+            self._processes.agree(what, step=self._number, number_of_the_arguments=number_of(*about))
+        with self._processes.guarded(what):
+            yield
 
     def _batch(self, facts: list[Fact], replaced: tuple[str, ...], stage: Stage) -> BatchReport:
         assert self._contexts is not None
@@ -487,12 +476,7 @@ class Editor:
             str(adapter.rows(layers[0]).dtype), rest_of(adapter, layers), model, {},
         )  # fmt: skip
 
-    def _checked(self, moments: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        if missing := [n for n in self.config.layers if n not in moments]:
-            raise ValueError(f"Editor: moments must have all edited layers {self.config.layers}, missing {missing}")
-        for n in self.config.layers:
-            d = self.adapter.rows(n).shape[0]
-            if not isinstance(moments[n], Tensor) or tuple(moments[n].shape) != (d, d):
-                got = tuple(moments[n].shape) if isinstance(moments[n], Tensor) else type(moments[n]).__name__
-                raise ValueError(f"Editor: moments[{n}] must be a tensor of shape ({d}, {d}), got {got}")
-        return {n: moments[n].double() for n in self.config.layers}
+
+def _corners(moments: Mapping[int, Tensor] | None) -> list[list[float]]:
+    """Some entries of each second moment, which tell one from another."""
+    return [] if moments is None else [moment[:: -(-len(moment) // 64), 0].tolist() for moment in moments.values()]

@@ -32,6 +32,7 @@ class KeyStream:
     @torch.no_grad()
     def __init__(self, adapter: Adapter, rows: Sequence[Row], contexts: Sequence[Context], max_tokens: int) -> None:
         self._adapter, self._layer, self._facts = adapter, 0, len(rows) // len(contexts)
+        self._processes = adapter.processes
         self._means = torch.tensor([c.weight for c in contexts], dtype=torch.float64, device=adapter.device)
         bare = [i for i, row in enumerate(rows) if row.context == 0]
         rest = [i for i, row in enumerate(rows) if row.context != 0]
@@ -55,10 +56,12 @@ class KeyStream:
             keys = chunk.inputs_of(self._adapter, layer)
             if found is None:
                 found = torch.empty(self._facts * len(self._means), keys.shape[1], dtype=keys.dtype, device=keys.device)
-            found[chunk.index] = keys
+            found[chunk.index.to(found.device)] = keys
         assert found is not None
         found = found.view(self._facts, len(self._means), -1)
-        return torch.einsum("fcd,c->fd", found, self._means.to(found.dtype)), found[:, 0]
+        means = torch.einsum("fcd,c->fd", found, self._means.to(device=found.device, dtype=found.dtype))
+        width = self._adapter.part(layer).d
+        return self._processes.inputs(means, width), self._processes.inputs(found[:, 0], width)
 
     @torch.no_grad()
     def hidden(self, layer: int, module: nn.Module | None = None) -> Tensor:
@@ -69,7 +72,7 @@ class KeyStream:
         module = self._adapter.target(layer) if module is None else module
         parts = [chunk.output_of(self._adapter, self._layer, layer, module) for chunk in self._chunks[: self._bare]]
         order = torch.cat([chunk.index for chunk in self._chunks[: self._bare]]).argsort()
-        return torch.cat(parts)[order]
+        return self._processes.same(torch.cat(parts)[order.to(parts[0].device)])[0]
 
     def _advance(self, layer: int) -> None:
         if layer < self._layer:

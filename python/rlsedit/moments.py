@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from .models.adapter import Adapter
 from .models.replay import capture
+from .parallel import OneProcess, digest
 from .paths import atomic_save_tensors
 from .prompts import align
 
 logger = logging.getLogger(__name__)
+
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "distributed_config")
 
 
 def second_moments(
@@ -64,19 +67,21 @@ def second_moments(
     texts = list(texts)
     files: dict[int, Path] = {}
     if cache_dir is not None:
-        base = f"{fingerprint(model)}|{_text_hash(texts)}|{adapter.module}|{max_length}"
+        base = f"{fingerprint(model, adapter.processes)}|{_text_hash(texts)}|{adapter.module}|{max_length}"
         files = {
             n: Path(cache_dir)
             / f"moment-{n}-{hashlib.blake2b(f'{base}|{n}'.encode(), digest_size=16).hexdigest()}.safetensors"
             for n in layers
         }
     found = {n: load_file(path)["moment"] for n, path in files.items() if path.exists()}
+    found = shared_finds(adapter.processes, found, layers)
     missing = [n for n in layers if n not in found]
     if missing:
         measured = _measure(adapter, tokenizer, missing, texts, max_length, max_tokens)
-        for n, moment in measured.items():
-            if n in files:
-                atomic_save_tensors(files[n], {"moment": moment})
+        with adapter.processes.together("second_moments"):
+            for n, moment in measured.items():
+                if n in files and (adapter.processes.writes or not files[n].exists()):
+                    atomic_save_tensors(files[n], {"moment": moment})
         found |= measured
     return {n: found[n] for n in layers}
 
@@ -111,7 +116,7 @@ def _add(adapter: Adapter, layers: Sequence[int], group: Sequence[Sequence[int]]
 
     def look(n: int) -> Any:
         def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
-            keys = args[0][real].double()
+            keys = adapter.processes.inputs(args[0][real.to(args[0].device)], adapter.part(n).d).double()
             sums[n] = torch.addmm(sums[n], keys.T, keys) if n in sums else keys.T @ keys
 
         return hook
@@ -135,24 +140,34 @@ def _groups(pieces: Sequence[Sequence[int]], max_tokens: int) -> list[list[Seque
     return groups
 
 
-def fingerprint(model: nn.Module) -> str:
+def shared_finds(processes: OneProcess, found: dict[int, Tensor], layers: Sequence[int]) -> dict[int, Tensor]:
+    """What all processes have found, and have found equal to the bit."""
+    if not processes.many:
+        return found
+    marks = torch.tensor([digest(found[n]) if n in found else -1.0 for n in layers], dtype=torch.float64)
+    (first,) = processes.same(marks)
+    (lost,) = processes.total((first != marks).double())
+    return {n: found[n] for n, gone, mark in zip(layers, lost, first, strict=True) if gone == 0 and mark >= 0}
+
+
+def fingerprint(model: nn.Module, processes: OneProcess | None = None) -> str:
     """Hash of architecture and weights (name, shape, dtype and up to 1,024 evenly spaced values of each parameter)."""
-    digest = hashlib.blake2b(digest_size=16)
+    found = hashlib.blake2b(digest_size=16)
     config = getattr(model, "config", None)
     if config is not None:
-        known = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].double().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
+        known = {k: v for k, v in config.to_dict().items() if k not in _NOT_THE_MODEL}
+        found.update(json.dumps(known, sort_keys=True, default=str).encode())
+    named = list(model.named_parameters())
+    samples = (processes or OneProcess()).samples([parameter for _, parameter in named], 1024)
+    for (name, parameter), sample in zip(named, samples, strict=True):
+        found.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        found.update(sample.numpy().tobytes())
+    return found.hexdigest()
 
 
 def _text_hash(texts: Iterable[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    found = hashlib.blake2b(digest_size=16)
     for text in texts:
         raw = text.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
+        found.update(len(raw).to_bytes(8, "little") + raw)
+    return found.hexdigest()

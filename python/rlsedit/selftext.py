@@ -23,7 +23,7 @@ def own_moments(adapter: Adapter, tokenizer: Any, config: EditConfig) -> dict[in
 
     A makeshift: real text covers more of what has to be left alone.
     """
-    width = adapter.rows(config.layers[0]).shape[0]
+    width = adapter.part(config.layers[0]).d
     count = max(SEQUENCES, -(-2 * width // LENGTH))
     logger.warning(
         "Editor: no moments given; measuring E[k k'] on %d tokens the model writes itself. Pass "

@@ -11,7 +11,7 @@ from .models.adapter import Adapter
 
 
 class EditedWeights:
-    """The weights of the edited layers.
+    """The weights of the edited layers; of a model that lies on many processes the parts that are here.
 
     A float32 or float64 weight is changed in place. A bf16 or fp16 weight is a rounding of a float32 master, so that
     many small changes are not rounded away one by one.
@@ -25,33 +25,36 @@ class EditedWeights:
     """
 
     def __init__(self, adapter: Adapter, layers: Sequence[int]) -> None:
-        self._views = {n: adapter.rows(n) for n in layers}
-        for n, view in self._views.items():
-            if not bool(view.isfinite().all()):
-                raise ValueError(
-                    f"Editor: model must have finite weights, got NaN or Inf in {adapter.module} of layer {n}"
-                )
+        self._adapter, self._together = adapter, adapter.processes.together
+        self.whole = not adapter.processes.many
+        views = {n: adapter.rows(n) for n in layers}
+        with self._together("Editor"):
+            for n, view in views.items():
+                if not bool(view.isfinite().all()):
+                    raise ValueError(
+                        f"Editor: model must have finite weights, got NaN or Inf in {adapter.module} of layer {n}"
+                    )
         self._masters = {
             n: view.to(torch.float32, copy=True)
-            for n, view in self._views.items()
+            for n, view in views.items()
             if view.dtype in (torch.float16, torch.bfloat16)
         }
         self._levels: list[dict[int, tuple[Tensor, Tensor | None]]] = [{}]
 
     def dtype(self, layer: int) -> torch.dtype:
         """Precision in which this layer is edited: float32, or float64 for a float64 model."""
-        return torch.float64 if self._views[layer].dtype == torch.float64 else torch.float32
+        return torch.float64 if self._view(layer).dtype == torch.float64 else torch.float32
 
     def wide(self, layer: int) -> Tensor:
         """The weight (d, v) as it is, in the precision of `dtype`: the parameter itself or its master; not a copy."""
         master = self._masters.get(layer)
-        return self._views[layer] if master is None else master
+        return self._view(layer) if master is None else master
 
     @torch.no_grad()
     def show(self, layer: int, value: Tensor) -> None:
         """Let the model see `value` (d, v), rounded to its dtype; taken back by `add`'s caller or `undo`."""
         self._save(layer)
-        self._views[layer].copy_(value)
+        self._view(layer).copy_(value)
 
     @torch.no_grad()
     def put(self, layer: int, value: Tensor) -> None:
@@ -67,7 +70,7 @@ class EditedWeights:
                 f"{value.dtype} of {tuple(value.shape)}"
             )
         self._save(layer)
-        self._views[layer].copy_(value)
+        self._view(layer).copy_(value)
         if layer in self._masters:
             self._masters[layer] = value
 
@@ -78,15 +81,20 @@ class EditedWeights:
         Raises:
             ValueError: the update, or the weight with it, is not finite; nothing is changed.
         """
-        view, master = self._views[layer], self._masters.get(layer)
-        changed = (view if master is None else master) + update
-        rounded = changed.to(view.dtype)
-        if not bool(rounded.isfinite().all()):
-            raise ValueError(f"Editor: the update of layer {layer} must be finite in {view.dtype}, got NaN or Inf")
+        view, master = self._view(layer), self._masters.get(layer)
+        with self._together(f"Editor: layer {layer}"):
+            changed = (view if master is None else master) + update
+            rounded = changed.to(view.dtype)
+            if not bool(rounded.isfinite().all()):
+                raise ValueError(f"Editor: the update of layer {layer} must be finite in {view.dtype}, got NaN or Inf")
         self._save(layer)
         view.copy_(rounded)
         if master is not None:
             self._masters[layer] = changed
+
+    def _view(self, layer: int) -> Tensor:
+        """The parameter; FSDP2 may have it elsewhere after a forward pass, so that it is asked for each time."""
+        return self._adapter.rows(layer)
 
     def nest(self) -> None:
         """From here on `undo` goes back to this point only; `revert` and `keep` see all changes."""
@@ -108,11 +116,11 @@ class EditedWeights:
         self._levels = [{}]
 
     def _save(self, layer: int) -> None:
-        self._levels[-1].setdefault(layer, (self._views[layer].clone(), self._masters.get(layer)))
+        self._levels[-1].setdefault(layer, (self._view(layer).clone(), self._masters.get(layer)))
 
     @torch.no_grad()
     def _put_back(self, saved: dict[int, tuple[Tensor, Tensor | None]]) -> None:
         for layer, (weight, master) in saved.items():
-            self._views[layer].copy_(weight)
+            self._view(layer).copy_(weight)
             if master is not None:
                 self._masters[layer] = master

@@ -54,18 +54,22 @@ class RecursionSolver:
 
     def propose(self, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> tuple[Proposal, RecursionSolver]:
         """gain = C K' (noise I + K C K')^-1, update = gain E; the commit is made on a copy of the state."""
+        gain, following = self.solved(keys)
+        return Proposal(gain @ residual, gain), following
+
+    def solved(self, keys: Tensor) -> tuple[Tensor, RecursionSolver]:
+        """The gain (d, u) of a batch, and the state behind it."""
         noise = self.noise(len(keys))
         if self.commit == "never":
             following = copy.copy(self.state)  # may move to another form; its matrix is not written to
-            gain = following.gain(keys, noise=noise)
-            return Proposal(gain @ residual, gain), replace(self, state=following)
+            return following.gain(keys, noise=noise), replace(self, state=following)
         following = self.state.clone()
         if self.commit == "hard":
             gain = following.gain(keys, noise=noise)
             following.commit(keys, noise=0.0)
         else:
             gain = following.update(keys, noise=noise)
-        return Proposal(gain @ residual, gain), replace(self, state=following)
+        return gain, replace(self, state=following)
 
     def removed(self, keys: Tensor) -> tuple[Tensor, RecursionSolver]:
         """A downdate of a copy of the state."""

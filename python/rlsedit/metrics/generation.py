@@ -90,7 +90,7 @@ def _continue(
         bounds = best.softmax(-1).cumsum(-1)
         drawn = torch.stack([number[min(step, len(number) - 1)] for number in numbers])[:, None]
         place = (bounds < drawn).sum(1, keepdim=True).clamp_max(index.shape[1] - 1)
-        chosen = index.gather(1, place)
+        (chosen,) = adapter.processes.same(index.gather(1, place))
         for i, token in enumerate(chosen.flatten().tolist()):
             ended[i] = ended[i] or step >= steps[i] or token == tokenizer.eos_token_id
             if not ended[i]:

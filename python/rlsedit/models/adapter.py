@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..parallel import OneProcess, Part, holders, plain_class
 from .families import FAMILIES, Family
 from .probe import probe
 from .quantised import advice, check_config
+
+if TYPE_CHECKING:
+    from rlsedit_kernels.distributed import Ranks
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,6 +39,7 @@ class Adapter:
         post: path, inside a layer, of a norm behind the MLP, or None. With one, targets are outputs of the MLP.
         tuples: whether a decoder layer returns a tuple rather than a tensor.
         attention_path: path of the attention inside a layer, or None where it is not known (only PMET reads it).
+        processes: those that hold the model (docs/distributed.md).
     """
 
     model: nn.Module
@@ -48,14 +53,17 @@ class Adapter:
     post: str | None = None
     tuples: bool = False
     attention_path: str | None = None
+    processes: OneProcess = field(default_factory=OneProcess)
 
     @classmethod
-    def for_model(cls, model: nn.Module, *, edit: bool = True, **overrides: Any) -> Adapter:
+    def for_model(cls, model: nn.Module, *, edit: bool = True, ranks: Ranks | None = None, **overrides: Any) -> Adapter:
         """Find the parts of `model`.
 
         Args:
-            model: a causal LM of transformers (tested with transformers 5.23).
+            model: a causal LM of transformers (tested with transformers 5.23), also one that lies on many processes by
+                tensor parallelism or FSDP2: all of them then call this, and everything of the editor.
             edit: whether it is to be edited; False only measures.
+            ranks: of processes that hold a copy of the model each and edit it together.
             **overrides: `layers`, `module`, `norm`, `head` (dotted paths, `module` relative to a layer) for an
                 architecture that is not in the table, or to edit another module of a known one.
 
@@ -85,6 +93,8 @@ class Adapter:
                 f"Adapter.for_model: layers={family.layers!r} must be an nn.ModuleList, got {type(layers)}"
             )
         config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        first = _part(layers[0], family.module, "module")
+        processes = holders(model, layers, first, ranks)
         adapter = cls(
             model=model,
             base=_part(model, family.layers.rpartition(".")[0], "layers"),
@@ -92,10 +102,11 @@ class Adapter:
             module=family.module,
             norm=_part(model, family.norm, "norm"),
             head=_part(model, family.head, "head"),
-            layout=_layout(_part(layers[0], family.module, "module"), family.module),
+            layout=_layout(first, family.module, processes),
             softcap=getattr(config, "final_logit_softcapping", None),
             post=family.post,
             attention_path=family.attention,
+            processes=processes,
         )
         return replace(adapter, tuples=probe(adapter, edit))
 
@@ -109,19 +120,23 @@ class Adapter:
         """Device of the first edited weight."""
         return self.edited(0).weight.device  # type: ignore[return-value]
 
+    def part(self, layer: int) -> Part:
+        """Which part of the edited weight of `layer` is here, with the shape (d, v) of the whole."""
+        return self.processes.part(self.edited(layer), self.layout)
+
     def edited(self, layer: int) -> nn.Module:
         """The edited linear module of `layer`, checked to be a plain floating-point one."""
         if not 0 <= layer < self.num_layers:
             raise ValueError(f"Adapter.edited: layer must be in [0, {self.num_layers}), got {layer}")
         module = _part(self.layers[layer], self.module, "module")
-        layout = _layout(module, f"{self.module} of layer {layer}")
+        layout = _layout(module, f"{self.module} of layer {layer}", self.processes)
         if layout != self.layout:
             raise ValueError(f"Adapter.edited: layer {layer} has layout {layout!r}, layer 0 has {self.layout!r}")
         return module
 
     def rows(self, layer: int) -> Tensor:
-        """Row form (d, v) of the edited weight: a view of the parameter."""
-        weight: Tensor = self.edited(layer).weight.detach()  # type: ignore[operator, union-attr]
+        """Row form (d, v) of the edited weight, of the part of it that is here: a view of the parameter."""
+        weight = self.processes.local(self.edited(layer))
         return weight if self.layout == "in_out" else weight.T
 
     def target(self, layer: int) -> nn.Module:
@@ -154,6 +169,7 @@ class Adapter:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., d) behind the last layer: head(norm(hidden)), soft-capped if the model is."""
+        self.processes.awake()
         logits: Tensor = self.head(self.norm(hidden))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -185,10 +201,10 @@ def _part(root: nn.Module, path: str, name: str) -> nn.Module:
         ) from None
 
 
-def _layout(module: nn.Module, name: str) -> str:
+def _layout(module: nn.Module, name: str, processes: OneProcess) -> str:
     weight: Any = getattr(module, "weight", None)
-    layout = {nn.Linear: "out_in", Conv1D: "in_out"}.get(type(module))
-    wrong = advice(module)
+    layout = {nn.Linear: "out_in", Conv1D: "in_out"}.get(plain_class(module))
+    wrong = advice(module, spread=processes.many)
     if layout is None or wrong is not None or weight.dtype not in _FLOATS:
         kind = f"{getattr(weight, 'dtype', type(weight).__name__)}"
         if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter):

@@ -36,7 +36,8 @@ def probe(adapter: Adapter, edit: bool = True) -> bool:
 
     def stop(_module: Any, _args: Any, output: Any) -> None:
         seen.append((isinstance(output, tuple), output[0] if isinstance(output, tuple) else output))
-        raise _Stop
+        if not adapter.processes.many:  # the hooks of FSDP2 want to come to their end
+            raise _Stop
 
     training = adapter.model.training
     adapter.model.eval()
@@ -44,6 +45,7 @@ def probe(adapter: Adapter, edit: bool = True) -> bool:
     try:
         token = torch.zeros(1, 1, dtype=torch.long, device=adapter.device)
         for _ in range(2):
+            adapter.processes.awake()
             with suppress(_Stop):
                 adapter.base(input_ids=token, use_cache=False)
             plain = seen[0][1]

@@ -36,8 +36,13 @@ def check_config(config: Any) -> None:
     )
 
 
-def advice(module: nn.Module) -> str | None:
-    """What to do about a module that cannot be edited because of what its weight is; None for a plain weight."""
+def advice(module: nn.Module, spread: bool = False) -> str | None:
+    """What to do about a module that cannot be edited because of what its weight is; None for a plain weight.
+
+    Args:
+        module: the module.
+        spread: whether its weight may lie on several processes.
+    """
     origin, name = type(module).__module__, type(module).__name__
     weight = getattr(module, "weight", None)
     if origin.startswith("bitsandbytes") or name in ("Linear8bitLt", "Linear4bit"):
@@ -49,6 +54,8 @@ def advice(module: nn.Module) -> str | None:
     if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter):
         home = type(weight).__module__
         if home.startswith("torch.distributed"):
+            if spread:
+                return None
             return "gather sharded weights (FSDP, tensor parallel) onto a device before editing"
         return _LOAD["torchao"] if home.startswith("torchao") else _PLAIN
     if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point or weight.element_size() == 1:

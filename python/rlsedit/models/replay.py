@@ -29,6 +29,7 @@ class Calls:
 
     def run(self, adapter: Adapter, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Hidden states (B, T, d) behind layer `stop - 1`, given those entering layer `start`."""
+        adapter.processes.awake()
         for layer, (args, kwargs) in zip(adapter.layers[start:stop], self._calls[start:stop], strict=True):
             hidden = _tensor(layer(hidden, *args, **kwargs))
         return hidden
@@ -53,7 +54,8 @@ def capture(adapter: Adapter, ids: Tensor, mask: Tensor, positions: Tensor, cach
         calls.append((args, kwargs))
         return (hidden, None) if adapter.tuples else hidden
 
-    with _Forwards(adapter, stub):
+    adapter.processes.awake()
+    with _Forwards(adapter, stub), adapter.processes.idle(list(adapter.layers)):
         adapter.base(
             input_ids=ids,
             attention_mask=mask,

@@ -59,7 +59,8 @@ def sample(adapter: Adapter, tokenizer: Any, openings: list[str], length: int, s
             calls = capture(adapter, ids, mask, positions, cache)
             logits = adapter.logits(calls.run(adapter, calls.hidden, 0, adapter.num_layers)[:, -1])
             best, index = logits.float().cpu().topk(min(top_k, logits.shape[-1]), dim=-1)
-            chosen = index.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator))
+            drawn = index.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator))
+            (chosen,) = adapter.processes.same(drawn)
             for row, token in zip(rows, chosen.flatten().tolist(), strict=True):
                 row.append(token)
             ids = chosen.to(adapter.device)

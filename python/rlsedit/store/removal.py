@@ -33,12 +33,17 @@ from .tensors import plain
 __all__ = ["check_removable", "take_out"]
 
 
-def check_removable(method: Method, config: EditConfig, index: Index) -> None:
-    """Refuse a method, or a stream, out of which single edits cannot be taken.
+def check_removable(method: Method, config: EditConfig, index: Index, many: bool = False) -> None:
+    """Refuse a method, or a stream, out of which single edits cannot be taken; or a model on many processes.
 
     Raises:
         ValueError: saying why, and what to do instead.
     """
+    if many:
+        raise ValueError(
+            "remove: single edits cannot be taken out of a model that lies on many processes yet; undo takes back the "
+            "last batches, or resume the folder in one process"
+        )
     reason = method.lasting
     if not reason and any(entry.kind == "finish" for entry in index.stack):
         reason = "the step at the end of the sequence has changed all edits together"

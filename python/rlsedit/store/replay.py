@@ -100,8 +100,8 @@ def finished(stream: Stream, layers: Mapping[int, LayerState]) -> dict[int, Laye
 
 
 def marks(stream: Stream, layers: Mapping[int, LayerState]) -> tuple[dict[int, str], dict[int, float]]:
-    """Hash of each weight, and |W - W_0|^2 of each layer."""
-    sums = {n: checksum(stream.weights.wide(n)) for n in layers}
+    """Hash of each weight, unless it lies on many processes, and |W - W_0|^2 of each layer."""
+    sums = {n: checksum(stream.weights.wide(n)) for n in layers if stream.weights.whole}
     return sums, {n: state.deviations.parameter for n, state in layers.items()}
 
 

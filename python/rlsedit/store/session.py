@@ -105,12 +105,11 @@ class Session:
 def rest_of(adapter: Adapter, layers: Sequence[int]) -> str:
     """Hash of the weights that are not edited: name, shape, dtype and up to 1,024 evenly spaced values of each."""
     digest = hashlib.blake2b(digest_size=16)
-    edited = {id(adapter.edited(n).weight) for n in layers}
-    for name, parameter in adapter.model.named_parameters():
-        if id(parameter) in edited:
-            continue
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].double().cpu()
+    modules = {id(adapter.edited(n)) for n in layers}
+    edited = {f"{name}.weight" for name, module in adapter.model.named_modules() if id(module) in modules}
+    named = [(name, value) for name, value in adapter.model.named_parameters() if name not in edited]
+    samples = adapter.processes.samples([value for _, value in named], 1024)
+    for (name, parameter), sample in zip(named, samples, strict=True):
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import EditConfig
 from ..facts import Fact
+from ..parallel import OneProcess
 from .objective import Terms, clamp_norm, norm_penalty
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants, as in the published code
@@ -63,6 +64,7 @@ def descend(
     config: EditConfig,
     progress: Callable[[int, int], None] | None,
     stopping: Stopping | None = None,
+    processes: OneProcess | None = None,
 ) -> Targets:
     """Minimise answer + kl * drift + decay * |delta| / |h|^2 for each fact, |delta| <= clamp |h|.
 
@@ -73,11 +75,13 @@ def descend(
         config: hyper-parameters.
         progress: called with (facts done, all facts) after each step.
         stopping: further reasons to leave.
+        processes: those that hold the model; all of them take the losses and gradients of the first.
 
     Raises:
         ValueError: a loss that is not finite.
     """
-    stopping = stopping or Stopping()
+    stopping, processes = stopping or Stopping(), processes or OneProcess()
+    (start,) = processes.same(start)
     count = len(start)
     delta = torch.zeros_like(start)
     mean, square = torch.zeros_like(start), torch.zeros_like(start)
@@ -89,12 +93,11 @@ def descend(
     inside, buckets = count, divide([True] * count)
     for step in range(1, config.steps + 1):
         loss, grad, terms = _evaluate(buckets, delta, start, config, emphasis)
+        loss, grad, *others = processes.same(loss, grad, terms.drift, terms.misses)
+        terms = Terms(loss, *others)
         losses, steps = torch.where(active, loss, losses), steps + active
-        if not bool(torch.isfinite(losses).all()):
-            bad = [facts[i].id for i in (~torch.isfinite(losses)).nonzero().flatten().tolist()]
-            raise ValueError(
-                f"optimise_targets: the loss must be finite, got NaN or Inf for facts {bad} in step {step}"
-            )
+        with processes.in_step():
+            _check_finite(losses, facts, step)
         right = active & (terms.misses == 0)
         hits = hits + right
         active = active & (losses >= config.stop_loss)
@@ -118,23 +121,28 @@ def descend(
     return Targets(start + delta, start, losses, steps)
 
 
+def _check_finite(losses: Tensor, facts: Sequence[Fact], step: int) -> None:
+    if not bool(torch.isfinite(losses).all()):
+        bad = [facts[i].id for i in (~torch.isfinite(losses)).nonzero().flatten().tolist()]
+        raise ValueError(f"optimise_targets: the loss must be finite, got NaN or Inf for facts {bad} in step {step}")
+
+
 def _evaluate(
     buckets: Sequence[Evaluates], delta: Tensor, start: Tensor, config: EditConfig, emphasis: Tensor
 ) -> tuple[Tensor, Tensor, Terms]:
     """Losses (F,), their gradient and the terms; entries of facts that have left are those of the norm term alone."""
     delta = delta.detach().requires_grad_()
     penalty = config.decay * norm_penalty(delta, start).reshape(len(delta), -1).sum(1)
-    penalty.sum().backward()
+    (grad,) = torch.autograd.grad(penalty.sum(), delta)
     loss = penalty.detach()
     drift, misses = torch.zeros_like(loss), torch.zeros_like(loss)
     for bucket in buckets:
         terms = bucket.terms(delta)
         part = terms.answer * emphasis.to(terms.answer.dtype) + config.kl * terms.drift
-        part.sum().backward()
+        grad = grad + torch.autograd.grad(part.sum(), delta)[0]  # and of no weight, whatever FSDP2 marks as trained
         loss = loss + part.detach().to(loss.dtype)
         drift, misses = drift + terms.drift.detach().to(loss.dtype), misses + terms.misses.to(loss.dtype)
-    assert delta.grad is not None
-    return loss, delta.grad, Terms(loss, drift, misses)
+    return loss, grad, Terms(loss, drift, misses)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -53,7 +53,8 @@ def optimise_targets(
             wanted = [p for p in prepared if active[p.row.fact]]
             return make_buckets(adapter, wanted, layer, len(contexts), config.max_tokens)
 
-        return descend(divide, _starts(prepared, len(facts)), facts, config, progress, stopping)
+        start = _starts(prepared, len(facts))
+        return descend(divide, start, facts, config, progress, stopping, adapter.processes)
 
 
 def _starts(prepared: Sequence[Prepared], count: int) -> Tensor:

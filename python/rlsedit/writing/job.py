@@ -122,7 +122,7 @@ class Job:
             lambda: self.stage("report", at, len(self.config.layers)),
         )  # fmt: skip
         if rows.keys is not None and rows.residual is not None:
-            rows = replace(rows, target=rows.residual + rows.keys @ state.deviations.shift)
+            rows = replace(rows, target=state.deviations.target(rows.keys, rows.residual))
         self.rows[layer] = rows
         return following
 

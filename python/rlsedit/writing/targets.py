@@ -29,6 +29,9 @@ def write_targets(job: Job) -> Written:
         lambda done, total: job.stage("targets", done, total),
         stopping=stopping,
     )
+    processes = job.adapter.processes
+    if processes.many:
+        targets = Targets(*processes.same(targets.z, targets.start, targets.losses, targets.steps))
     return _written(job, targets, insert(job, targets.z))
 
 
@@ -59,9 +62,12 @@ def insert(job: Job, z: Tensor, module: nn.Module | None = None) -> dict[int, La
         for i, n in enumerate(layers):
             job.stage("keys", i, len(layers))
             dtype = job.weights.dtype(n)
-            keys, bare = (part.to(dtype) for part in stream.both(n))
+            weight = job.weights.wide(n)
+            keys, bare = (part.to(weight.device, dtype) for part in stream.both(n))
             h = stream.hidden(layers[-1], module)
-            signals = Signals(z.to(dtype), h.to(dtype), len(layers) - i, keys, bare, job.weights.wide(n))
+            signals = Signals(
+                z.to(weight.device, dtype), h.to(weight.device, dtype), len(layers) - i, keys, bare, weight
+            )
             following[n] = job.apply(n, keys, job.method.residual(signals), bare)
     return following
 

@@ -1,0 +1,98 @@
+"""What an editor refuses before it does anything."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .config import EditConfig
+from .facts import Fact
+from .methods import Method
+from .models.adapter import Adapter
+from .prompts import Context
+from .store import conflicts
+from .targets.rows import fact_rows
+
+__all__ = ["check_facts", "check_layers", "checked_moments", "number_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_layers(adapter: Adapter, method: Method, config: EditConfig, states: str) -> None:
+    """Refuse hyper-parameters, layers or a method that do not fit the model and the processes that hold it.
+
+    Raises:
+        ValueError: see `Editor`.
+    """
+    method.check(config)
+    layers = config.layers
+    if not layers or layers[-1] >= adapter.num_layers or layers[0] < 0:
+        raise ValueError(
+            f"Editor: config.layers must be layers in [0, {adapter.num_layers}), at least one, got {layers}"
+        )
+    if method.single and len(layers) > 1:
+        raise ValueError(f"Editor: config.layers must be one layer for {method.name!r}, got {layers}")
+    if adapter.post is not None and len(layers) > 1:
+        raise ValueError(
+            f"Editor: config.layers must be one layer where a norm follows the MLP ({adapter.post}): a change "
+            f"of a lower layer does not reach the target linearly; got {layers}"
+        )
+    if adapter.processes.many:
+        from .parallel.solver import PLACEMENTS, check_method
+
+        if states not in PLACEMENTS:
+            raise ValueError(f"Editor: states must be one of {', '.join(map(repr, PLACEMENTS))}, got {states!r}")
+        check_method(method)
+    elif states != "auto":
+        raise ValueError(f"Editor: states must be 'auto' for a model that one process holds, got {states!r}")
+
+
+def checked_moments(adapter: Adapter, layers: Sequence[int], moments: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Second moments (d, d) float64 of all edited layers.
+
+    Raises:
+        ValueError: one is missing or of another shape.
+    """
+    if missing := [n for n in layers if n not in moments]:
+        raise ValueError(f"Editor: moments must have all edited layers {tuple(layers)}, missing {missing}")
+    for n in layers:
+        d = adapter.part(n).d
+        if not isinstance(moments[n], Tensor) or tuple(moments[n].shape) != (d, d):
+            got = tuple(moments[n].shape) if isinstance(moments[n], Tensor) else type(moments[n]).__name__
+            raise ValueError(f"Editor: moments[{n}] must be a tensor of shape ({d}, {d}), got {got}")
+    return {n: moments[n].double() for n in layers}
+
+
+def check_facts(tokenizer: Any, facts: Sequence[Fact], size: int, on_conflict: str) -> None:
+    """Refuse facts that could not all be written, before any is.
+
+    Raises:
+        ValueError, TypeError: see `Editor.edit`.
+    """
+    if not facts:
+        raise ValueError("Editor.edit: facts must hold at least one fact, got none")
+    if wrong := [type(fact).__name__ for fact in facts if not isinstance(fact, Fact)]:
+        raise TypeError(f"Editor.edit: facts must be rlsedit.Fact objects, got {wrong[0]}")
+    if size < 1:
+        raise ValueError(f"Editor.edit: batch_size must be at least 1, got {size}")
+    if on_conflict not in conflicts.POLICIES:
+        raise ValueError(f"Editor.edit: on_conflict must be one of {conflicts.POLICIES}, got {on_conflict!r}")
+    if twice := [name for name, n in Counter(fact.id for fact in facts).items() if n > 1]:
+        raise ValueError(f"Editor.edit: facts must have distinct ids, got {twice[:5]} more than once")
+    rows = fact_rows(tokenizer, facts, [Context("", 1.0)])
+    if sinks := [facts[row.fact].id for row in rows if row.kind == "nll" and row.pivot == 0]:
+        logger.warning(
+            "Editor.edit: the subject of %s is the first token the model reads; its hidden state is that of an "
+            "attention sink in many models and takes an edit badly. Put words before the subject",
+            sinks,
+        )
+
+
+def number_of(*about: object) -> float:
+    """A number of 48 bits that stands for arguments with a readable form, to compare them between processes."""
+    return float(int.from_bytes(hashlib.blake2b(repr(about).encode(), digest_size=6).digest(), "big"))
