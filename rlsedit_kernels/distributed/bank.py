@@ -423,14 +423,16 @@ class StateBank:
 
     def _compared(self, op: str, batches: Batches, noises: Mapping[Any, float]) -> dict[Any, int]:
         """Check that ranks that have the keys of a batch have the same; u of every batch."""
+        if self._ranks is None or self._ranks.size == 1:
+            return {key: _rows_of(batches[key][0]) for key in noises}
         mine = torch.zeros(len(noises), 2, dtype=torch.float64)
         for i, key in enumerate(noises):
             K = batches[key][0]
             if K is not None:
-                mine[i] = torch.tensor([float(len(K)), digest(K.to(self.dtype))], dtype=torch.float64)
-        every = mine[None]
-        if self._ranks is not None and len(noises) > 0:
-            every = self._ranks.gather(mine[None].to(self._ranks.device), self._ranks.size).cpu()
+                mine[i] = torch.tensor([float(K.shape[0]), digest(K.to(self.dtype))], dtype=torch.float64)
+        if not noises:
+            return {}
+        every = self._ranks.gather(mine[None].to(self._ranks.device), self._ranks.size).cpu()
         for i, key in enumerate(noises):
             given = every[every[:, i, 0] > 0.0, i]
             for column, what in enumerate(("u", "a digest of K")):
@@ -471,6 +473,11 @@ class StateBank:
 def name_of(key: Hashable) -> str:
     """The text of a key: (3, 17) is "3.17"."""
     return ".".join(str(part) for part in key) if isinstance(key, tuple) else str(key)
+
+
+def _rows_of(K: torch.Tensor | None) -> int:
+    assert K is not None
+    return K.shape[0]
 
 
 def _shape(prior: Prior) -> tuple[int, int]:

@@ -131,6 +131,7 @@ def test_experts_that_share_a_prior_share_its_root() -> None:
 
 def test_rows_are_filled_up_by_the_size_of_the_batch_alone() -> None:
     assert [rows_of(u) for u in (1, 2, 3, 4, 5, 8, 9, 16, 17)] == [1, 2, 4, 4, 8, 8, 16, 16, 24]
+    assert [rows_of(u, "cuda") for u in (1, 8, 16, 17)] == [16, 16, 16, 32]
 
 
 def test_keys_of_zeros_change_nothing() -> None:
