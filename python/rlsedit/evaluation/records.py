@@ -83,20 +83,33 @@ class Folder:
     def begin(self, plan: Plan, environment: dict[str, Any]) -> None:
         """Write the plan, or check that it is the one that is there.
 
+        Methods may have been added since, and the settings of those that have not begun may have changed.
+
         Raises:
             ValueError: the folder belongs to another plan; the message names the field.
         """
         content = {**plan.as_dict(), "facts_sha256": _digest(plan.facts)}
-        if self._plan.is_file():
-            known = self.plan()["plan"]
-            for name in sorted(set(content) | set(known)):
-                if content.get(name) != known.get(name):
-                    raise ValueError(
-                        f"--out: {self.path} holds an evaluation with {name} = {known.get(name)!r}, this one has "
-                        f"{content.get(name)!r}; give another folder"
-                    )
+        if not self._plan.is_file():
+            self._write(self._plan, {"schema": SCHEMA, "plan": content, "environment": environment})
             return
-        self._write(self._plan, {"schema": SCHEMA, "plan": content, "environment": environment})
+        head = self.plan()
+        known = head["plan"]
+        for name in sorted(set(content) | set(known)):
+            mine, theirs = content.get(name), known.get(name)
+            if name == "methods":
+                same = set(theirs) <= set(mine)
+            elif name == "settings":
+                begun = {record.spec.method for record in self.runs()}
+                same = all(_settings(mine, method) == _settings(theirs, method) for method in begun)
+            else:
+                same = mine == theirs
+            if not same:
+                raise ValueError(
+                    f"--out: {self.path} holds an evaluation with {name} = {theirs!r}, this one has {mine!r}; give "
+                    "another folder"
+                )
+        if content != known:
+            self._write(self._plan, {**head, "plan": content})
 
     def plan(self) -> dict[str, Any]:
         """What `begin` wrote.
@@ -150,6 +163,10 @@ class Folder:
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"{file}: schema must be {SCHEMA!r}")
         return content
+
+
+def _settings(settings: dict[str, dict[str, Any]], method: str) -> dict[str, Any]:
+    return {**settings.get("all", {}), **settings.get(method, {})}
 
 
 def _digest(file: Path) -> str:

@@ -214,6 +214,21 @@ def test_a_folder_belongs_to_one_plan(model, tmp_path, facts_file) -> None:
         Folder(facts_file)
 
 
+def test_a_plan_may_grow_by_methods_and_change_what_has_not_begun(model, tmp_path, facts_file) -> None:
+    own = {"all": SMALL, "memit": {"mom2_weight": 30.0}}
+    _, folder = run(
+        plan_of(facts_file, methods=("rlsedit", "memit"), settings=own), model, tmp_path / "o", only=("rlsedit",)
+    )
+    later = plan_of(facts_file, methods=("rlsedit", "memit", "ft"), settings={**own, "memit": {"mom2_weight": 40.0}})
+    folder.begin(later, {})
+    assert folder.plan()["plan"]["methods"] == ["rlsedit", "memit", "ft"]
+    assert folder.plan()["plan"]["settings"]["memit"] == {"mom2_weight": 40.0}
+    with pytest.raises(ValueError, match="evaluation with settings"):
+        folder.begin(plan_of(facts_file, methods=later.methods, settings={**own, "rlsedit": {"lam": 1.0}}), {})
+    with pytest.raises(ValueError, match="evaluation with methods"):
+        folder.begin(plan_of(facts_file, methods=("rlsedit",), settings={"all": SMALL}), {})
+
+
 def test_ability_is_measured_on_both_sides(model, tmp_path, facts_file) -> None:
     seen = []
 
