@@ -13,7 +13,7 @@ from support.ranks import run
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from rlsedit_kernels import CovarianceState, Prior, SquareRootState
-from rlsedit_kernels.distributed import Ranks, ShardedSquareRootState
+from rlsedit_kernels.distributed import Ranks, ShardedCovarianceState, ShardedSquareRootState
 from rlsedit_kernels.distributed.checkpoint import latest, load, save
 from rlsedit_kernels.distributed.disk import MANIFEST, Disk, manifest_bytes, read_manifest
 from rlsedit_kernels.errors import CheckpointError, RankError
@@ -335,9 +335,17 @@ def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 D = 10
-SHARDED = {
-    "square_root": (lambda prior, ranks: ShardedSquareRootState(prior, ranks), lambda prior: SquareRootState(prior)),
-}
+FORMS = ("plain", "whitened", "inverse_root", "auto")
+
+
+def _sharded(kind: str, ranks: Ranks) -> Any:
+    if kind == "square_root":
+        return ShardedSquareRootState(_prior(), ranks)
+    return ShardedCovarianceState(_prior(), ranks, form=kind)
+
+
+def _single(kind: str) -> Any:
+    return SquareRootState(_prior()) if kind == "square_root" else CovarianceState(_prior(), form=kind)
 
 
 def _prior() -> Prior:
@@ -376,23 +384,23 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _write_state(ranks: Ranks, folder: str, kind: str) -> Any:
-    state = _advanced(SHARDED[kind][0](_prior(), ranks), 0, 4)
+    state = _advanced(_sharded(kind, ranks), 0, 4)
     save(folder, {"layer": state}, step=4)
     return _gathered(state.state_dict())
 
 
 def _read_state(ranks: Ranks, folder: str, kind: str) -> tuple[Any, Any]:
-    state = SHARDED[kind][0](_prior(), ranks)
+    state = _sharded(kind, ranks)
     load(folder, {"layer": state})
     found = _gathered(state.state_dict())
     return found, _gathered(_advanced(state, 4, 6).update(_batches(6, 7)[0]))
 
 
 def _uninterrupted(ranks: Ranks, kind: str) -> Any:
-    return _gathered(_advanced(SHARDED[kind][0](_prior(), ranks), 0, 6).update(_batches(6, 7)[0]))
+    return _gathered(_advanced(_sharded(kind, ranks), 0, 6).update(_batches(6, 7)[0]))
 
 
-@pytest.mark.parametrize("kind", SHARDED)
+@pytest.mark.parametrize("kind", ["square_root", *FORMS])
 def test_a_sharded_state_goes_on_at_another_number_of_ranks(tmp_path: Path, kind: str) -> None:
     written = run(4, _write_state, str(tmp_path), kind)[0]
     for size in (3, 1, 4):  # 10 rows are 4 + 4 + 2, all, or 3 + 3 + 3 + 1
@@ -400,22 +408,22 @@ def test_a_sharded_state_goes_on_at_another_number_of_ranks(tmp_path: Path, kind
         for saved, after in run(size, _read_state, str(tmp_path), kind):
             assert _equal(saved, written)
             assert torch.equal(after, gain) if size == 4 else torch.allclose(after, gain, rtol=1e-4, atol=1e-6)
-    single = SHARDED[kind][1](_prior())
+    single = _single(kind)
     load(tmp_path, {"layer": single})
-    alone = _advanced(SHARDED[kind][1](_prior()), 0, 4)
+    alone = _advanced(_single(kind), 0, 4)
     assert single.steps == 4
     assert torch.allclose(single.covariance(), alone.covariance(), rtol=1e-4, atol=1e-6)
 
 
 def _read_plain(ranks: Ranks, folder: str, kind: str) -> Any:
-    state = SHARDED[kind][0](_prior(), ranks)
+    state = _sharded(kind, ranks)
     load(folder, {"layer": state})
     return _gathered(_advanced(state, 4, 6).update(_batches(6, 7)[0]))
 
 
-@pytest.mark.parametrize("kind", SHARDED)
+@pytest.mark.parametrize("kind", ["square_root", *FORMS])
 def test_a_single_state_goes_on_at_several_ranks(tmp_path: Path, kind: str) -> None:
-    alone = _advanced(SHARDED[kind][1](_prior()), 0, 4)
+    alone = _advanced(_single(kind), 0, 4)
     save(tmp_path, {"layer": alone}, step=4)
     gain = _advanced(alone, 4, 6).update(_batches(6, 7)[0])
     for after in run(3, _read_plain, str(tmp_path), kind):

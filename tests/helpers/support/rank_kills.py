@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,9 +23,9 @@ from typing import Any
 
 import torch
 
-D, U, V = 18, 3, 4
-BATCHES, EVERY = 10, 3
-KINDS = ("square_root",)
+D, U, V = 19, 3, 4
+BATCHES, EVERY = 7, 3
+KINDS = ("square_root", "plain", "whitened", "inverse_root")
 LIMIT = 60.0
 """Seconds within which all processes of a run must have ended."""
 
@@ -68,7 +67,7 @@ class Outcome:
         phases: what each rank was doing last.
         seconds: from the end of the victim to that of the last survivor.
         hung: ranks that had to be ended.
-        events: of each rank, by phase, where the run came to its end.
+        events: the phase of each event of each rank, where the run came to its end.
     """
 
     codes: list[int]
@@ -76,7 +75,7 @@ class Outcome:
     phases: list[str]
     seconds: float
     hung: list[int]
-    events: list[dict[str, int]]
+    events: list[list[str]]
 
 
 class Meter:
@@ -85,11 +84,11 @@ class Meter:
     def __init__(self, at: int, sign: int, note: Path) -> None:
         self.at, self.sign, self.note = at, sign, note
         self.done, self.phase = 0, "start"
-        self.counts: Counter[str] = Counter()
+        self.log: list[str] = []
 
     def count(self) -> None:
         self.done += 1
-        self.counts[self.phase] += 1
+        self.log.append(self.phase)
         if self.done == self.at:
             self.note.write_text(self.phase)
             os.kill(os.getpid(), self.sign)
@@ -117,7 +116,7 @@ def stream(ranks: Any, folder: str, kind: str, meter: Meter | None = None, disk:
     if kind == "square_root":
         state = rd.ShardedSquareRootState(prior, ranks)
     else:
-        state = rd.ShardedCovarianceState(prior, ranks, form=kind)  # type: ignore[attr-defined]
+        state = rd.ShardedCovarianceState(prior, ranks, form=kind)
     mine = ranks.rows(D)
     weight = ranks.dtensor(torch.zeros(mine.stop - mine.start, V), D)
     position = 0
@@ -186,7 +185,7 @@ def _work(rank: int, job: Job, address: str, pipe: Any) -> None:
         result = stream(ranks, job.folder, job.kind, meter, Counted())
         if rank == 0:
             torch.save(result, folder / "result.pt")
-        (folder / f"events-{rank}").write_text(json.dumps(meter.counts))
+        (folder / f"events-{rank}").write_text(json.dumps(meter.log))
     except BaseException as error:
         (folder / f"phase-{rank}").write_text(meter.phase)
         (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
@@ -237,7 +236,7 @@ def run(job: Job) -> Outcome:
         phases=[_text(folder / f"phase-{rank}") for rank in range(job.size)],
         seconds=last - ended,
         hung=hung,
-        events=[json.loads(_text(folder / f"events-{rank}") or "{}") for rank in range(job.size)],
+        events=[json.loads(_text(folder / f"events-{rank}") or "[]") for rank in range(job.size)],
     )
 
 
