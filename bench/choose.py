@@ -34,9 +34,9 @@ from rlsedit.texts import read_text
 
 GRIDS: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
     "smollm2": {
-        "rlsedit": {"mom2_weight": (1000.0, 3000.0), "lam": (3.0, 10.0)},
+        "rlsedit": {"mom2_weight": (300.0, 1000.0), "lam": (1.0, 3.0)},
         "alphaedit": {"l2": (1.0, 10.0), "null_threshold": (1e-2, 2e-2)},
-        "memit_seq": {"mom2_weight": (1000.0, 3000.0, 10000.0)},
+        "memit_seq": {"mom2_weight": (300.0, 1000.0, 3000.0)},
         "memit": {"mom2_weight": (1000.0, 3000.0, 10000.0)},
         "ft": {"ft_rate": (5e-5, 5e-4), "ft_bound": (0.0, 5e-4)},
     },
