@@ -94,6 +94,8 @@ class InverseRootRows:
         rows = slice(self.A.shape[0]) if self.root.root is None else self.ranks.rows(self.rows)
         add_(self.A, change.left[rows], change.right, sign)
 
+    change64_ = change_
+
     def scale_(self, factor: float) -> None:
         """C <- factor C."""
         self.A.mul_(factor**0.5)

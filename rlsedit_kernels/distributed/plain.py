@@ -70,6 +70,8 @@ class PlainRows:
         """C_p <- C_p + sign Z_p Z'."""
         downdate_rows_(self.ranks, self.C, change.left, sign)
 
+    change64_ = change_
+
     def scale_(self, factor: float) -> None:
         """C <- factor C."""
         self.C.mul_(factor)

@@ -70,6 +70,8 @@ def batch_bytes(
     total = 2 * confirm_bytes(size) + _sum(u * (1 + min(PROBES, r)), size, _WIDE)
     if keys_sharded and (form == "plain" or (form == "whitened" and not prior_root)):
         total += _gather(d, u, size, dtype.itemsize)
+    if form == "inverse_root" and prior_root and mapped:
+        total += _sum(u, size, _WIDE)
     widths = (item, _WIDE) if careful else (item,)
     return total + sum(_products(form, r, u, size, width, prior_root, mapped) for width in widths)
 
@@ -82,7 +84,7 @@ def _products(form: str, r: int, u: int, size: int, item: int, prior_root: bool,
     if not (prior_root and mapped):
         return _sum(u * r, size, item)
     rows = (size - 1) * bounds(r, size)[1] * u * item if size > 1 else 0
-    return rows + _sum(u, size, _WIDE) + _sum(u * r, size, item) + _gather(r, u, size, item)
+    return rows + _sum(u * r, size, item) + _gather(r, u, size, item)
 
 
 def check_bytes(

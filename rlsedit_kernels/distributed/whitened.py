@@ -107,6 +107,8 @@ class WhitenedRows:
         """C~_p <- C~_p + sign Z_p Z'."""
         downdate_rows_(self.ranks, self.matrix, change.left, sign)
 
+    change64_ = change_
+
     def scale_(self, factor: float) -> None:
         """C~ <- factor C~."""
         self.matrix.mul_(factor)
