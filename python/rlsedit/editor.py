@@ -18,14 +18,13 @@ from .facts import Fact
 from .methods import Method, Solver, get_method
 from .metrics import EvalReport, evaluate
 from .models.adapter import Adapter
-from .parallel.layers import first_figures, first_solver
+from .parallel.layers import AnyFolder, create_folder, first_figures, first_solver, open_folder
 from .prompts import Context, make_contexts
 from .reports import BatchReport, EditReport
 from .store import conflicts, replay
 from .store.conflicts import OnConflict
 from .store.errors import StoreError
 from .store.files import DISK, Disk, uninterrupted
-from .store.folder import Folder
 from .store.index import Index
 from .store.journal import Journal, MemoryJournal
 from .store.ledger import now
@@ -103,7 +102,7 @@ class Editor:
         self._layers: dict[int, LayerState] | None = None
         self._find_targets: FindTargets = optimise_targets if targets is None else targets
         self._starts: dict[int, Solver] = {}
-        self._folder: Folder | None = None
+        self._folder: AnyFolder | None = None
         self._journal: Journal | None = MemoryJournal() if record and self.method.signal != "steps" else None
 
     def edit(
@@ -189,6 +188,7 @@ class Editor:
             raise ValueError(f"Editor.remove: ids must be distinct, at least one, got {names[:5]}")
         layers = self._layers
         assert layers is not None
+        check_removable(self.method, self.config, journal.index, self._processes.many)
         self._step("remove", lambda: self._without(layers, names), tuple(names))
 
     def undo(self) -> tuple[str, ...]:
@@ -205,9 +205,10 @@ class Editor:
         if not journal.index.stack:
             raise ValueError("Editor.undo: there is no step to take back")
         *stack, last = journal.index.stack
-        self._prepare()
-        snapshots = None if self._folder is None else self._folder.snapshots
-        self._step("undo", lambda: replay.restore(self._stream(), journal, stack, snapshots), last.ids)
+        with self._shared("Editor.undo"):
+            self._prepare()
+            snapshots = None if self._folder is None else self._folder.snapshots
+            self._step("undo", lambda: replay.restore(self._stream(), journal, stack, snapshots), last.ids)
         return last.ids
 
     def reset(self) -> None:
@@ -239,6 +240,10 @@ class Editor:
         """
         if every < 1:
             raise ValueError(f"Editor.save: every must be at least 1, got {every}")
+        with self._shared("Editor.save", os.path.realpath(path)):
+            self._save(path, every, disk)
+
+    def _save(self, path: str | os.PathLike[str], every: int, disk: Disk) -> None:
         if self._folder is not None:
             kept = self._folder.path
             if os.path.realpath(kept) != os.path.realpath(path):
@@ -250,7 +255,7 @@ class Editor:
             assert self._moments is not None
             base = {n: (self._first[n], self._moments[n]) for n in self.config.layers}
             records = self._journal if isinstance(self._journal, MemoryJournal) else ()
-            self._folder = Folder.create(path, self._session(), base, records, every=every, disk=disk)
+            self._folder = create_folder(self.adapter, path, self._session(), base, records, every=every, disk=disk)
             self._journal = self._folder.journal
         self._folder.snapshot(self._parts(), due=False)
 
@@ -266,6 +271,8 @@ class Editor:
         targets: FindTargets | None = None,
         every: int = 20,
         disk: Disk = DISK,
+        states: str = "auto",
+        ranks: Ranks | None = None,
     ) -> Editor:
         """The editor that a folder keeps, to the bit, whatever ended the process that wrote it.
 
@@ -276,30 +283,34 @@ class Editor:
             method: the recipe, where it is none of `list_methods()`.
             adapter, targets: as for `Editor`.
             every, disk: as for `save`.
+            states, ranks: as for `Editor`; the folder may have been written by another number of processes.
 
         Raises:
             FolderBusyError: another process writes to the folder.
             StoreError: no such folder, another model, or a damaged file that cannot be done without.
         """
-        folder = Folder.open(path, every=every, disk=disk)
+        adapter = adapter or Adapter.for_model(model, ranks=ranks)
+        folder = open_folder(adapter, path, every=every, disk=disk)
         try:
             session = folder.session
             if method is not None and method.name != session.method:
                 raise StoreError(f"resume: method must be {session.method!r}, got {method.name!r}")
-            adapter = adapter or Adapter.for_model(model)
             session.check(adapter)
-            base = {n: folder.first(n, adapter.device) for n in session.config.layers}
+            with adapter.processes.together("resume"):
+                base = {n: folder.first(n, adapter.rows(n).device) for n in session.config.layers}
             with torch.no_grad():
                 for n, (weight, _) in base.items():
                     adapter.rows(n).copy_(weight)
             editor = cls(
                 model, tokenizer, method or session.method, session.config,
                 moments={n: moment for n, (_, moment) in base.items()}, adapter=adapter, targets=targets,
+                states=states,
             )  # fmt: skip
             editor._contexts = list(session.contexts)
             editor._folder, editor._journal = folder, folder.journal
-            stack = folder.journal.index.stack
-            editor._layers = replay.restore(editor._stream(), folder.journal, stack, folder.snapshots)
+            with editor._shared("Editor.resume"):
+                stack = folder.journal.index.stack
+                editor._layers = replay.restore(editor._stream(), folder.journal, stack, folder.snapshots)
             editor._weights.keep()
             return editor
         except BaseException:
@@ -313,10 +324,13 @@ class Editor:
         """The edits as a LoRA adapter for PEFT and vLLM, from the float32 masters; see `rlsedit.export.export_lora`.
 
         Raises:
-            ValueError: nothing has been edited, a rank out of range, a `path` that holds something.
+            ValueError: nothing has been edited, a rank out of range, a `path` that holds something, a model that lies
+                on many processes.
         """
         from .export import export_lora
 
+        if self._processes.many:
+            raise ValueError("Editor.export_lora: needs a model that one process holds; resume the folder in one")
         after = {n: self._weights.wide(n) for n in self.config.layers}
         about = {"method": self.method.name, "edits": None if self._journal is None else len(self._journal.index.live)}
         return export_lora(
@@ -325,7 +339,7 @@ class Editor:
         )  # fmt: skip
 
     @property
-    def folder(self) -> Folder | None:
+    def folder(self) -> AnyFolder | None:
         """The folder that keeps this editor."""
         return self._folder
 

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlsedit.cli.launch import add_parallel, load_spread, size, started
 from rlsedit.cli.options import (
     add_facts,
     add_model,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rlsedit.editor import Editor
     from rlsedit.facts import Fact
     from rlsedit.recording import Recorder
+    from rlsedit_kernels.distributed import Ranks
 
 NAME = "edit"
 HELP = "write facts into a model and save it"
@@ -64,10 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the scores before and after")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    add_parallel(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Edits and saves."""
+    """Edits and saves; in all processes that torchrun has started."""
+    with started(args) as ranks:
+        return _run(args, ranks)
+
+
+def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     import sys
 
     from rlsedit.cli.saving import check_out, replacing
@@ -78,17 +86,19 @@ def run(args: argparse.Namespace) -> int:
 
     streams = args.follow or str(args.facts) == "-"
     console = Console(sys.stderr if streams else None)
-    _check(args, streams)
     told = args.method is not None
     args.method = args.method or "rlsedit"
-    method = get_method(args.method)
-    check_out(args.out, args.force, args.model, args.resume)
-    if args.text is not None and not args.text.is_file():
-        raise FileNotFoundError(f"--text: no file {args.text}")
-    facts = [] if streams else read_facts(args)
+    with ranks.together("edit") if ranks is not None else nullcontext():
+        _check(args, streams)
+        method = get_method(args.method)
+        check_out(args.out, args.force, args.model, args.resume)
+        if args.text is not None and not args.text.is_file():
+            raise FileNotFoundError(f"--text: no file {args.text}")
+        facts = [] if streams else read_facts(args)
     with console.bar(f"loading {args.model}", None):
-        model, tokenizer = load_any(args)
+        model, tokenizer = load_any(args) if ranks is None else load_spread(args)
     adapter = Adapter.for_model(model)
+    writes = adapter.processes.writes
     if args.resume:
         config, method = _kept(model, args, told)
     else:
@@ -98,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     _plan(console, adapter, config, method, None if streams else len(facts), batch, args)
     if args.dry_run:
         return 0
-    with replacing(args.out) if args.force else nullcontext():
+    with replacing(args.out) if args.force and writes else nullcontext():
         existed = args.out.exists()
         try:
             recorder = Recorder() if args.record is not None else None
@@ -118,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
             finally:
                 editor.close()
         except BaseException:
-            _clear(args.out, existed)
+            if writes:
+                _clear(args.out, existed)
             raise
     return 0
 
@@ -130,6 +141,8 @@ def _check(args: argparse.Namespace, streams: bool) -> None:
         raise ValueError("--limit, --skip-bad: are for files that are read at once; bad lines are answered one by one")
     if args.resume and args.text is not None:
         raise ValueError("--text: the folder has its second moments; leave it out with --resume")
+    if (streams or args.record is not None) and size() > 1:
+        raise ValueError("--facts -, --follow, --record: are for one process; leave torchrun out")
     if args.record is not None and args.resume:
         raise ValueError("--record: begins with a run; leave it out with --resume")
     if args.record is not None and not args.record.absolute().parent.is_dir():
@@ -159,10 +172,13 @@ def _kept(model: Any, args: argparse.Namespace, told: bool) -> tuple[Any, Any]:
 
 
 def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int | None, batch: int, args: Any) -> None:
-    weight = adapter.rows(config.layers[0])
-    d, v = weight.shape
+    weight, part = adapter.rows(config.layers[0]), adapter.part(config.layers[0])
+    d, v = part.d, part.v
     state = 8 if str(weight.dtype).endswith("float64") else 4
     console.line(f"model    {type(adapter.model).__name__}, {adapter.num_layers} layers, on {weight.device}")
+    if adapter.processes.many:
+        lies = {"rows": "rows", "columns": "columns", "whole": "copies"}[part.kind]
+        console.line(f"lies     on {adapter.processes.size} processes ({args.parallel}), {lies} of the edited weights")
     console.line(f"edits    {adapter.module} of layers {', '.join(map(str, config.layers))}: {d} x {v}, {weight.dtype}")
     console.line(f"method   {method.name}: {method.summary}")
     if facts is None:
@@ -189,8 +205,10 @@ def _editor(
     every = args.snapshot_every
     if args.resume:
         with console.bar(f"edits of {args.out}", None):
-            editor = Editor.resume(args.out, adapter.model, tokenizer, adapter=adapter, every=every)
-            mend(args.out)
+            editor = Editor.resume(args.out, adapter.model, tokenizer, adapter=adapter, every=every, states=args.states)
+            with adapter.processes.together("--resume"):
+                if adapter.processes.writes:
+                    mend(args.out)
         return editor
     with console.bar("second moments of the layer inputs", None):
         texts = read_text(args.text) if args.text else installed_prose()
@@ -199,7 +217,7 @@ def _editor(
         )
     method = get_method(args.method)
     recipe = method if recorder is None else recording(method, recorder)
-    editor = Editor(adapter.model, tokenizer, recipe, config, moments=moments, adapter=adapter)
+    editor = Editor(adapter.model, tokenizer, recipe, config, moments=moments, adapter=adapter, states=args.states)
     editor.save(args.out, every=every)
     return editor
 
@@ -259,11 +277,15 @@ def finish(
     found: Sequence[Any],
 ) -> None:  # fmt: skip
     """Takes a snapshot and puts the model with its report into the folder, unless they are there."""
+    import torch
+
     from rlsedit.cli.saving import save_model
     from rlsedit.models import smollm2
     from rlsedit.store.modelfiles import behind, wrong
 
-    if behind(out) == _steps(editor) and not scores and not wrong(out):
+    processes = editor.adapter.processes
+    there = processes.writes and behind(out) == _steps(editor) and not scores and not wrong(out)
+    if bool(processes.same(torch.tensor(int(there)))[0]):
         console.line(f"\nnothing new: {out} stays as it is")
         return
 
@@ -273,7 +295,7 @@ def finish(
         folder = smollm2.cached_copy() if source == "smollm2" else Path(source)
         save_model(
             editor.model, editor.tokenizer, folder, out, _steps(editor),
-            json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", processes,
         )  # fmt: skip
     console.line(f"\nwritten to {out}; its report is rlsedit-report.json")
 

@@ -9,7 +9,21 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rlsedit.cli import ability, demo, edit, evaluate, export, facts, log, methods, profile, remove, stability, stats
+from rlsedit.cli import (
+    ability,
+    demo,
+    edit,
+    evaluate,
+    export,
+    facts,
+    launch,
+    log,
+    methods,
+    profile,
+    remove,
+    stability,
+    stats,
+)  # fmt: skip
 
 __all__ = ["build_parser", "main"]
 
@@ -53,11 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 2 for wrong input (one line on standard error), 1 for anything unexpected, 130 after Ctrl-C.
     """
+    launch.hush()
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else BAD_INPUT
+        return launch.linger(stop.code if isinstance(stop.code, int) else BAD_INPUT)
     _set_up(args.verbose)
+    return launch.linger(_run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         status: int = args.run(args)
         return status
@@ -73,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
+        told = launch.status_of(error, _EXPECTED, BAD_INPUT, FAILED)
+        if told is not None:
+            return _complain(_one_line(error), told)
         return _complain(f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)", FAILED)
 
 

@@ -6,9 +6,12 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlsedit.parallel import OneProcess
 
 __all__ = ["REPORT", "check_out", "replacing", "save_model"]
 
@@ -67,7 +70,9 @@ def replacing(out: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def save_model(model: Any, tokenizer: Any, source: Path, out: Path, number: int, report: str) -> None:
+def save_model(
+    model: Any, tokenizer: Any, source: Path, out: Path, number: int, report: str, processes: OneProcess | None = None
+) -> None:
     """Puts weights, tokenizer, what else the tokenizer had on disk, and the report into `out`; see `store.modelfiles`.
 
     Args:
@@ -76,14 +81,25 @@ def save_model(model: Any, tokenizer: Any, source: Path, out: Path, number: int,
         out: a folder that holds edits.
         number: of the record that the model stands behind.
         report: content of rlsedit-report.json.
+        processes: those that hold the model; all of them call this, and rank 0 writes.
 
     Raises:
         OSError: if it cannot be written; the model that was at --out, and all edits, are then still there.
     """
     from rlsedit.store.modelfiles import place
 
+    state: dict[str, Any] | None = None
+    if processes is not None and processes.many:
+        from rlsedit.parallel.saving import gathered, unspread
+
+        state = gathered(model, processes.writes)
+
     def write(work: Path) -> None:
-        model.save_pretrained(work)
+        if state is None:
+            model.save_pretrained(work)
+        else:
+            with unspread(model):
+                model.save_pretrained(work, state_dict=state)
         tokenizer.save_pretrained(work)
         if source.is_dir():
             for pattern in _BESIDES:
@@ -95,4 +111,6 @@ def save_model(model: Any, tokenizer: Any, source: Path, out: Path, number: int,
                 file.chmod(0o666 & out.stat().st_mode)
         (work / REPORT).write_text(report, encoding="utf-8")
 
-    place(out, number, write)
+    with nullcontext() if processes is None else processes.together("saving"):
+        if processes is None or processes.writes:
+            place(out, number, write)

@@ -86,7 +86,7 @@ def load(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu")
 
 
 def load_model(
-    path: str | Path, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu"
+    path: str | Path, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu", distributed: Any = None
 ) -> tuple[Any, Any]:
     """Loads any Hugging Face causal language model from a folder on disk, never from the network.
 
@@ -94,6 +94,8 @@ def load_model(
         path: a folder with `config.json`, weights and tokenizer.
         dtype: a floating dtype, or "auto" for the one the weights were saved in.
         device: where to put the model.
+        distributed: `transformers.distributed.DistributedConfig` of a model that lies on many processes, each on its
+            own device.
 
     Returns:
         (model, tokenizer), the model in evaluation mode.
@@ -112,7 +114,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        more = {} if distributed is None else {"distributed_config": distributed}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **more)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"model: {folder} does not load as a causal language model: {_first(error)}") from error
     try:
@@ -120,7 +123,7 @@ def load_model(
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise ValueError(f"model: {folder} has no usable tokenizer: {_first(error)}") from error
     moved: Any = model.eval()
-    return moved.to(device), tokenizer
+    return moved if distributed is not None else moved.to(device), tokenizer
 
 
 def _target(gguf: Path) -> Path:

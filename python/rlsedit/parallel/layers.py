@@ -1,8 +1,8 @@
-"""Solver and figures of an edited layer before the first batch, wherever its weight and its state lie."""
+"""Solver and figures of a layer before the first batch, and the folder, for one process or many."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,18 @@ from ..config import EditConfig
 from ..deviations import Deviations
 from ..methods import Method, Start
 from ..methods.method import check_moment
+from ..store.folder import Folder
 
 if TYPE_CHECKING:
     from ..methods import Solver
     from ..models.adapter import Adapter
+    from .folder import SharedFolder
 
-__all__ = ["first_figures", "first_solver"]
+    AnyFolder = Folder | SharedFolder
+else:
+    AnyFolder = Folder
+
+__all__ = ["AnyFolder", "create_folder", "first_figures", "first_solver", "open_folder"]
 
 
 def first_solver(
@@ -62,3 +68,21 @@ def first_figures(adapter: Adapter, config: EditConfig, layer: int, moment: Tens
 
     assert isinstance(processes, Processes)
     return deviations.start(processes, adapter.part(layer), gram, weight, dtype)
+
+
+def create_folder(adapter: Adapter, path: Any, session: Any, base: Any, records: Any, **more: Any) -> AnyFolder:
+    """`Folder.create`, by rank 0 where there are many processes."""
+    if not adapter.processes.many:
+        return Folder.create(path, session, base, records, **more)
+    from .folder import SharedFolder
+
+    return SharedFolder.create(adapter, path, session, base, records, **more)
+
+
+def open_folder(adapter: Adapter, path: Any, **more: Any) -> AnyFolder:
+    """`Folder.open`, by rank 0 where there are many processes."""
+    if not adapter.processes.many:
+        return Folder.open(path, **more)
+    from .folder import SharedFolder
+
+    return SharedFolder.open(adapter, path, **more)

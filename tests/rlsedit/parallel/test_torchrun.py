@@ -1,0 +1,79 @@
+"""`rlsedit edit` started by torchrun: the model that one process writes, one voice, the same exit status everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.editors import facts
+from support.language_models import tokenizer
+from support.spread_models import model_of
+
+from rlsedit.store.check import problems
+
+SETTINGS = ("--layers", "1,2", "--batch", "2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=2",
+            "--no-evaluate")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model, facts and a text."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model: Any = model_of("one", None, "llama", torch.float32)
+    model.save_pretrained(folder / "model")
+    tokenizer().save_pretrained(folder / "model")
+    lines = [{"id": f.id, "prompt": f.prompt, "subject": f.subject, "target_new": f.target_new} for f in facts(3)]
+    (folder / "facts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "text.txt").write_text("Oslo is a city in Norway. Lima is the capital of Peru. " * 40)
+    return folder
+
+
+def _command(inputs: Path, out: Path, *more: str, processes: int = 1, given: str = "facts.jsonl") -> Any:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launch, "-m", "rlsedit", "edit", str(inputs / "model"), "--facts", str(inputs / given),
+               "--out", str(out), *SETTINGS, *more]  # fmt: skip
+    home = {"XDG_CACHE_HOME": str(inputs / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, **home})
+
+
+def test_many_processes_write_the_model_that_one_does(inputs: Path, tmp_path: Path) -> None:
+    text = ("--text", str(inputs / "text.txt"))
+    one = _command(inputs, tmp_path / "one", *text)
+    assert one.returncode == 0, one.stderr
+    many = _command(inputs, tmp_path / "many", *text, "--parallel", "tp", "--states", "sharded", processes=2)
+    assert many.returncode == 0, many.stderr
+    assert many.stdout.count("written to") == 1
+    assert many.stdout.count("lies     on 2 processes (tp), rows") == 1
+    assert problems(tmp_path / "many") == []
+    before = load_file(inputs / "model" / "model.safetensors")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("many", "one"))
+    assert ours.keys() == theirs.keys()
+    assert "distributed_config" not in json.loads((tmp_path / "many" / "config.json").read_text())
+    for name, weight in theirs.items():
+        change = (weight - before[name]).norm()
+        assert (change > 0) == (".1.mlp.down_proj" in name or ".2.mlp.down_proj" in name)
+        assert (ours[name] - weight).norm() <= 1e-3 * change
+
+
+def test_a_bad_fact_ends_all_processes_with_one_line_and_status_2(inputs: Path, tmp_path: Path) -> None:
+    (inputs / "bad.jsonl").write_text('{"id": "a", "prompt": "{} is in", "subject": "Oslo"}\n')
+    found = _command(inputs, tmp_path / "out", processes=2, given="bad.jsonl")
+    said = [line for line in found.stderr.splitlines() if line.startswith("rlsedit:")]
+    assert len(said) == 1, found.stderr
+    assert "target_new" in said[0]
+    assert "exitcode  : 2" in found.stderr
+    assert "exitcode  : 1" not in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_many_processes_are_refused_without_torchrun(inputs: Path, tmp_path: Path) -> None:
+    found = _command(inputs, tmp_path / "out", "--parallel", "tp")
+    assert found.returncode == 2
+    assert "torchrun" in found.stderr
