@@ -4,6 +4,7 @@ What is counted: the payload that a rank takes from the others in a collective, 
 an all-gather of shards of b bytes each, and of an all-to-all of such parts, that is (size - 1) b; of a broadcast b on
 every rank but the source. What a collective costs beyond that on the wire (headers, retries, a tree's detours) is the
 library's business. The sum over ranks in their order is an all-to-all and an all-gather.
+The square-root state's are in `square_root_volume.py`.
 """
 
 from __future__ import annotations
