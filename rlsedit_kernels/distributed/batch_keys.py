@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,13 @@ class BatchKeys:
         local: (u, d_p), the columns of this rank.
         full: (u, d), where every rank has all columns; None for a batch that came sharded.
         mark: digest of `full`; 0 for a sharded batch, of which no two ranks have the same.
+        size: |K|^2, the same on all ranks, where somebody has added it up.
     """
 
     local: torch.Tensor
     full: torch.Tensor | None
     mark: float
+    size: float = math.nan
 
     @property
     def u(self) -> int:

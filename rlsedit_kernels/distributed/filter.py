@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
 from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.right_hand_side import targets
+from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.solutions import ShardedCarriedSolution, ShardedGainSolution, squared
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets, check_part, local_part, place_of
@@ -21,6 +24,7 @@ from rlsedit_kernels.filter import LAYOUTS, STATES, RLSFilter, Step, checked_arg
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
+from rlsedit_kernels.states import Health
 
 __all__ = ["ShardedRLSFilter"]
 
@@ -113,7 +117,8 @@ class ShardedRLSFilter(RLSFilter):
         Raises:
             UnderdeterminedError: the filter started from nothing and has seen too little.
         """
-        self._solution.refresh()
+        with self.ranks.guarded("weight"):
+            self._solution.refresh()
         if not isinstance(self._given, DTensor):
             return self._weight
         mesh, shape, stride = self._given.device_mesh, self._given.shape, self._given.stride()
@@ -121,6 +126,7 @@ class ShardedRLSFilter(RLSFilter):
             self._weight, mesh, self._given.placements, run_check=False, shape=shape, stride=stride
         )
 
+    @session
     def update(self, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> Step:
         """Write a batch: keys K shall map to V.
 
@@ -136,6 +142,7 @@ class ShardedRLSFilter(RLSFilter):
         self._confirm_batch("update", noise, forget)
         return super().update(K, V, noise, forget)
 
+    @session
     def remove(
         self,
         K: torch.Tensor,
@@ -147,6 +154,23 @@ class ShardedRLSFilter(RLSFilter):
         """`RLSFilter.remove`; K and V as for `update`."""
         self._confirm_batch("remove", noise, 1.0)
         return super().remove(K, V, noise, remaining=remaining)
+
+    @session
+    def refactor(self, written: Iterable[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
+        """`RLSFilter.refactor`; the same batches on all ranks."""
+        with self.ranks.confirmed("refactor") as agreed:
+            if self._initial is None:
+                raise ValueError("refactor: W_0 is not kept with track_bounds=False: write the batches to a new filter")
+            batches = [(K, V, _checks.noise("refactor", noise)) for K, V, noise in written]
+            if any(noise == 0.0 for _, _, noise in batches):
+                raise ValueError("refactor: noise must be > 0 for every batch")
+            agreed["batches"] = len(batches)
+        super().refactor(batches)
+
+    @session
+    def health(self, *, thorough: bool = False) -> Health:
+        """`RLSFilter.health`, by all ranks together."""
+        return super().health(thorough=thorough)
 
     def _confirm_batch(self, op: str, noise: float, forget: float) -> None:
         with self.ranks.confirmed(op) as agreed:
@@ -161,6 +185,8 @@ class ShardedRLSFilter(RLSFilter):
             agreed.update(u=keys.u, writes=self.state._writes)
             agreed.update({"whether K is sharded": keys.full is None, "whether V is sharded": full is None})
             agreed.update({"a digest of K": keys.mark, "a digest of V": mark})
+        with self.ranks.guarded(op):
+            keys = replace(keys, size=float(keys.squared_norms(self.ranks).sum()))
         return keys, Targets(local, full, self._part.shape[1])
 
     def _misfit(self, K: Any, V: Any, W: Any) -> float:  # type: ignore[override]
@@ -171,13 +197,23 @@ class ShardedRLSFilter(RLSFilter):
         return self._part
 
     def _new_rounding(self) -> Rounding:
-        return Rounding(self._prior, self.state.dtype, self._size, _trace(self._prior))
+        return ShardedRounding(self._prior, self.state.dtype, _size, _trace(self._prior))
 
-    def _size(self, value: BatchKeys | ShardedWeight) -> float:
-        with self.ranks.guarded("RLSFilter"):
-            if isinstance(value, ShardedWeight):
-                return value.sent_squared_norm()
-            return float(value.squared_norms(self.ranks).sum())
+
+class ShardedRounding(Rounding):
+    """Of the rounding errors of a weight each rank adds up those of its part: they are squares, and nothing is sent."""
+
+    def error(self, W: Any, summed: bool) -> float:
+        """See `Rounding.error`; all ranks together."""
+        tau = self._trace / self._d
+        total, size = W.sent_sums(self._sum, squared(W.W))
+        once = tau * self._unit**2 * size
+        return math.sqrt(max(total / tau, once) if summed and tau > 0.0 else once)
+
+
+def _size(value: BatchKeys | ShardedWeight) -> float:
+    """|K|^2, or of a weight the part of this rank."""
+    return squared(value.W) if isinstance(value, ShardedWeight) else value.size
 
 
 def _trace(prior: Prior) -> float:

@@ -13,12 +13,12 @@ from torch.distributed.tensor import DTensor
 
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.session import known_to_all
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.solutions import _HEADROOM, Outcome, _after
 from rlsedit_kernels.states import SquareRootState, triangular
-from rlsedit_kernels.states.keys import squared_norm
 
 __all__ = ["ShardedCarriedSolution", "ShardedGainSolution"]
 
@@ -58,8 +58,8 @@ class ShardedGainSolution:
                 cost, residual = prepared.after(E)
             else:
                 whitened, residual = _after(prepared.factored, E)
-                cost = forget * whitened**2
-            size, residual, cost = weight.sent_totals(squared(E), residual**2, cost)
+                cost = forget * whitened * whitened
+            size, residual, cost = weight.sent_totals(squared(E), residual * residual, cost)
             reach = float(_sum_of(ranks, squared(prepared.gain.to_local())))
         with ranks.confirmed("update") as agreed:
             limit = 0.25 * torch.finfo(E.dtype).max
@@ -171,7 +171,7 @@ class ShardedCarriedSolution:
             innovation = torch.addmm(D, H.mT, B, alpha=-1.0)
             cost, residual = triangular.after(triangular.system(H, forget * noise), innovation, noise, forget)
             with ranks.guarded("update"):
-                totals = _sums_of(ranks, squared(innovation), cost, residual**2)
+                totals = _sums_of(ranks, squared(innovation), cost, residual * residual)
             state.append_with(self.B, keys, targets, noise, forget)
             outcome = Outcome(math.sqrt(totals[0]), math.sqrt(totals[2]), totals[1], math.sqrt(initial))
         else:
@@ -234,9 +234,11 @@ class ShardedCarriedSolution:
 
     def _check_alone(self) -> None:
         if self.state._writes != self._writes:
-            raise ValueError(
-                "the state was changed outside of the filter, and the right-hand side with it is no longer that of the "
-                "stream: write and remove through the filter, or use solution='gain'"
+            raise known_to_all(
+                ValueError(
+                    "the state was changed outside of the filter, and the right-hand side with it is no longer that of "
+                    "the stream: write and remove through the filter, or use solution='gain'"
+                )
             )
 
 
@@ -258,8 +260,9 @@ def carried64(
 
 
 def squared(A: torch.Tensor) -> float:
-    """|A|^2; 0 for a matrix without elements."""
-    return squared_norm(A) if A.numel() else 0.0
+    """|A|^2, infinite where it is too large; 0 for a matrix without elements."""
+    norm = float(torch.linalg.vector_norm(A, dtype=torch.float64)) if A.numel() else 0.0
+    return norm * norm
 
 
 def _sums_of(ranks: Ranks, *parts: float) -> list[float]:

@@ -18,6 +18,7 @@ from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.right_hand_side import carried
+from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.square_root_batches import ShardedBatches, ShardedRows
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.errors import BreakdownError
@@ -102,10 +103,12 @@ class ShardedSquareRootState(ShardedBatches):
         """R (d, d), or (r, r) in the basis of a proper subspace, sharded over its columns; a copy."""
         return self.ranks.dtensor(self._form.L.mT.clone(), self._form.L.shape[1], dim=1)
 
+    @session
     def gain(self, K: torch.Tensor, noise: float = 1.0) -> DTensor:
         """`SquareRootState.gain`; (d, u), sharded over d."""
         return self._prepared("gain", K, noise, 1.0).gain
 
+    @session
     def prepare(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> ShardedRows:  # type: ignore[override]
         """First half of `update`: everything that is sent and all that can fail, nothing written."""
         return self._prepared("update", K, noise, forget)
@@ -120,12 +123,14 @@ class ShardedSquareRootState(ShardedBatches):
             raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
         self._become(prepared.form, prepared.probes, prepared.largest, prepared.batch.forget)
 
+    @session
     def commit(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> None:
         """`SquareRootState.commit`."""
         batch = self._arriving("commit", K, noise, forget)
         with ieee_products():
             self._append("commit", batch, None, None)
 
+    @session
     def append_with(
         self, B: torch.Tensor, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0, forget: float = 1.0
     ) -> None:
@@ -148,6 +153,7 @@ class ShardedSquareRootState(ShardedBatches):
         )
         return self.ranks.dtensor(local, v, dim=1)
 
+    @session
     def solve(self, B: torch.Tensor) -> DTensor:
         """R^-1 B (d, v), sharded over d, of B (r, v) sharded over v: one all-to-all and one triangular solve.
 
@@ -163,6 +169,7 @@ class ShardedSquareRootState(ShardedBatches):
             y = ranks.turn(form.outside_held(local), B.shape[1])
             return ranks.dtensor(form.back(form.backward(y)), self.d)
 
+    @session
     def half(self, K: torch.Tensor) -> torch.Tensor:
         """`SquareRootState.half`; all of H (r, u) on all ranks."""
         batch = self._arriving("half", K, 1.0, 1.0, self._regular)
@@ -174,6 +181,7 @@ class ShardedSquareRootState(ShardedBatches):
         self._form.require_regular()
         return 0.0
 
+    @session
     def apply(self, Y: torch.Tensor) -> DTensor:
         """C Y (d, p) float64, sharded over d: what to use in the place of a covariance that is nowhere.
 
@@ -189,6 +197,7 @@ class ShardedSquareRootState(ShardedBatches):
         with ieee_products(), self.ranks.guarded("apply"):
             return self.ranks.dtensor(self._form.apply(self.ranks.shard(wide)), self.d)
 
+    @session
     def remove(
         self, K: torch.Tensor, noise: float = 1.0, *, remaining: Iterable[tuple[torch.Tensor, float]] | None = None
     ) -> DTensor:
@@ -207,12 +216,14 @@ class ShardedSquareRootState(ShardedBatches):
                 local = self._form.back(self._form.backward(self._form.half(inner.mT)[self._form.own]))
             return self.ranks.dtensor(local.div_(batch.noise), self.d)
 
+    @session
     def remove_with(self, B: torch.Tensor, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0) -> None:
         """`remove` with the right-hand side of `append_with`, in place."""
         batch, mine, part = self._with_right_hand_side("remove_with", B, K, V, noise, 1.0)
         with ieee_products():
             self._removed("remove_with", batch, mine, part)
 
+    @session
     def restrict(self, Q: torch.Tensor) -> None:
         """Forbid all later edits in the directions Q (docs/mathematics.md, fact 9).
 
@@ -248,6 +259,7 @@ class ShardedSquareRootState(ShardedBatches):
         self._writes += 1
         self._counters.singular_writes += 1
 
+    @session
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
         """Rebuild R from the prior and kept batches, in float64 and rounded once. A restriction is lifted by it.
 
@@ -286,25 +298,35 @@ class ShardedSquareRootState(ShardedBatches):
         raise ValueError("precision: a state over ranks keeps no dense S = R'R: use factor (R, sharded), or collect() "
                          "for a SquareRootState where it fits")  # fmt: skip
 
+    @session
     def health(self, *, thorough: bool = False) -> Health:
         """Conditioning and measured drift, the same on all ranks: one forward substitution with four vectors.
 
         Raises:
             ValueError: `thorough`, which takes a dense C apart.
         """
-        if thorough:
-            raise ValueError("health: thorough needs a dense C: use collect().health(thorough=True) where it fits")
+        with self.ranks.confirmed("health") as agreed:
+            if thorough:
+                raise ValueError("health: thorough needs a dense C: use collect().health(thorough=True) where it fits")
+            agreed["writes"] = self._writes
         with ieee_products():
             return report.factor_health(self)
 
+    @session
     def collect(self) -> SquareRootState:
         """The same state in one process, on every rank: r x r numbers are sent, for states that fit everywhere."""
         return saving.collected(self)
+
+    @session
+    def look(self) -> None:
+        """`SquareRootState.look`, by all ranks together."""
+        super().look()
 
     def state_dict(self) -> dict[str, object]:
         """Tensors (those over ranks as DTensors) and plain values from which the state is restored to the bit."""
         return saving.state_dict(self)
 
+    @session
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         """Restore what `state_dict` gave, here or in a `SquareRootState`, over any number of ranks.
 

@@ -138,7 +138,8 @@ class ShardedTriangular(Pivoted):
         if self.basis is None:
             return keys.local.clone(), float(norms.sum())
         inner = self.ranks.ordered_sum(keys.local @ self.basis)
-        return inner[:, self.own].clone(), squared_norm(inner)
+        size = float(torch.linalg.vector_norm(inner, dtype=torch.float64))
+        return inner[:, self.own].clone(), size * size  # infinite, not an error, where it is too large
 
     def everywhere64(self, y: torch.Tensor) -> torch.Tensor:
         """All rows (r, p), in the basis, of columns of which this rank has the rows (d_p, p); float64."""

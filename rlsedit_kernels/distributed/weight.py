@@ -9,7 +9,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
-from rlsedit_kernels.states.keys import squared_norm
 
 __all__ = ["ShardedWeight", "Targets", "place_of"]
 
@@ -131,12 +130,11 @@ class ShardedWeight:
         """This rank's columns (u, v_p) of an error as `sent_error` gives it; nothing is sent."""
         return E if self.split else E[:, self.ranks.rows(self.shape[1])].contiguous()
 
-    def sent_squared_norm(self) -> float:
-        """|W|^2."""
-        part = _squared(self.W)
+    def sent_sums(self, *parts: float) -> list[float]:
+        """Sums over the parts of the weight, of what this rank found in its own; the same bits on all ranks."""
         if self.place == "everywhere":
-            return part
-        return float(self.ranks.ordered_sum(torch.tensor([part], dtype=torch.float64, device=self.W.device)))
+            return list(parts)
+        return self.ranks.ordered_sum(torch.tensor(parts, dtype=torch.float64, device=self.W.device)).tolist()
 
 
 def local_part(weight: torch.Tensor) -> torch.Tensor:
@@ -156,7 +154,3 @@ def check_part(weight: torch.Tensor, ranks: Ranks) -> None:
             f"RLSFilter: rank {ranks.rank} must have {expected} of {weight.shape[dim]} along dimension {dim} of the "
             f"weight, got {weight.to_local().shape[dim]}"
         )
-
-
-def _squared(A: torch.Tensor) -> float:
-    return squared_norm(A) if A.numel() else 0.0

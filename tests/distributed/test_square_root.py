@@ -18,7 +18,7 @@ import rlsedit_kernels as rk
 from rlsedit_kernels.backends import fallback
 from rlsedit_kernels.distributed import Ranks, ShardedSquareRootState
 from rlsedit_kernels.distributed.square_root_volume import append_bytes, append_check_bytes
-from rlsedit_kernels.distributed.volume import Received
+from rlsedit_kernels.distributed.volume import Received, confirm_bytes
 from rlsedit_kernels.errors import BreakdownError, LeverageError, RankError, UnderdeterminedError
 
 SIZES = (1, 2, 3, 4)
@@ -213,7 +213,7 @@ REFUSED: list[tuple[str, Callable[[Any, Ranks], Any], type[Exception], str]] = [
     ("hard", lambda s, r: s.update(KEYS, 0.0), ValueError, "noise must be > 0 for a triangular factor"),
     ("shape", lambda s, r: s.gain(keys(3, 8, 0)), ValueError, r"K must have shape \(u, d\)"),
     ("nan", lambda s, r: s.commit(KEYS * math.nan), ValueError, "K must be finite"),
-    ("room", lambda s, r: s.update(KEYS * 1e153), ValueError, "R would grow to"),
+    ("room", lambda s, r: s.update(KEYS * 1e160), ValueError, "R would grow to"),
     ("forget", lambda s, r: s.commit(KEYS, 1.0, 0.0), ValueError, r"forget must be in \(0, 1\]"),
     ("type", lambda s, r: s.commit([1.0]), TypeError, "K must be a torch.Tensor"),
     ("leverage", lambda s, r: s.remove(KEYS * 1e3, 1e-9), LeverageError, "has leverage"),
@@ -420,7 +420,7 @@ def test_the_bytes_received_are_those_of_the_formula(size: int, kind: str, d: in
     for process, found in enumerate(run(size, _counted, kind, d, 5, dtype)):
         for op in ("gain", "update", "commit"):
             assert found[op] == append_bytes(op, d, 5, size, process, dtype, rank=rank), (op, process)
-        assert found["health"] == append_check_bytes(d, size, process, rank=rank)
+        assert found["health"] == confirm_bytes(size) + append_check_bytes(d, size, process, rank=rank)
 
 
 def test_the_volume_is_that_of_keys_and_not_of_the_state() -> None:

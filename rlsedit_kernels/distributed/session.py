@@ -1,0 +1,37 @@
+"""One call of a method over ranks: what goes wrong on one of them ends the call on all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rlsedit_kernels.errors import BreakdownError
+
+__all__ = ["known_to_all", "session"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def session(method: _Method) -> _Method:
+    """A method of an object with `ranks`, within `Ranks.guarded`.
+
+    Errors that `Ranks.confirmed` raises, and a breakdown, which every rank finds from the same bits, are known to all:
+    the ranks can go on. Any other one is told to the others, and the group has ended.
+    """
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.ranks.guarded(method.__name__):
+            try:
+                return method(self, *args, **kwargs)
+            except BreakdownError as error:
+                raise known_to_all(error) from None
+
+    return called  # type: ignore[return-value]
+
+
+def known_to_all(error: Exception) -> Exception:
+    """The error, marked as one that every rank raises by itself."""
+    error.agreed = True  # type: ignore[attr-defined]
+    return error
