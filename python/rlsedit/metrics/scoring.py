@@ -120,8 +120,8 @@ def _read(adapter: Adapter, hidden: Tensor, rows: list[int], tokens: list[int]) 
     logits = adapter.logits(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     norm, best = torch.logsumexp(logits, -1), logits.argmax(-1)
-    at = torch.tensor(rows, device=hidden.device)
-    token = torch.tensor(tokens, device=hidden.device)
+    at = torch.tensor(rows, device=logits.device)
+    token = torch.tensor(tokens, device=logits.device)
     return (logits[at, token] - norm[at]).tolist(), (best[at] == token).tolist()
 
 

@@ -105,7 +105,7 @@ def frozen_cache(cache: Cache, length: int, num_layers: int, rows: Tensor | None
         if states is None or states.numel() == 0:
             return None
         states = states[..., :length, :]
-        return states if rows is None else states[rows]
+        return states if rows is None else states[rows.to(states.device)]
 
     filled = list(cache.layers) + [None] * (num_layers - len(cache.layers))
     return Cache(

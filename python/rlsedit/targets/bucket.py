@@ -65,7 +65,8 @@ class Bucket:
         shifted = self._adapter.shifted(self._layer, self._hidden[:, 0], self._inner, moves).unsqueeze(1)
         hidden = torch.cat([shifted, self._hidden[:, 1:]], 1)
         hidden = self._calls.run(self._adapter, hidden, self._layer + 1, self._adapter.num_layers)
-        logits = self._adapter.logits(hidden[self._at[0], self._at[1]])
+        at = self._at.to(hidden.device)  # layers may lie on several devices
+        logits = self._adapter.logits(hidden[at[0], at[1]]).to(delta.device)
         heads = logits[: self._count]
         answer = answer_loss(heads, self._tokens)
         owner = self._facts[self._at[0]]

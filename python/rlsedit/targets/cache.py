@@ -56,7 +56,13 @@ class TargetCache:
         *,
         stopping: Stopping | None = None,
     ) -> Targets:
-        """As `optimise_targets`; only facts that are not known are optimised, together."""
+        """As `optimise_targets`; only facts that are not known are optimised, together.
+
+        Raises:
+            ValueError: also for a model that lies on many processes.
+        """
+        if adapter.processes.many:
+            raise ValueError("TargetCache: cannot serve a model that lies on many processes yet; leave it out")
         base = self._base(adapter, tokenizer, contexts, config, stopping)
         keys = [_digest(base, f.prompt, f.subject, f.target_new) for f in facts]
         unknown = [i for i, key in enumerate(keys) if not self._load(key)]

@@ -50,6 +50,7 @@ def applied(
         rows: keys, residual and bare keys, or the change itself.
         solved: called once the weight is written.
     """
+    rows = rows.to(weights.wide(layer).device)
     if rows.change is not None:
         weights.add(layer, rows.change)
         solved()
