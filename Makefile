@@ -37,9 +37,12 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -ty
 	touch $@
 
 # One thread a process and two processes: small problems gain nothing from a pool, and lose when two share the cores.
+# Tests of several ranks bring processes of their own, and come one after another.
 # Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator.
 test: env
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/distributed \
+	  --ignore tests/rlsedit/parallel
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/distributed tests/rlsedit/parallel
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops tests/triton_kernels \
 	  -k "triton"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
