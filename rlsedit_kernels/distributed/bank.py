@@ -113,8 +113,8 @@ class StateBank:
                         priors[key], form=form, dtype=dtype, device=self.device, guard=guard, history=of_key
                     )
             self._places = self._stacked()
-        for key, state in self._states.items():
-            self._adopt(key, state)
+            for key, state in self._states.items():
+                self._adopt(key, state)
 
     @property
     def rank(self) -> int:
