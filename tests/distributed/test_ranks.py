@@ -120,6 +120,56 @@ def test_a_rank_that_dies_is_named() -> None:
         assert "no sign of life from rank 1" in str(outcome.error)
 
 
+def _confirms(ranks: Ranks) -> list[str]:
+    found = []
+    for what, u, bad in (("update", 3, False), ("update", 3 + ranks.rank, False), ("update", 3, ranks.rank == 1)):
+        try:
+            with ranks.guarded("a call"), ranks.confirmed(what) as numbers:
+                if bad:
+                    raise ValueError("K must be finite")
+                numbers["u"] = u
+            found.append("agreed")
+        except (ValueError, RankError) as error:
+            found.append(str(error))
+    try:
+        with ranks.guarded("a call"), ranks.confirmed(("update", "remove")[ranks.rank % 2]) as numbers:
+            numbers["u"] = 3
+    except ValueError as error:
+        found.append(str(error))
+    ranks.barrier()
+    return found
+
+
+def test_numbers_and_failures_of_a_block_in_one_exchange() -> None:
+    for rank, found in enumerate(run(2, _confirms)):
+        assert found == [
+            "agreed",
+            "update: u must be the same on all ranks, got 3, 4; nothing was changed",
+            "K must be finite" if rank else "update: rank 1 failed: ValueError: K must be finite",
+            "the ranks must call the same method, got update, remove; nothing was changed",
+        ]
+
+
+def _moves(ranks: Ranks, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    term = torch.randn(n, 3, generator=torch.Generator().manual_seed(ranks.rank))
+    rows = ranks.gather(ranks.ordered_rows(term), n)
+    assert torch.equal(rows, ranks.ordered_sum(term))
+    value = torch.full((2, 3), float(ranks.rank))
+    if ranks.rank + 1 < ranks.size:
+        ranks.send(value, ranks.rank + 1)
+    if ranks.rank > 0:
+        ranks.receive(value, ranks.rank - 1)
+    return rows, value
+
+
+@pytest.mark.parametrize(("size", "n"), [(1, 4), (3, 4), (4, 3)])
+def test_rows_of_a_sum_and_what_is_sent_to_one(size: int, n: int) -> None:
+    found = run(size, _moves, n)
+    for rank, (rows, value) in enumerate(found):
+        assert torch.equal(rows, found[0][0])
+        assert value.unique().tolist() == [max(rank - 1, 0)]
+
+
 @pytest.mark.parametrize("bad", [{"timeout": 0.0}])
 def test_arguments_are_checked(bad: dict[str, float]) -> None:
     for outcome in run(2, _made, bad, check=False):
