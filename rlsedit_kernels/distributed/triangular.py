@@ -185,7 +185,7 @@ class ShardedTriangular(Pivoted):
         to the first.
         """
         ranks, edges = self.ranks, self.edges
-        x = y.clone()
+        x = y.clone(memory_format=torch.contiguous_format)
         if x.shape[0] == 0:
             return x
         for later in range(ranks.size - 1, ranks.rank, -1):
