@@ -36,7 +36,7 @@ class InverseRootRows:
         if mapped(factor, dtype):
             return cls(RootRows.of(factor, kept), identity_rows(factor.ranks, factor.rank, kept), True)
         assert factor.root is not None
-        A = factor.root.to(device=factor.ranks.device, dtype=kept, copy=True)
+        A = factor.root.to(device=factor.ranks.device, dtype=kept, copy=True).contiguous()  # as it is after a restart
         return cls(_no_root(factor), A, False)
 
     def clone(self) -> InverseRootRows:
