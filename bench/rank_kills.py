@@ -88,7 +88,7 @@ def run(
             ended += gone
             wrong += errors
             print(f"{index + 1}/{len(plans)}: {', '.join(f'{g.phase} {g.seconds:.1f} s' for g in gone)}"
-                  f"{'; WRONG' if errors else ''}", file=sys.stderr)  # fmt: skip
+                  + "".join(f"; WRONG: {text}" for text in errors), file=sys.stderr)  # fmt: skip
     return ended, wrong, sum(len(jobs) for jobs, _ in plans)
 
 

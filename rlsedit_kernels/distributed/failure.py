@@ -19,6 +19,10 @@ PATIENCE = 5.0
 """Seconds that the others have for a sign of life once one rank has lost contact."""
 
 
+STORE_PATIENCE = 30.0
+"""Seconds that one waits for an answer of the store; a file on a busy disk may need some."""
+
+
 class Reports:
     """Messages of failures of one process group; the first one ends the group for all.
 
@@ -96,7 +100,7 @@ class Reports:
 
 
 class _Limited:
-    """A store whose answers are waited for no longer than `PATIENCE`.
+    """A store whose answers are waited for no longer than `STORE_PATIENCE`.
 
     Its own time limit is for waiting operations only: where the process that keeps a TCPStore hangs rather than dies,
     `check` and `set` block for ever. They are therefore called in a thread of their own.
@@ -134,10 +138,10 @@ class _Limited:
             if self._lost:
                 raise queue.Empty
             self._calls.put((call, box))
-            answer = box.get(timeout=PATIENCE)
+            answer = box.get(timeout=STORE_PATIENCE)
         except queue.Empty:
             self._lost = True
-            raise RuntimeError(f"no answer from it within {PATIENCE:g} s") from None
+            raise RuntimeError(f"no answer from it within {STORE_PATIENCE:g} s") from None
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -21,7 +21,8 @@ class Part:
     Attributes:
         trees: JSON for each name, with {"$tensor": key} where a tensor was.
         tensors: by key, as `torch.distributed.checkpoint` takes them.
-        facts: by key: global shape, dtype, the sharded dimension (None: whole), and a digest of what is whole.
+        facts: by key: global shape, dtype, the sharded dimension (None: whole), a digest of what is whole, and whether
+            columns are contiguous in memory rather than rows: products round differently then.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,10 @@ class Part:
                 dim = cut[0].dim  # type: ignore[attr-defined]
         self.tensors[key] = value
         digest = None if isinstance(value, DTensor) else _digest(value)
-        self.facts[key] = {"shape": list(value.shape), "dtype": str(value.dtype), "shard": dim, "digest": digest}
+        mine = value.to_local() if isinstance(value, DTensor) else value
+        columns = mine.dim() == 2 and not mine.is_contiguous() and mine.mT.is_contiguous()
+        self.facts[key] = {"shape": list(value.shape), "dtype": str(value.dtype), "shard": dim, "digest": digest,
+                           "columns": columns}  # fmt: skip
 
 
 def apart(part: Part, name: str, value: Any) -> None:
@@ -98,6 +102,7 @@ def merged(headers: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any
             trees[name] = tree
         for key, fact in header["facts"].items():
             known = facts.setdefault(key, fact)
+            known["columns"] = fact["columns"] = known["columns"] or fact["columns"]  # a short shard cannot tell
             if known != fact:
                 raise ValueError(f"save: {key} is not the same on all ranks: {known} on one, {fact} on rank {rank}")
     return trees, facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,17 @@ def _room(key: str, fact: dict[str, Any], state: object, ranks: Ranks | None) ->
     if dim is None and key.endswith(_ROWS):
         dim = 0
     if not sharded(state) or dim is None:
-        return torch.empty(shape, dtype=dtype)
+        return _empty(shape, dtype, fact["columns"])
     owner: Ranks = state.ranks  # type: ignore[attr-defined]
     edges = bounds(shape[dim], owner.size)
     mine = list(shape)
     mine[dim] = edges[owner.rank + 1] - edges[owner.rank]
-    return owner.dtensor(torch.empty(mine, dtype=dtype, device=owner.device), shape[dim], dim)
+    return owner.dtensor(_empty(mine, dtype, fact["columns"]).to(owner.device), shape[dim], dim)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, columns: bool) -> torch.Tensor:
+    """With rows contiguous in memory, or columns."""
+    return torch.empty(tuple(reversed(shape)), dtype=dtype).mT if columns else torch.empty(tuple(shape), dtype=dtype)
 
 
 def _turn_factor(name: str, saved: Any) -> None:

@@ -29,7 +29,7 @@ class Table:
         generator = torch.Generator().manual_seed(seed or 0)
         full = [torch.randn(ROWS, COLUMNS, generator=generator) * (seed is not None) for _ in range(3)]
         self.saved: dict[str, Any] = {
-            "rows": ranks.dtensor(ranks.shard(full[0]), ROWS),
+            "rows": ranks.dtensor(ranks.shard(full[0]).mT.contiguous().mT, ROWS),  # columns contiguous in memory
             "list": [ranks.dtensor(ranks.shard(full[1].mT.contiguous()).mT.contiguous(), COLUMNS, 1), 0.1 + 0.2],
             "all": full[2].double(),
             "plain": {"none": None, "flag": True, "number": -1e-300, "text": "ä"},
@@ -65,6 +65,9 @@ def _write_table(ranks: Ranks, folder: str, step: int, seed: int) -> list[Any]:
 def _read_table(ranks: Ranks, folder: str) -> tuple[list[Any], int, Any]:
     table = Table(ranks, None)
     found = load(folder, {"table": table})
+    rows = table.saved["rows"].to_local()
+    assert rows.mT.is_contiguous()
+    assert table.saved["all"].is_contiguous()
     return table.full(), found.step, found.extra
 
 

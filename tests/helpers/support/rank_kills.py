@@ -160,6 +160,8 @@ def _work(rank: int, job: Job, address: str, pipe: Any) -> None:
     folder = Path(job.folder).parent
     torch.set_num_threads(1)
     failure.PATIENCE = job.patience
+    if job.stop:
+        failure.STORE_PATIENCE = job.timeout
     sign = signal.SIGSTOP if job.stop else signal.SIGKILL
     meter = Meter(job.event if rank == job.victim else -1, sign, folder / f"phase-{rank}")
 
