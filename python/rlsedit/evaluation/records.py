@@ -95,7 +95,8 @@ class Folder:
         head = self.plan()
         known = head["plan"]
         for name in sorted(set(content) | set(known)):
-            mine, theirs = content.get(name), known.get(name)
+            mine: Any = content.get(name)
+            theirs: Any = known.get(name)
             if name == "methods":
                 same = set(theirs) <= set(mine)
             elif name == "settings":
