@@ -26,7 +26,7 @@ import torch
 D, U, V = 19, 3, 4
 BATCHES, EVERY = 7, 3
 KINDS = ("square_root", "plain", "whitened", "inverse_root")
-LIMIT = 60.0
+LIMIT = 240.0
 """Seconds within which all processes of a run must have ended."""
 
 
