@@ -42,9 +42,7 @@ def test_a_path_stays_what_it_is(tmp_path: Path) -> None:
 
 
 def test_what_is_not_cached_is_named_with_what_is_and_how_to_fetch_it(cache: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"holds data/facts.jsonl .*hf download --repo-type dataset owner"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"holds data/facts.jsonl .*hf download --repo-type dataset owner"):
         load_facts("hf://datasets/owner/name/x.jsonl")
     with pytest.raises(FileNotFoundError, match=r"not in the cache of Hugging Face; fetch .*--revision v2"):
         load_facts("hf://datasets/owner/other@v2/x.jsonl")
