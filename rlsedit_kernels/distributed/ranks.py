@@ -27,6 +27,9 @@ __all__ = ["Ranks", "bounds"]
 TIMEOUT = 300.0
 """Seconds after which a rank that does not answer is given up."""
 
+_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""Its name from torch 2.13 on, and before."""
+
 _MESSAGE = 2048
 _NUMBERS = 10
 _SPIN = 2e-3
@@ -298,9 +301,7 @@ class Ranks:
         local = local.contiguous()
         into = torch.empty(self.size, *local.shape, dtype=local.dtype, device=local.device)
         flat = into.view(-1)
-        self._wait(
-            "all-gather", lambda: dist.all_gather_into_tensor(flat, local.view(-1), group=self.group, async_op=True)
-        )
+        self._wait("all-gather", lambda: _GATHER(flat, local.view(-1), group=self.group, async_op=True))
         return into
 
     def _wait(self, what: str, start: Callable[[], Any]) -> None:
