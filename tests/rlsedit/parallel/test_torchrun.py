@@ -62,6 +62,31 @@ def test_many_processes_write_the_model_that_one_does(inputs: Path, tmp_path: Pa
         assert (ours[name] - weight).norm() <= 1e-3 * change
 
 
+def test_a_folder_is_resumed_by_another_number_of_processes(inputs: Path, tmp_path: Path) -> None:
+    text = ("--text", str(inputs / "text.txt"))
+    more = [{"id": "late", "prompt": "{} lies in", "subject": "The city of Lima", "target_new": "Norway"}]
+    (inputs / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in more))
+    for name, processes, way in (("one", 1, ()), ("many", 2, ("--parallel", "fsdp"))):
+        first = _command(inputs, tmp_path / name, *text, *way, processes=processes)
+        assert first.returncode == 0, first.stderr
+    source = inputs / "model"
+    for name, processes, way in (("one", 1, ()), ("many", 3, ("--parallel", "fsdp"))):
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
+        again = subprocess.run(
+            [sys.executable, *launch, "-m", "rlsedit", "edit", str(tmp_path / name), "--facts",
+             str(inputs / "more.jsonl"),
+             "--out", str(tmp_path / name), "--resume", "--no-evaluate", *way],
+            capture_output=True, text=True, timeout=280,
+            env={**os.environ, "XDG_CACHE_HOME": str(inputs / "cache"), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert again.returncode == 0, again.stderr
+    assert problems(tmp_path / "many") == []
+    before = load_file(source / "model.safetensors")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("many", "one"))
+    for name, weight in theirs.items():
+        assert (ours[name] - weight).norm() <= 1e-3 * (weight - before[name]).norm()
+
+
 def test_a_bad_fact_ends_all_processes_with_one_line_and_status_2(inputs: Path, tmp_path: Path) -> None:
     (inputs / "bad.jsonl").write_text('{"id": "a", "prompt": "{} is in", "subject": "Oslo"}\n')
     found = _command(inputs, tmp_path / "out", processes=2, given="bad.jsonl")
