@@ -79,7 +79,7 @@ bench: env
 	$(BIN)/rlsedit profile --shape llama3-8b --repeat 3 --seconds 6 --json bench/results/profile_llama3-8b.json
 	$(BIN)/rlsedit profile --history 0,50,300 --repeat 7 --only "rlsedit, ops" --only RLSFilter --only Woodbury --only released \
 	  --json bench/results/profile_history.json
-	$(BIN)/python bench/rank_kills.py --json bench/results/rank_kills.json
+	$(BIN)/python bench/rank_kills.py --kills 103 --json bench/results/rank_kills.json
 	$(BIN)/python bench/scaling.py --json bench/results/scaling.json --docs
 	$(BIN)/python bench/pipeline.py --json bench/results/pipeline.json
 	$(BIN)/python bench/stream.py --json bench/results/stream.json
