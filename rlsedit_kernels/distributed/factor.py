@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.agreement import digest, digest_of_prior
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.priors.prior import KINDS
@@ -113,7 +113,7 @@ def sharded_factor(prior: Prior, ranks: Ranks, what: str, *, plain: bool) -> Sha
         try:
             full = prior.factor
             numbers["the kind of the prior"] = KINDS.index(prior.kind)
-            numbers["a digest of the prior"] = _digest_of(prior)
+            numbers["a digest of the prior"] = digest_of_prior(prior)
             numbers[
                 "a digest of the prior's root (machines of two kinds, or two versions of a library, may find different "
                 "ones: use one kind, or give Prior.null_space a basis from a file)"
@@ -131,12 +131,6 @@ def identity_rows(ranks: Ranks, n: int, dtype: torch.dtype, value: float = 1.0) 
     A = torch.zeros(rows.stop - rows.start, n, dtype=dtype, device=ranks.device)
     A[:, rows].diagonal().fill_(value)
     return A
-
-
-def _digest_of(prior: Prior) -> float:
-    scalars = [-1.0 if (value := getattr(prior, name)) is None else value for name in ("lam", "mu", "l2")]
-    arrays = [array for _, array in sorted(prior.arrays.items())]
-    return digest(torch.tensor([float(prior.d), *scalars], dtype=torch.float64), *arrays)
 
 
 def _rows(full: PriorFactor, ranks: Ranks, plain: bool) -> ShardedFactor:
