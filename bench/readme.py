@@ -1,11 +1,11 @@
-"""Write the tables of README.md, between their markers, and the figures of the profiles, from bench/results/."""
+"""Write tables of README.md and docs/, between their markers, and figures of the profiles, from bench/results/."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,19 @@ def device(result: Result) -> str:
     return f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
 
 
-def shapes(*results: Result) -> str:
+HEADLINE = (
+    "rlsedit, ops", "RLSFilter plain", "plain torch Woodbury", "RLSEdit, released sequence", "MEMIT, float64",
+    "AlphaEdit, released",
+)  # fmt: skip
+"""Rows of the table in README.md; docs/profile.md has all."""
+
+
+def headline(*results: Result) -> str:
+    """The rows of `HEADLINE` alone."""
+    return shapes(*results, names=HEADLINE)
+
+
+def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
     """Time of a whole batch by shape, with ratios and errors."""
     columns = [{row["name"]: row for row in result["rows"]} for result in results]
     problems = [result["rows"][0]["problem"] for result in results]
@@ -33,7 +45,7 @@ def shapes(*results: Result) -> str:
         "| | " + " | ".join(f"d = {p['d']}, v = {p['v']}" for p in problems) + " | error |",
         "|---" * (len(problems) + 2) + "|",
     ]
-    for name in columns[-1]:
+    for name in names or columns[-1]:
         cells = [_median(column.get(name)) for column in columns]
         error = columns[-1][name]["error"]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {'' if error is None else f'{error:.0e}'} |")
@@ -82,11 +94,21 @@ def stream(result: Result) -> str:
     )
 
 
-def long_stream(result: Result) -> str:
+FORMS = ("plain", "auto", "square root, carried", "plain, float64")
+"""Rows of the table in README.md; docs/stability.md has all."""
+
+
+def long_stream_headline(result: Result) -> str:
+    """The rows of `FORMS` alone."""
+    return long_stream(result, FORMS)
+
+
+def long_stream(result: Result, forms: Sequence[str] | None = None) -> str:
     """Error of W by form and prior after a long stream."""
     settings = result["settings"]
     return _errors(
         result,
+        forms,
         f"Error of W against a float64 solution of all batches at once, in the S-norm, after {settings['batches']} "
         f"batches of {settings['u']} correlated keys, d = {settings['d']}, float32 unless said. Condition: that of the "
         "prior, keys scaled so that k'C_0 k = 1. Ridge: |k|² = 500, so that rho = 3e-5 / λ².",
@@ -98,14 +120,15 @@ def real_keys(result: Result) -> str:
     settings = result["settings"]
     return "\n" + _errors(
         result,
+        None,
         f"The same on real keys: SmolLM2-135M, layer {settings['layer']}, the subjects of {settings['facts']} facts in "
         f"batches of {settings['u']}; rho is again about 3e-5 / λ².",
     )
 
 
-def _errors(result: Result, text: str) -> str:
+def _errors(result: Result, forms: Sequence[str] | None, text: str) -> str:
     problems = list(dict.fromkeys(row["problem"] for row in result["rows"]))
-    forms = list(dict.fromkeys(row["form"] for row in result["rows"]))
+    forms = forms or list(dict.fromkeys(row["form"] for row in result["rows"]))
     cells = {(row["form"], row["problem"]): row for row in result["rows"]}
     lines = [text, "", "| form | " + " | ".join(problems) + " |", "|---" * (len(problems) + 1) + "|"]
     for form in forms:
@@ -170,13 +193,62 @@ def _per_fact(run: Result, stage: str) -> float:
     return float(sum(batch["seconds"][stage] for batch in run["batches"])) / facts
 
 
+METHODS = {
+    "rlsedit": "RLSEdit", "alphaedit": "AlphaEdit", "memit_seq": "MEMIT, sequential", "memit": "MEMIT",
+    "ft": "FT", "rome": "ROME",
+}  # fmt: skip
+
+
+def edited_stream(*results: Result) -> str:
+    """Scores behind a stream of edits by method, those of its first facts, and the perplexity of other text."""
+    runs = [result["run"] for result in results]
+    ends = [run["checkpoints"][-1] for run in runs]
+    first = runs[0]["checkpoints"][0]
+    lines = [
+        "Percent, with standard errors over facts.",
+        "",
+        f"| behind {ends[0]['facts']:,} edits | efficacy | generalisation | specificity | score | score of the first "
+        f"{ends[0]['groups']['first']['count']} | perplexity |",
+        "|---" * 7 + "|",
+        _stream_row("before", first["groups"]["all"], None, runs[0]["ability"]["before"]),
+    ]
+    for run, end in zip(runs, ends, strict=True):
+        name, groups = METHODS[run["spec"]["method"]], end["groups"]
+        lines.append(_stream_row(name, groups["all"], groups["first"], run["ability"]["after"]))
+    return "\n".join(lines)
+
+
+def _stream_row(name: str, scores: Result, first: Result | None, ability: Result) -> str:
+    def percent(value: Result) -> str:
+        return f"{100 * value['mean']:.1f} ± {100 * value['stderr']:.1f}"
+
+    kinds = ("efficacy_success", "paraphrase_success", "neighbourhood_success", "score")
+    cells = [percent(scores["counterfact"][kind]) for kind in kinds]
+    cells.append("" if first is None else percent(first["counterfact"]["score"]))
+    text = ability["perplexity"]["perplexity"]
+    cells.append(f"{text['mean']:.1f} ± {text['stderr']:.1f}")
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+STREAMS = tuple(
+    str(path.relative_to(RESULTS))
+    for method in METHODS
+    if (path := RESULTS / "smollm2_counterfact" / "runs" / f"{method}-seed0-order0.json").exists()
+)
 SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.json")
 
-SECTIONS: dict[str, tuple[tuple[tuple[str, ...], Callable[..., str]], ...]] = {
-    "update": ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
-    "numerics": ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys), (("qr.json",), append)),
-    "demo": ((("demo.json",), demo),),
+Part = tuple[tuple[str, ...], Callable[..., str]]
+
+SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
+    ("README.md", "update"): ((SHAPES, headline),),
+    ("README.md", "numerics"): ((("long_stream.json",), long_stream_headline),),
+    ("README.md", "demo"): ((("demo.json",), demo),),
+    ("README.md", "stream"): ((STREAMS, edited_stream),),
+    ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
+    ("docs/profile.md", "append"): ((("qr.json",), append),),
+    ("docs/stability.md", "forms"): ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys)),
 }
+"""By page and marker: files under bench/results/ and what makes text of them."""
 
 
 def draw() -> None:
@@ -196,19 +268,24 @@ def fill(text: str, name: str, body: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md has no markers for {name!r}")
+        raise ValueError(f"no markers for {name!r}")
     return pattern.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text)
 
 
+def pages() -> dict[Path, str]:
+    """Each page with its tables as the results have them."""
+    texts: dict[Path, str] = {}
+    for (page, name), parts in SECTIONS.items():
+        path = ROOT / page
+        results = [[json.loads((RESULTS / file).read_text(encoding="utf-8")) for file in files] for files, _ in parts]
+        body = "\n".join(make(*given) for given, (_, make) in zip(results, parts, strict=True))
+        texts[path] = fill(texts.get(path) or path.read_text(encoding="utf-8"), name, body)
+    return texts
+
+
 def main() -> None:
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    for name, parts in SECTIONS.items():
-        bodies = [
-            make(*(json.loads((RESULTS / file).read_text(encoding="utf-8")) for file in files)) for files, make in parts
-        ]
-        text = fill(text, name, "\n".join(bodies))
-    path.write_text(text, encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
     draw()
 
 
