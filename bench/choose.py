@@ -22,7 +22,9 @@ from rlsedit import Editor
 from rlsedit.cli.options import load_any
 from rlsedit.config import EditConfig
 from rlsedit.evaluation.streams import without_edited_neighbours
+from rlsedit.facts import Fact
 from rlsedit.facts.io import load_facts
+from rlsedit.methods import get_method
 from rlsedit.metrics import evaluate
 from rlsedit.models import Adapter
 from rlsedit.moments import second_moments
@@ -63,6 +65,14 @@ class FirstTargets:
         return Targets(found.z[rows], found.start[rows], found.losses[rows], found.steps[rows])
 
 
+def targets_of(adapter: Adapter, tokenizer: Any, facts: list[Fact], config: EditConfig) -> Targets:
+    """z* of the model as it is, kept in parts so that a run that was stopped goes on."""
+    contexts = make_contexts(adapter, tokenizer, config.contexts, config.context_length, config.seed)
+    cache = TargetCache(cache_dir("targets"))
+    parts = [cache(adapter, tokenizer, facts[i : i + 20], contexts, config) for i in range(0, len(facts), 20)]
+    return Targets(*(torch.cat([getattr(t, n) for t in parts]) for n in ("z", "start", "losses", "steps")))
+
+
 def settings_of(grid: dict[str, dict[str, tuple[float, ...]]], methods: list[str]) -> Iterator[tuple[str, dict]]:
     for method in methods:
         for values in product(*grid[method].values()):
@@ -96,16 +106,15 @@ def main() -> None:
     moments = second_moments(
         model, tokenizer, config.layers, read_text(options.text), cache_dir=cache_dir("moments"), adapter=adapter
     )
-    contexts = make_contexts(adapter, tokenizer, config.contexts, config.context_length, config.seed)
-    cache = TargetCache(cache_dir("targets"))
-    parts = [facts[i : i + 20] for i in range(0, len(facts), 20)]  # so that a stopped one goes on
-    found = [cache(adapter, tokenizer, part, contexts, config) for part in parts]
-    targets = Targets(*(torch.cat([getattr(t, n) for t in found]) for n in ("z", "start", "losses", "steps")))
-    first = FirstTargets(targets, [fact.id for fact in facts])
+    methods = options.methods.split(",") if options.methods else list(GRIDS[options.grid])
+    first, loss = None, None
+    if any(get_method(method).signal != "steps" for method in methods):
+        targets = targets_of(adapter, tokenizer, facts, config)
+        first, loss = FirstTargets(targets, [fact.id for fact in facts]), float(targets.losses.double().mean())
     about = {
         "model": Path(options.model).name, "facts": [options.start, options.start + len(facts)],
         "file": options.facts.name, "batch": options.batch, "scored": len(chosen), "layers": list(config.layers),
-        "mean_loss_of_targets": float(targets.losses.double().mean()),
+        "mean_loss_of_targets": loss,
     }  # fmt: skip
     kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     rows: list[dict[str, Any]] = kept["rows"] if kept.get("settings") == about else []
@@ -122,7 +131,6 @@ def main() -> None:
     done = {json.dumps({k: row[k] for k in row if k in ("method", *EditConfig.__dataclass_fields__)}) for row in rows}
     if json.dumps({"method": "none"}) not in done:
         rows.append(measured("none", {}))
-    methods = options.methods.split(",") if options.methods else list(GRIDS[options.grid])
     for method, values in settings_of(GRIDS[options.grid], methods):
         if json.dumps({"method": method, **values}) in done:
             continue
