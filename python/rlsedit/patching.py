@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import logging
 import sys
-import textwrap
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,12 +13,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from rlsedit import patch_forms
 from rlsedit_kernels import dropin
-
-logger = logging.getLogger(__name__)
-
-_EYE = "hparams.L2 * EYE"
-_MOVES = ("cuda", "cpu", "to", "float", "double", "detach")
 
 
 class UnknownVersionError(ValueError):
@@ -29,20 +26,23 @@ class UnknownVersionError(ValueError):
 
 @dataclass(frozen=True)
 class _Target:
-    """A function of another code base, and how its solve has to read once casts and moves are left out.
+    """A function of another code base, and how its solve has to read.
 
     Attributes:
-        module, function: where the solve is.
+        module, functions: where the solve is: in the first of these functions that the module has.
         parameters: that the function must have.
-        forms: accepted texts.
+        solves: the one solve that it must contain, in the words of `patch_forms`; none for code that has no solve.
+        updates: assignments that it must contain, and the marks by which they are found.
         install: replaces what has to be replaced in the module until the stack unwinds.
     """
 
     module: str
-    function: str
+    functions: tuple[str, ...]
     parameters: frozenset[str]
-    forms: frozenset[str]
     install: Callable[[ModuleType, ExitStack, bool], None]
+    solves: frozenset[str] = frozenset()
+    updates: frozenset[str] = frozenset()
+    marks: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def patch(name: str, *, verify: bool = False) -> Iterator[tuple[ModuleType, ...]
         verify: compare the first batch of each layer with the original solve, and raise if they differ.
 
     Yields:
-        The patched modules. "alphaedit" replaces the function `apply_AlphaEdit_to_model` wherever a module holds it by
-        that time; one that is kept in a dictionary has to be taken from the module inside of the block.
+        The patched modules. "alphaedit" replaces the function `apply_AlphaEdit_to_model` wherever a module, or a
+        dictionary or tuple in one, holds it by that time.
 
     Raises:
         ValueError: no such name.
@@ -76,53 +76,22 @@ def patch(name: str, *, verify: bool = False) -> Iterator[tuple[ModuleType, ...]
 
 
 def _check(target: _Target, module: ModuleType) -> None:
-    function = getattr(module, target.function, None)
-    if not inspect.isfunction(function):
-        raise UnknownVersionError(f"patch: {target.module} has no function {target.function}")
+    present = [name for name in target.functions if inspect.isfunction(getattr(module, name, None))]
+    if not present:
+        raise UnknownVersionError(f"patch: {target.module} has no function {' or '.join(target.functions)}")
+    where, function = f"{target.module}.{present[0]}", getattr(module, present[0])
     if missing := target.parameters - set(inspect.signature(function).parameters):
-        raise UnknownVersionError(f"patch: {target.module}.{target.function} lacks the parameters {sorted(missing)}")
+        raise UnknownVersionError(f"patch: {where} lacks the parameters {sorted(missing)}")
     try:
-        found = _forms(inspect.getsource(function))
+        source = inspect.getsource(function)
     except OSError as error:
-        raise UnknownVersionError(f"patch: the source of {target.module}.{target.function} cannot be read") from error
-    if not target.forms <= found or len([form for form in found if form.startswith("solve(")]) > 1:
+        raise UnknownVersionError(f"patch: the source of {where} cannot be read") from error
+    solved, updated = patch_forms.solves(source), patch_forms.updates(source, target.marks)
+    if solved != target.solves or not target.updates <= updated:
         raise UnknownVersionError(
-            f"patch: {target.module}.{target.function} must contain {sorted(target.forms)} and no other solve, got "
-            f"{sorted(found)}; use the objects of rlsedit_kernels.dropin by hand (docs/dropin.md)"
+            f"patch: {where} must contain {sorted(target.solves | target.updates)} and no other solve, got "
+            f"{sorted(solved | updated)}; use the objects of rlsedit_kernels.dropin by hand (docs/dropin.md)"
         )
-
-
-def _forms(source: str) -> set[str]:
-    """Solves and covariance updates in a function, without casts, moves and the arguments of `torch.eye`."""
-    tree = _Plain().visit(ast.parse(textwrap.dedent(source)))
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.linalg.solve":
-            found.add(f"solve({', '.join(ast.unparse(arg) for arg in node.args)})")
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp):
-            text = ast.unparse(node)
-            if "C_prev" in text or "C_t @" in text:
-                found.add(text)
-    return found
-
-
-class _Plain(ast.NodeTransformer):
-    """Leaves out what changes device or dtype only."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and node.func.attr in (
-            "cuda",
-            "cpu",
-            "to",
-            "float",
-            "double",
-            "detach",
-        ):
-            return node.func.value
-        if ast.unparse(node.func) == "torch.eye":
-            return ast.Name("EYE", ast.Load())
-        return node
 
 
 def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
@@ -131,51 +100,136 @@ def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
     stack.callback(setattr, owner, name, before)
 
 
+def _replace_everywhere(stack: ExitStack, original: Any, value: Any) -> None:
+    """In the modules that hold it by name, or in a dictionary or a tuple in one, as in ALG_DICT."""
+    for holder in [m for m in list(sys.modules.values()) if isinstance(m, ModuleType)]:
+        for name, held in list(vars(holder).items()):
+            if held is original:
+                _set(stack, holder, name, value)
+            elif type(held) is dict:
+                for key, entry in list(held.items()):
+                    if entry is original:
+                        _put(stack, held, key, value)
+                    elif type(entry) is tuple and any(part is original for part in entry):
+                        _put(stack, held, key, tuple(value if part is original else part for part in entry))
+
+
+def _put(stack: ExitStack, owner: dict[Any, Any], key: Any, value: Any) -> None:
+    before = owner[key]
+    owner[key] = value
+    stack.callback(owner.__setitem__, key, before)
+
+
+class _Caches:
+    """Which stand-ins go with a cache that a caller hands over again.
+
+    The original function adds to the tensor itself, so that a caller may ignore what it returns. Such a tensor is
+    known again by being the same object, and gets the keys of its batches when the block ends.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[weakref.ref[Tensor], int, dropin.CacheStack]] = []
+
+    def find(self, cache: Tensor) -> dropin.CacheStack | None:
+        """The stand-in for this tensor; None for one that is new, or was set to zero for another stream.
+
+        Raises:
+            ValueError: the tensor was changed otherwise since.
+        """
+        self._held = [entry for entry in self._held if entry[0]() is not None]
+        for i, (ref, version, stand) in enumerate(self._held):
+            if ref() is not cache:
+                continue
+            if cache._version == version:
+                return stand
+            del self._held[i]
+            if bool(cache.any()):
+                raise ValueError(
+                    "patch: cache_c was changed after batches were written with it; inside of the block pass on what "
+                    "apply_AlphaEdit_to_model returns, or set cache_c to zero for another stream"
+                )
+            break
+        return None
+
+    def add(self, cache: Tensor, stand: dropin.CacheStack) -> None:
+        """Remember a pair."""
+        self._held.append((weakref.ref(cache), cache._version, stand))
+
+    def write_back(self) -> None:
+        """Add the keys of the batches to the tensors that are still in use."""
+        for ref, version, stand in self._held:
+            cache = ref()
+            if cache is not None and cache._version == version:
+                cache.copy_(stand.tensor())
+
+
 def _alphaedit(module: Any, stack: ExitStack, verify: bool) -> None:
     original = module.apply_AlphaEdit_to_model
     signature = inspect.signature(original)
+    caches = _Caches()
 
     @wraps(original)
     def apply(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         cache, hparams = given.arguments["cache_c"], given.arguments["hparams"]
-        if isinstance(cache, dropin.CacheStack):
-            given.arguments["P"] = cache.partner
-        else:
-            given.arguments["P"], given.arguments["cache_c"] = dropin.alphaedit(
-                given.arguments["P"], hparams.L2, cache, verify=verify
-            )
+        if not isinstance(cache, dropin.CacheStack):
+            known = None if cache is None else caches.find(cache)
+            if known is None:
+                device = _device(given.arguments.get("model"))
+                _, known = dropin.alphaedit(given.arguments["P"], hparams.L2, cache, verify=verify, device=device)
+                if cache is not None:
+                    caches.add(cache, known)
+            cache = known
+        given.arguments["P"], given.arguments["cache_c"] = cache.partner, cache
         return original(*given.args, **given.kwargs)
 
-    for holder in [m for m in list(sys.modules.values()) if isinstance(m, ModuleType)]:
-        for name, value in list(vars(holder).items()):
-            if value is original:
-                _set(stack, holder, name, apply)
+    stack.callback(caches.write_back)
+    _replace_everywhere(stack, original, apply)
+
+
+def _device(model: Any) -> torch.device | None:
+    parameters = getattr(model, "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return first.device if isinstance(first, Tensor) else None
 
 
 def _easy_alphaedit(module: Any, stack: ExitStack, verify: bool) -> None:
     original = module.execute_AlphaEdit
     signature = inspect.signature(original)
-    dense: list[Any] = []
+    dense: list[Tensor] = []
 
     @wraps(original)
     def execute(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
         if not isinstance(module.cache_c, dropin.CacheStack):  # the first batch, or one after reset_cache
             P = dense[-1] if isinstance(module.P, dropin.ProjectorStack) else module.P
-            hparams = signature.bind(*args, **kwargs).arguments["hparams"]
-            projectors, cache = dropin.alphaedit(P, hparams.L2, module.cache_c, verify=verify)
-            dense.append(P)
-            module.P, module.cache_c = projectors, cache
+            module.P, module.cache_c = dropin.alphaedit(
+                P, given["hparams"].L2, module.cache_c, verify=verify, device=_device(given.get("model"))
+            )
+            dense[:] = [P]
+        elif not isinstance(module.P, dropin.ProjectorStack):  # made anew in every call where P_loc is no file
+            _check_projectors(dense[-1], module.P)
+            module.P = module.cache_c.partner
         return original(*args, **kwargs)
 
     def leave() -> None:
-        if dense:
-            module.P, module.cache_c_new = dense[-1], False
-            logger.warning("patch: edits with EasyEdit's AlphaEdit after this begin with an empty cache of keys")
+        if isinstance(getattr(module, "P", None), dropin.ProjectorStack):
+            module.P = dense[-1]
+        if isinstance(getattr(module, "cache_c", None), dropin.CacheStack):
+            module.cache_c = module.cache_c.tensor()
 
     stack.callback(leave)
     _set(stack, module, "execute_AlphaEdit", execute)
+
+
+def _check_projectors(first: Tensor, now: Tensor) -> None:
+    apart = float((now - first).abs().max()) if now.shape == first.shape else float("inf")
+    if not apart <= _SAME_PROJECTOR:
+        raise ValueError(
+            f"patch: EasyEdit made another P for this batch than for the first one (they differ by {apart:.1e}); the "
+            "recursion holds for one P: let hparams.P_loc name the file with it, or pass reset_cache=True"
+        )
 
 
 def _memit(module: Any, stack: ExitStack, verify: bool) -> None:
@@ -186,40 +240,44 @@ def _rlsedit(module: Any, stack: ExitStack, verify: bool) -> None:
     _set(stack, module, "_robust_spd_inverse", dropin.rls(module._robust_spd_inverse, verify=verify))
 
 
-_MEMIT_FORM = frozenset({"solve(hparams.mom2_update_weight * cov + layer_ks @ layer_ks.T, layer_ks)"})
+_SAME_PROJECTOR = 1e-3
+"""Largest difference of an entry between two P of the same second moment that rounding can explain, float32."""
+
+_ALPHAEDIT = frozenset(
+    {
+        patch_forms.solve_form(
+            "P[i] @ (layer_ks @ layer_ks.T + cache_c[i]) + hparams.L2 * EYE", "P[i] @ layer_ks @ resid.T"
+        )
+    }
+)
+_MEMIT = frozenset({patch_forms.solve_form("hparams.mom2_update_weight * cov + layer_ks @ layer_ks.T", "layer_ks")})
+_RLSEDIT = frozenset({"F_t = C_prev @ K_t", "C_t = C_prev - G_t @ G_t.T"})
+_HPARAMS = frozenset({"hparams"})
+_MEMIT_FUNCTIONS = ("execute_memit", "apply_memit_to_model")
+_EASY = "easyeditor.models"
 _TARGETS: dict[str, tuple[_Target, ...]] = {
     "alphaedit": (
         _Target(
             "AlphaEdit.AlphaEdit_main",
-            "apply_AlphaEdit_to_model",
+            ("apply_AlphaEdit_to_model",),
             frozenset({"hparams", "cache_c", "P"}),
-            frozenset(
-                {
-                    "solve(P[i, :, :] @ (layer_ks @ layer_ks.T + cache_c[i, :, :]) + "
-                    f"{_EYE}, P[i, :, :] @ layer_ks @ resid.T)"
-                }
-            ),
             _alphaedit,
+            _ALPHAEDIT,
         ),
     ),
-    "memit": (_Target("memit.memit_main", "execute_memit", frozenset({"hparams"}), _MEMIT_FORM, _memit),),
+    "memit": (_Target("memit.memit_main", _MEMIT_FUNCTIONS, _HPARAMS, _memit, _MEMIT),),
     "rlsedit": (
         _Target(
             "RLSEdit.RLSEdit_main",
-            "apply_RLSEdit_to_model",
+            ("apply_RLSEdit_to_model",),
             frozenset({"hparams", "cache_c"}),
-            frozenset({"F_t = C_prev @ K_t", "C_t = C_prev - G_t @ G_t.T"}),
             _rlsedit,
+            updates=_RLSEDIT,
+            marks=("C_prev", "C_t @"),
         ),
     ),
     "easyedit": (
-        _Target(
-            "easyeditor.models.alphaedit.AlphaEdit_main",
-            "execute_AlphaEdit",
-            frozenset({"hparams"}),
-            frozenset({f"solve(proj @ (layer_ks @ layer_ks.T + cache) + {_EYE}, proj @ layer_ks @ resid.T)"}),
-            _easy_alphaedit,
-        ),
-        _Target("easyeditor.models.memit.memit_main", "execute_memit", frozenset({"hparams"}), _MEMIT_FORM, _memit),
+        _Target(f"{_EASY}.alphaedit.AlphaEdit_main", ("execute_AlphaEdit",), _HPARAMS, _easy_alphaedit, _ALPHAEDIT),
+        _Target(f"{_EASY}.memit.memit_main", _MEMIT_FUNCTIONS, _HPARAMS, _memit, _MEMIT),
     ),
 }

@@ -22,7 +22,12 @@ from rlsedit_kernels.states import CovarianceState
 
 
 def alphaedit(
-    P: Tensor, l2: float, cache_c: Tensor | None = None, *, verify: bool = False
+    P: Tensor,
+    l2: float,
+    cache_c: Tensor | None = None,
+    *,
+    verify: bool = False,
+    device: torch.device | str | None = None,
 ) -> tuple[ProjectorStack, CacheStack]:
     """Stand-ins for `P` and `cache_c`, to be passed on in their places.
 
@@ -31,6 +36,7 @@ def alphaedit(
         l2: > 0, `hparams.L2`.
         cache_c: (layers, d, d) sums of K K' of batches that were written before; None or zeros for none.
         verify: compare the first solve of each layer with the original one; keeps P until then.
+        device: where P is factored, once; None for where it lies.
 
     Raises:
         TypeError, ValueError: P is no stack of projectors, or l2 is not positive.
@@ -42,8 +48,11 @@ def alphaedit(
         raise ValueError(
             f"dropin.alphaedit: cache_c must have the shape of P, {tuple(P.shape)}, got {tuple(cache_c.shape)}"
         )
-    layers = [_Layer(i, P[i], float(l2), None if cache_c is None else cache_c[i], verify) for i in range(P.shape[0])]
-    projectors = ProjectorStack(layers, tuple(P.shape))
+    layers = [
+        _Layer(i, P[i].to(device or P.device), float(l2), None if cache_c is None else cache_c[i], verify)
+        for i in range(P.shape[0])
+    ]
+    projectors = ProjectorStack(layers, P)
     return projectors, CacheStack(projectors)
 
 
@@ -52,6 +61,7 @@ class _Layer:
 
     def __init__(self, index: int, P: Tensor, l2: float, past: Tensor | None, verify: bool) -> None:
         self.index, self.l2 = index, l2
+        self.shape, self.dtype, self.device = tuple(P.shape), P.dtype, P.device
         self._prior = Prior.null_space(P, l2)
         self._past = None if past is None or not bool(past.any()) else past.detach().clone()
         self._dense = P.detach().clone() if verify else None
@@ -86,6 +96,15 @@ class _Layer:
         """The state's report, None before the first batch."""
         return None if self._state is None else self._state.health()
 
+    def gram(self) -> Tensor:
+        """M (d, d) float32 on the CPU for which P M is that of the batches so far: S - P L2."""
+        basis = self._prior.arrays["basis"]
+        if self._state is None:
+            found = torch.zeros(self._prior.d, self._prior.d) if self._past is None else self._past
+        else:
+            found = self._state.precision() - self.l2 * (basis @ basis.mT).to(self._state.device)
+        return found.to("cpu", torch.float32)
+
     def _ready(self, keys: Tensor) -> CovarianceState:
         if self._state is None:
             dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
@@ -108,11 +127,18 @@ def _index(key: Any, count: int) -> int:
 class ProjectorStack(Stand):
     """Stands for P (layers, d, d)."""
 
-    def __init__(self, layers: list[_Layer], shape: tuple[int, ...]) -> None:
-        self._layers, self.shape = layers, shape
+    def __init__(self, layers: list[_Layer], P: Tensor) -> None:
+        self._layers = layers
+        self.like(P)
 
     def __getitem__(self, key: Any) -> _Projector:
         return _Projector(self._layers[_index(key, len(self._layers))])
+
+    def __setitem__(self, key: Any, value: object) -> None:
+        raise TypeError(
+            "dropin.alphaedit: P must stay as it was given while a stream goes on, and this code replaces it (LangEdit "
+            "does so where it keeps a null space of its own): there C = P / L2 is no longer what the solve means"
+        )
 
     def health(self) -> list[object]:
         """Reports of the states, layer by layer."""
@@ -123,7 +149,8 @@ class CacheStack(Stand):
     """Stands for cache_c (layers, d, d)."""
 
     def __init__(self, partner: ProjectorStack) -> None:
-        self.partner, self.shape = partner, partner.shape
+        self.partner = partner
+        self.like(partner)
 
     def __getitem__(self, key: Any) -> _Cache:
         return _Cache(self.partner._layers[_index(key, len(self.partner._layers))])
@@ -133,12 +160,20 @@ class CacheStack(Stand):
         if not isinstance(value, _Cache) or value.layer is not layer:
             raise TypeError(f"dropin.alphaedit: cache_c[i] may only grow by K @ K.T, got {type(value).__name__}")
 
+    def tensor(self) -> Tensor:
+        """A cache (layers, d, d) float32 for the original code to go on with; one dense inversion a layer.
+
+        It is P M P where that code would have M, which the solve cannot tell apart.
+        """
+        return torch.stack([layer.gram() for layer in self.partner._layers])
+
 
 class _Projector(Stand):
     """P[i]."""
 
     def __init__(self, layer: _Layer) -> None:
         self.layer = layer
+        self.like(layer)
 
     def __matmul__(self, other: object) -> _System | _Columns:
         if isinstance(other, _Gram) and other.layer is self.layer:
@@ -153,6 +188,7 @@ class _Cache(Stand):
 
     def __init__(self, layer: _Layer) -> None:
         self.layer = layer
+        self.like(layer)
 
     def __add__(self, gram: object) -> _Gram:
         if not isinstance(gram, Tensor):
@@ -176,6 +212,12 @@ class _Gram(Stand):
     def __init__(self, layer: _Layer, gram: Tensor) -> None:
         self.layer, self.gram = layer, gram
 
+    def __rmatmul__(self, _: object) -> object:
+        raise TypeError(
+            "dropin.alphaedit: a matrix times (K @ K.T + cache_c[i]) where P is no stand-in: outside of the block of "
+            "rlsedit.patch give the original code cache_c.tensor()"
+        )
+
 
 class _System(Stand):
     """P[i] @ (K @ K.T + cache_c[i]), and with L2 * eye added."""
@@ -187,7 +229,7 @@ class _System(Stand):
         if self.complete or not isinstance(ridge, Tensor):
             raise TypeError("dropin.alphaedit: the system has one term beside P @ (...): L2 * eye")
         have = float(ridge[0, 0])
-        if abs(have - self.layer.l2) > 1e-6 * self.layer.l2:
+        if abs(have - self.layer.l2) > max(1e-6, torch.finfo(ridge.dtype).eps) * self.layer.l2:
             raise ValueError(f"dropin.alphaedit: L2 must be {self.layer.l2:g} as it was given, got {have:g}")
         return _System(self.layer, self.gram, True)
 

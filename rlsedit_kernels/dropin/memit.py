@@ -27,19 +27,33 @@ def memit(get_cov: Callable[..., Tensor], *, verify: bool = False) -> Callable[.
         verify: compare the first solve with each second moment with the original one.
 
     The moment is fetched once per model and layer; `force_recompute=True` fetches it anew, and `inv=True` is passed on.
+    A model is known by `config._name_or_path`, as in the cache of that code, and by itself where it has no such name.
     """
-    known: dict[tuple[int, str], Moment] = {}
+    known: dict[tuple[Any, str], Moment] = {}
 
     @wraps(get_cov)
     def get(model: Any, tok: Any, layer_name: str, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("inv"):
             return get_cov(model, tok, layer_name, *args, **kwargs)
-        key = (id(model), layer_name)
+        key = (getattr(getattr(model, "config", None), "_name_or_path", None) or _Same(model), layer_name)
         if key not in known or kwargs.get("force_recompute"):
             known[key] = Moment(get_cov(model, tok, layer_name, *args, **kwargs), verify=verify)
         return known[key]
 
     return get
+
+
+class _Same:
+    """A key that is equal for the same object only, and keeps it, so that its address is not used again."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.held is self.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
 
 
 class Moment(Stand):
@@ -52,6 +66,7 @@ class Moment(Stand):
 
     def __init__(self, moment: Tensor, *, verify: bool = False) -> None:
         self._moment, self._verify = moment.detach(), verify
+        self.like(moment)
         self._states: dict[tuple[float, torch.dtype, torch.device], CovarianceState] = {}
 
     def __rmul__(self, weight: object) -> _Weighted:

@@ -30,11 +30,18 @@ def rls(inverse: Callable[..., Tensor], *, verify: bool = False) -> Callable[...
     Args:
         inverse: called as (matrix, ...); it is not called any more.
         verify: compare the first gain of each layer with a dense solve.
+
+    A matrix that was given before is not factored again: the evaluation script of that code passes no C on, so that
+    every batch begins with the same one.
     """
+
+    known: list[Prior] = []
 
     @wraps(inverse)
     def make(matrix: Tensor, *_: Any, **__: Any) -> Covariance:
-        return Covariance(matrix, verify=verify)
+        made = Covariance(matrix, verify=verify)
+        made.share(known)
+        return made
 
     return make
 
@@ -48,10 +55,20 @@ class Covariance(Stand):
     """
 
     def __init__(self, information: Tensor, *, verify: bool = False) -> None:
-        self._prior: Prior | None = Prior.anchor(information)
+        self._prior = Prior.anchor(information)
         self._dense = information.detach().clone() if verify else None
-        self.shape = tuple(information.shape)
+        self.like(information)
         self._state: CovarianceState | None = None
+
+    def share(self, known: list[Prior]) -> None:
+        """Take the prior with the same S_0 out of a list, factored or not; or add this one to it."""
+        mine = self._prior.arrays["second_moment"]
+        for other in known:
+            theirs = other.arrays["second_moment"]
+            if theirs.device == mine.device and torch.equal(theirs, mine):
+                self._prior = other
+                return
+        known.append(self._prior)
 
     def clone(self) -> Covariance:
         """An independent copy."""
@@ -73,7 +90,6 @@ class Covariance(Stand):
     def update(self, keys: Tensor) -> Tensor:
         """Commit keys (d, u); the gain C_new K (d, u)."""
         if self._state is None:
-            assert self._prior is not None
             dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
             self._state = CovarianceState(self._prior, dtype=dtype, device=keys.device)
         if self._dense is None:
@@ -143,6 +159,7 @@ class CovarianceStack(Stand):
 
     def __init__(self, parts: list[Covariance]) -> None:
         self.parts = parts
+        self.like(parts[0])
         self.shape = (len(parts), *parts[0].shape)
 
     def clone(self) -> CovarianceStack:

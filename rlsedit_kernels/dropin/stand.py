@@ -22,9 +22,28 @@ class VerificationError(ValueError):
 
 
 class Stand:
-    """Base of the stand-ins."""
+    """Base of the stand-ins.
+
+    Attributes:
+        shape, dtype, device: those of what it stands for; code asks for them to make an identity beside it.
+    """
 
     handlers: Mapping[Any, Handler] = {}
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+    def like(self, other: Any) -> None:
+        """Take shape, dtype and device over."""
+        self.shape, self.dtype, self.device = tuple(other.shape), other.dtype, other.device
+
+    def size(self, dim: int | None = None) -> Any:
+        """As of a tensor."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """As of a tensor."""
+        return len(self.shape)
 
     @classmethod
     def __torch_function__(
@@ -43,7 +62,17 @@ class Stand:
         """Itself: a state lives where the keys are."""
         return self
 
-    cuda = cpu = float = double = half = detach = contiguous = to
+    cuda = cpu = float = double = half = bfloat16 = detach = contiguous = to
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError(
+            f"dropin: arithmetic with {type(self).__name__} is no part of the solve that is known here; this code is "
+            "of another version than docs/dropin.md describes"
+        )
+
+    __add__ = __radd__ = __iadd__ = __sub__ = __rsub__ = __isub__ = __neg__ = _refuse
+    __mul__ = __rmul__ = __imul__ = __truediv__ = __rtruediv__ = __itruediv__ = __pow__ = _refuse
+    __matmul__ = __rmatmul__ = __imatmul__ = _refuse
 
 
 def add(handler: Handler) -> dict[Any, Handler]:
@@ -76,8 +105,9 @@ def verify(found: Tensor, system: Tensor, right: Tensor, what: str) -> None:
     Raises:
         VerificationError: they differ by more than `VERIFIED` in the Frobenius norm.
     """
-    exact = torch.linalg.solve(system.double(), right.double())
-    error = float(torch.linalg.norm(found.double() - exact) / torch.linalg.norm(exact).clamp_min(1e-300))
+    with torch.no_grad():  # residuals may come out of an optimisation, with its graph
+        exact = torch.linalg.solve(system.double(), right.double())
+        error = float(torch.linalg.norm(found.double() - exact) / torch.linalg.norm(exact).clamp_min(1e-300))
     if not error <= VERIFIED:
         raise VerificationError(
             f"dropin: the first batch of {what} differs from the original solve by {error:.2e} (relative); weights and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ EYE = torch.eye(D)
 @pytest.mark.parametrize(
     ("use", "error", "message"),
     [
-        (lambda P, c: P + 1.0 * EYE, TypeError, "part of an expression|unsupported operand"),
+        (lambda P, c: P + 1.0 * EYE, TypeError, "arithmetic with ProjectorStack"),
         (lambda P, c: torch.linalg.svd(P[0, :, :]), TypeError, "no part of an expression"),
         (lambda P, c: P[0, :, :] @ c[1, :, :], TypeError, r"P\[i\] @ _Cache"),
         (lambda P, c: P[0, :, :] @ (K @ K.T + c[1, :, :]), TypeError, r"P\[i\] @ _Gram"),
@@ -60,6 +61,10 @@ EYE = torch.eye(D)
         (lambda P, c: torch.linalg.solve(P[0] @ (K @ K.T + c[0]) + L2 * EYE, K @ R.T), TypeError, "both sides"),
         (lambda P, c: c[0].__iadd__(K @ K.T), ValueError, "solved for only"),
         (lambda P, c: c.__setitem__(0, K @ K.T), TypeError, "only grow by K @ K.T"),
+        (lambda P, c: P.__setitem__((0, slice(None), slice(None)), EYE), TypeError, "P must stay as it was given"),
+        (lambda P, c: 0.9 * EYE + 0.1 * c[0, :, :], TypeError, "arithmetic with _Cache"),
+        (lambda P, c: c[0] - EYE, TypeError, "arithmetic with _Cache"),
+        (lambda P, c: EYE @ (K @ K.T + c[0]), TypeError, r"cache_c.tensor\(\)"),
     ],
 )  # fmt: skip
 def test_alphaedit_refuses_what_it_does_not_know(
@@ -118,6 +123,32 @@ def test_memit_fetches_each_moment_once() -> None:
     get(model, None, "a", force_recompute=True)
     assert isinstance(get(model, None, "a", inv=True), Tensor)
     assert asked == ["a", "b", "a", "a"]
+
+
+def test_memit_knows_a_model_by_its_name_or_by_itself() -> None:
+    """As the cache of that code does; the address of a model that is gone may be that of another."""
+    asked = []
+
+    def get_cov(model: object, tok: object, layer_name: str) -> Tensor:
+        asked.append(model)
+        return moment()
+
+    get = dropin.memit(get_cov)
+    named = [SimpleNamespace(config=SimpleNamespace(_name_or_path=name)) for name in ("one", "one", "two", "")]
+    assert get(named[0], None, "a") is get(named[1], None, "a") is not get(named[2], None, "a")
+    assert get(named[3], None, "a") is get(named[3], None, "a")
+    assert len(asked) == 3
+    del asked[:]
+    assert len({id(get(SimpleNamespace(), None, "a")) for _ in range(3)}) == 3
+
+
+def test_a_matrix_that_comes_again_is_factored_once() -> None:
+    make = dropin.rls(lambda matrix, **_: matrix)
+    first, again, other = make(moment()), make(moment().clone(), layer_idx=3), make(2.0 * moment())
+    gains = [covariance.update(K) for covariance in (first, again, other)]
+    assert torch.equal(gains[0], gains[1])
+    assert first._prior is again._prior is not other._prior
+    assert [covariance.health().steps for covariance in (first, again)] == [1, 1]
 
 
 @pytest.mark.parametrize(

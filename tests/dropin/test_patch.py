@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import linecache
+import runpy
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +28,36 @@ PLACES = {
     "easyedit": ("easyeditor.models.alphaedit.AlphaEdit_main", "apply_AlphaEdit_to_model"),
     "easyedit-memit": ("easyeditor.models.memit.memit_main", "apply_memit_to_model"),
 }
+
+
+OLDER_EASYEDIT = (
+    ('        proj = P[i, :, :].to("cpu").float()\n', ""),
+    ('        cache = cache_c[i, :, :].to("cpu").float()\n', ""),
+    ("proj @ (layer_ks @ layer_ks.T + cache)", 'P[i, :, :].to("cpu") @ (layer_ks @ layer_ks.T + cache_c[i, :, :])'),
+    ("proj @ layer_ks @ resid.T", 'P[i, :, :].to("cpu") @ layer_ks @ resid.T'),
+    ("dtype=proj.dtype", "dtype=torch.float"),
+)
+"""What turns the stand-in for EasyEdit into the form that its first versions with AlphaEdit have."""
+
+
+def rewritten(
+    place: str, pairs: tuple[tuple[str, str], ...], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> types.ModuleType:
+    """The stand-in at `place` with passages replaced, importable in its stead."""
+    name = PLACES[place][0]
+    source = Path(str(import_module(name).__file__)).read_text(encoding="utf-8")
+    for old, new in pairs:
+        assert old in source
+        source = source.replace(old, new)
+    (folder / "changed.py").write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("changed", folder / "changed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    changed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(changed)
+    monkeypatch.setitem(sys.modules, name, changed)
+    linecache.checkcache()
+    return changed
 
 
 def run(place: str, count: int = BATCHES, model: Any = None, first: int = 0, state: Any = None) -> tuple[Any, Any]:
@@ -58,7 +92,8 @@ def test_the_weights_are_those_of_the_original(place: str, verify: bool) -> None
     for name in [name for name in sys.modules if name.startswith("easyeditor")]:
         del sys.modules[name]  # EasyEdit keeps its cache of keys in the module
     first = import_module("toy").Toy()
-    with rlsedit.patch(place.partition("-")[0], verify=verify):
+    with warnings.catch_warnings(), rlsedit.patch(place.partition("-")[0], verify=verify):
+        warnings.simplefilter("error")
         found, _ = run(place)
     assert largest_difference(found, exact) < 1e-4
     assert largest_difference(first, exact) > 0.1
@@ -117,7 +152,152 @@ def test_easyedit_can_reset_its_cache_inside() -> None:
                 module.apply_AlphaEdit_to_model(model, None, toy.requests(3, t), toy.hparams(), reset_cache=t == 3)
     assert largest_difference(models[1], models[0]) < 1e-4
     assert isinstance(module.P, torch.Tensor)
-    assert module.cache_c_new is False
+
+
+def test_easyedit_goes_on_behind_the_block() -> None:
+    """With the keys of the batches that were written inside of it; and P from a file, read once."""
+    exact, _ = run("easyedit", 6)
+    name = PLACES["easyedit"][0]
+    del sys.modules[name]
+    module = import_module(name)
+    with rlsedit.patch("easyedit"):
+        found, _ = run("easyedit", 3)
+    assert isinstance(module.cache_c, torch.Tensor)
+    run("easyedit", 3, found, 3)
+    assert largest_difference(found, exact) < 1e-4
+    assert largest_difference(run("easyedit", 3, found, 6)[0], exact) > 1e-2
+
+
+def test_easyedit_with_projectors_from_a_file(tmp_path: Path) -> None:
+    toy, module = import_module("toy"), import_module(PLACES["easyedit"][0])
+    exact, _ = run("easyedit", 4)
+    torch.save(toy.projectors(toy.Toy(), toy.hparams().nullspace_threshold), tmp_path / "P.pt")
+    hparams, found = toy.hparams(P_loc=str(tmp_path / "P.pt")), toy.Toy()
+    module.cache_c_new = module.P_loaded = False
+    with rlsedit.patch("easyedit", verify=True):
+        for t in range(4):
+            module.apply_AlphaEdit_to_model(found, None, toy.requests(toy.U, 100 + t), hparams)
+    assert largest_difference(found, exact) < 1e-4
+
+
+def test_easyedit_with_other_projectors_for_a_later_batch_is_refused() -> None:
+    toy, module = import_module("toy"), import_module(PLACES["easyedit"][0])
+    model = toy.Toy()
+    with rlsedit.patch("easyedit"):
+        run("easyedit", 2, model)
+        before = [weight.clone() for weight in model.weights]
+        other = toy.hparams(nullspace_threshold=1.0)
+        with pytest.raises(ValueError, match="another P for this batch"):
+            module.apply_AlphaEdit_to_model(model, None, toy.requests(3, 1), other)
+        assert all(map(torch.equal, model.weights, before))
+        module.apply_AlphaEdit_to_model(model, None, toy.requests(3, 1), toy.hparams())
+
+
+def test_the_older_form_of_easyedit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    exact, _ = run("easyedit")
+    rewritten("easyedit", OLDER_EASYEDIT, monkeypatch, tmp_path)
+    with rlsedit.patch("easyedit", verify=True):
+        found, _ = run("easyedit")
+    assert largest_difference(found, exact) < 1e-4
+
+
+def test_memit_in_one_function(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in forks whose `apply_memit_to_model` solves itself."""
+    exact, _ = run("memit")
+    names = (("def apply_memit_to_model", "def outer"), ("execute_memit", "apply_memit_to_model"))
+    changed = rewritten("memit", names, monkeypatch, tmp_path)
+    with rlsedit.patch("memit", verify=True):
+        changed.apply_memit_to_model, inner = changed.outer, changed.apply_memit_to_model  # type: ignore[attr-defined]
+        changed.outer.__globals__["apply_memit_to_model"] = inner  # type: ignore[attr-defined]
+        model = import_module("toy").Toy()
+        for t in range(BATCHES):
+            toy = import_module("toy")
+            changed.outer(model, None, toy.requests(toy.U, 100 + t), toy.hparams())  # type: ignore[attr-defined]
+    assert largest_difference(model, exact) < 1e-4
+
+
+def with_own_cache(model: Any, cache: torch.Tensor, batches: range) -> None:
+    """A caller who ignores what the function returns: the original adds to `cache` itself."""
+    toy, module = import_module("toy"), import_module(PLACES["alphaedit"][0])
+    P = toy.projectors(model, toy.hparams().nullspace_threshold)
+    for t in batches:
+        module.apply_AlphaEdit_to_model(model, None, toy.requests(toy.U, 100 + t), toy.hparams(), cache_c=cache, P=P)
+
+
+def test_a_cache_that_is_handed_over_again() -> None:
+    exact, wanted = run("alphaedit", 8)
+    model, cache = import_module("toy").Toy(), torch.zeros_like(wanted)
+    with rlsedit.patch("alphaedit"):
+        with_own_cache(model, cache, range(5))
+    with_own_cache(model, cache, range(5, 8))
+    assert largest_difference(model, exact) < 1e-4
+
+
+def test_a_cache_that_changes_under_the_patch() -> None:
+    exact, wanted = run("alphaedit", 2)
+    model, cache = import_module("toy").Toy(), torch.zeros_like(wanted)
+    with rlsedit.patch("alphaedit"):
+        with_own_cache(import_module("toy").Toy(), cache, range(2, 4))
+        with_own_cache(model, cache.zero_(), range(2))  # another stream
+        assert largest_difference(model, exact) < 1e-4
+        cache += 1.0
+        with pytest.raises(ValueError, match="cache_c was changed"):
+            with_own_cache(model, cache, range(1))
+
+
+def test_a_cache_is_given_back_as_a_tensor() -> None:
+    """P M P for M: what the original needs to go on."""
+    toy = import_module("toy")
+    wanted = run("alphaedit", 3)[1]
+    with rlsedit.patch("alphaedit"):
+        model, stand = run("alphaedit", 3)
+        with pytest.raises(TypeError, match=r"cache_c.tensor\(\)"):
+            import_module(PLACES["alphaedit"][0]).apply_AlphaEdit_to_model.__wrapped__(
+                model, None, toy.requests(3, 0), toy.hparams(), cache_c=stand, P=wanted
+            )
+    P = toy.projectors(model, toy.hparams().nullspace_threshold)
+    torch.testing.assert_close(stand.tensor(), P @ wanted @ P, rtol=1e-4, atol=1e-4)
+    assert stand.tensor().dtype == torch.float32
+    found, _ = run("alphaedit", 3, model, 3, stand.tensor())
+    assert largest_difference(found, run("alphaedit", 6)[0]) < 1e-4
+
+
+def test_a_script_that_was_written_for_the_original(tmp_path: Path) -> None:
+    """As experiments/evaluate.py is: the function by name and in a table, made before the block or in it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from AlphaEdit.AlphaEdit_main import apply_AlphaEdit_to_model\n"
+        "TABLE = {'AlphaEdit': (dict, apply_AlphaEdit_to_model), 'other': (dict, print)}\n"
+        "name = TABLE['AlphaEdit'][1].__name__, hasattr(TABLE['AlphaEdit'][1], '__wrapped__')\n"
+    )
+    holder = types.ModuleType("holder")
+    exec(script.read_text(), vars(holder))
+    table = dict(vars(holder)["TABLE"])
+    sys.modules["holder"] = holder
+    try:
+        with rlsedit.patch("alphaedit") as (module,):
+            assert vars(holder)["TABLE"]["AlphaEdit"] == (dict, module.apply_AlphaEdit_to_model)
+            assert vars(holder)["TABLE"]["other"] == (dict, print)
+            assert runpy.run_path(str(script))["name"] == ("apply_AlphaEdit_to_model", True)
+        assert vars(holder)["TABLE"] == table
+    finally:
+        del sys.modules["holder"]
+
+
+def test_a_covariance_that_begins_anew_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the evaluation script of RLSEdit has it, which passes no C on: the same weights, one factor a layer."""
+    from rlsedit_kernels.priors import Prior
+
+    toy, module = import_module("toy"), import_module(PLACES["rlsedit"][0])
+    models, made = [toy.Toy(), toy.Toy()], []
+    factor = vars(Prior)["factor"].func
+    monkeypatch.setattr(vars(Prior)["factor"], "func", lambda prior: made.append(1) or factor(prior))
+    for model, block in zip(models, (False, True), strict=True):
+        with rlsedit.patch("rlsedit") if block else pytest.MonkeyPatch.context():
+            for t in range(4):
+                module.apply_RLSEdit_to_model(model, None, toy.requests(toy.U, 100 + t), toy.hparams())
+    assert largest_difference(models[1], models[0]) < 1e-4
+    assert len(made) == toy.LAYERS
 
 
 def test_a_function_held_by_another_module_is_replaced_too() -> None:
@@ -143,23 +323,21 @@ def test_a_function_held_by_another_module_is_replaced_too() -> None:
         ("rlsedit", "C_t = C_prev - G_t @ G_t.T", "C_t = C_prev - F_t @ F_t.T", "must contain"),
         ("easyedit", "proj @ layer_ks @ resid.T", "layer_ks @ resid.T", "must contain"),
         ("alphaedit", "def apply_AlphaEdit_to_model", "def apply_alphaedit", "has no function"),
+        (
+            "alphaedit",
+            "    return model, cache_c",
+            "    torch.linalg.solve(P[0], P[0])\n    return model, cache_c",
+            "no other",
+        ),
+        ("memit", "torch.linalg.solve(", "torch.linalg.lstsq(", "must contain"),
     ],
 )
 def test_unknown_versions_are_refused(
     place: str, old: str, new: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    name = PLACES[place][0]
-    source = Path(str(import_module(name).__file__)).read_text(encoding="utf-8")
-    assert old in source
-    (tmp_path / "changed.py").write_text(source.replace(old, new))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    changed = import_module("changed")
-    monkeypatch.setitem(sys.modules, name, changed)
-    try:
-        with pytest.raises(UnknownVersionError, match=message), rlsedit.patch(place):
-            pytest.fail("must not get here")
-    finally:
-        del sys.modules["changed"]
+    rewritten(place, ((old, new),), monkeypatch, tmp_path)
+    with pytest.raises(UnknownVersionError, match=message), rlsedit.patch(place):
+        pytest.fail("must not get here")
 
 
 def test_wrong_names_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ class Toy:
     def __init__(self, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.generator = generator
+        self.config = SimpleNamespace(_name_or_path=f"toy/{seed}")
         self.weights = [torch.randn(V, D, generator=generator) / D**0.5 for _ in range(LAYERS)]
         self.mix = [torch.randn(D, V, generator=generator) for _ in range(LAYERS)]
         samples = torch.randn(LAYERS, 6 * D, D, generator=generator) * torch.logspace(-1.2, 0.6, D)
@@ -50,9 +51,9 @@ def compute_ks(model: Toy, wanted: list[dict[str, Tensor]], layer: int) -> Tenso
 
 
 def residuals(model: Toy, wanted: list[dict[str, Tensor]]) -> Tensor:
-    """Targets less present outputs of the last layer, (v, u)."""
+    """Targets less present outputs of the last layer, (v, u), with a graph, as targets that were optimised have one."""
     keys = compute_ks(model, wanted, LAYERS - 1).T
-    return torch.stack([request["target"] for request in wanted], 1) - model.weights[-1] @ keys
+    return torch.stack([request["target"] for request in wanted], 1).requires_grad_() - model.weights[-1] @ keys
 
 
 def projectors(model: Toy, threshold: float) -> Tensor:

@@ -13,7 +13,8 @@ def apply_AlphaEdit_to_model(model, tok, requests, hparams, cache_template=None,
             + hparams.L2 * torch.eye(layer_ks.shape[0], dtype=torch.float),
             P[i, :, :].cpu() @ layer_ks @ resid.T,
         )
-        model.weights[layer] += upd_matrix.T
+        with torch.no_grad():
+            model.weights[layer] += upd_matrix.T
     for i, layer in enumerate(hparams.layers):
         layer_ks = compute_ks(model, requests, layer).T
         cache_c[i, :, :] += layer_ks.cpu() @ layer_ks.cpu().T

@@ -27,6 +27,8 @@ def apply_RLSEdit_to_model(model, tok, requests, hparams, cache_template=None, c
         R_small = torch.linalg.cholesky(S_t, upper=True)
         G_t = torch.linalg.solve_triangular(R_small, F_t, upper=True, left=False)
         C_t = C_prev - G_t @ G_t.T
+        W_prev = model.weights[layer].T
         C[i] = C_t.detach().to("cpu")
-        model.weights[layer] += (C_t @ K_t @ resid_y).T
+        W_t = W_prev + C_t @ K_t @ resid_y
+        model.weights[layer] = W_t.detach().T.clone()
     return model, C

@@ -18,8 +18,8 @@ def execute_memit(model, tok, requests, hparams, cache_template=None):
         cov = get_cov(model, tok, f"layer.{layer}")
         adj_k = torch.linalg.solve(hparams.mom2_update_weight * cov.double() + layer_ks @ layer_ks.T, layer_ks)
         resid = targets / (len(hparams.layers) - i)
-        model.weights[layer] = before[layer] + (resid @ adj_k.T).float()
-        deltas[layer] = (adj_k, resid)
+        model.weights[layer] = before[layer] + (resid @ adj_k.T).float().detach()
+        deltas[layer] = (adj_k.detach().cpu(), resid.detach().cpu())
         cov.cpu()
     model.weights[:] = before
     return deltas

@@ -1,4 +1,9 @@
-"""EasyEdit's calling convention around AlphaEdit: P and cache_c are globals of the module."""
+"""EasyEdit's calling convention around AlphaEdit: P and cache_c are globals of the module.
+
+Where hparams.P_loc is no file P is made anew in every call, as in the released code.
+"""
+
+import os
 
 import torch
 from toy import compute_ks, projectors, residuals
@@ -11,8 +16,10 @@ def apply_AlphaEdit_to_model(model, tok, requests, hparams, copy=False, reset_ca
     global P, P_loaded, cache_c, cache_c_new
     if reset_cache:
         cache_c_new = False
-    if not P_loaded:
+    if not os.path.exists(hparams.P_loc):
         P, P_loaded = projectors(model, hparams.nullspace_threshold), True
+    elif not P_loaded:
+        P, P_loaded = torch.load(hparams.P_loc), True
     if not cache_c_new:
         cache_c = torch.zeros(len(hparams.layers), *model.moments[0].shape)
         cache_c_new = True
@@ -29,10 +36,10 @@ def execute_AlphaEdit(model, tok, requests, hparams, cache_template=None):
         proj = P[i, :, :].to("cpu").float()
         cache = cache_c[i, :, :].to("cpu").float()
         upd_matrix = torch.linalg.solve(
-            proj @ (layer_ks @ layer_ks.T + cache) + hparams.L2 * torch.eye(layer_ks.shape[0], dtype=layer_ks.dtype),
+            proj @ (layer_ks @ layer_ks.T + cache) + hparams.L2 * torch.eye(layer_ks.shape[0], dtype=proj.dtype),
             proj @ layer_ks @ resid.T,
         )
-        model.weights[layer] = model.weights[layer] + upd_matrix.T
+        model.weights[layer] = model.weights[layer] + upd_matrix.T.detach()
         deltas[layer] = upd_matrix.detach().cpu()
     for i, layer in enumerate(hparams.layers):
         layer_ks = compute_ks(model, requests, layer).T
