@@ -203,13 +203,13 @@ def edited_stream(*results: Result) -> str:
     """Scores behind a stream of edits by method, those of its first facts, and the perplexity of other text."""
     runs = [result["run"] for result in results]
     ends = [run["checkpoints"][-1] for run in runs]
-    first = runs[0]["checkpoints"][0]
+    first, oldest = runs[0]["checkpoints"][0], ends[0]["groups"]["first"]["count"]
     lines = [
         "Percent, with standard errors over facts.",
         "",
-        f"| behind {ends[0]['facts']:,} edits | efficacy | generalisation | specificity | score | score of the first "
-        f"{ends[0]['groups']['first']['count']} | perplexity |",
-        "|---" * 7 + "|",
+        f"| behind {ends[0]['facts']:,} edits | efficacy | generalisation | specificity | score "
+        f"| first {oldest}: score | first {oldest}: accuracy | perplexity |",
+        "|---" * 8 + "|",
         _stream_row("before", first["groups"]["all"], None, runs[0]["ability"]["before"]),
     ]
     for run, end in zip(runs, ends, strict=True):
@@ -224,7 +224,7 @@ def _stream_row(name: str, scores: Result, first: Result | None, ability: Result
 
     kinds = ("efficacy_success", "paraphrase_success", "neighbourhood_success", "score")
     cells = [percent(scores["counterfact"][kind]) for kind in kinds]
-    cells.append("" if first is None else percent(first["counterfact"]["score"]))
+    cells += ["" if first is None else percent(first["counterfact"][kind]) for kind in ("score", "efficacy_accuracy")]
     text = ability["perplexity"]["perplexity"]
     cells.append(f"{text['mean']:.1f} ± {text['stderr']:.1f}")
     return f"| {name} | " + " | ".join(cells) + " |"
@@ -244,6 +244,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("README.md", "numerics"): ((("long_stream.json",), long_stream_headline),),
     ("README.md", "demo"): ((("demo.json",), demo),),
     ("README.md", "stream"): ((STREAMS, edited_stream),),
+    ("docs/evaluation.md", "stream"): ((STREAMS, edited_stream),),
     ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
     ("docs/stability.md", "forms"): ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys)),
