@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,7 @@ HEADLINE = (
     "rlsedit, ops", "RLSFilter plain", "plain torch Woodbury", "RLSEdit, released sequence", "MEMIT, float64",
     "AlphaEdit, released",
 )  # fmt: skip
-"""Rows of the table in README.md; docs/profile.md has all."""
-
-
-def headline(*results: Result) -> str:
-    """The rows of `HEADLINE` alone."""
-    return shapes(*results, names=HEADLINE)
+"""Contenders of the tables in README.md and docs/evaluation.md; docs/profile.md has all."""
 
 
 def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
@@ -59,6 +55,25 @@ def _median(row: Result | None) -> str:
     time = f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1000:.3g} s"
     ratio = row["ratio"]
     return f"{time}" + ("" if ratio is None else f" ({ratio:.2f})" if ratio < 10 else f" ({ratio:.0f})")
+
+
+def batch_sizes(result: Result) -> str:
+    """Table 2 of the paper: the update of one layer by method and batch size."""
+    problem, machine = result["rows"][0]["problem"], result["machine"]
+    sizes = sorted({row["problem"]["u"] for row in result["rows"]})
+    rows = {(row["name"], row["problem"]["u"]): row for row in result["rows"]}
+    lines = [
+        f"One whole batch, state and weight, d = {problem['d']}, v = {problem['v']}, {problem['dtype']} "
+        f"({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}): median, how many times that of "
+        "the first row, and the error of W against float64.",
+        "",
+        "| | " + " | ".join(f"u = {u} | error" for u in sizes) + " |",
+        "|---" * (2 * len(sizes) + 1) + "|",
+    ]
+    for name in HEADLINE:
+        cells = [f"{_median(rows[name, u])} | {rows[name, u]['error']:.0e}" for u in sizes]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def history(result: Result) -> str:
@@ -98,20 +113,15 @@ FORMS = ("plain", "auto", "square root, carried", "plain, float64")
 """Rows of the table in README.md; docs/stability.md has all."""
 
 
-def long_stream_headline(result: Result) -> str:
-    """The rows of `FORMS` alone."""
-    return long_stream(result, FORMS)
-
-
 def long_stream(result: Result, forms: Sequence[str] | None = None) -> str:
     """Error of W by form and prior after a long stream."""
     settings = result["settings"]
     return _errors(
         result,
-        forms,
         f"Error of W against a float64 solution of all batches at once, in the S-norm, after {settings['batches']} "
         f"batches of {settings['u']} correlated keys, d = {settings['d']}, float32 unless said. Condition: that of the "
         "prior, keys scaled so that k'C_0 k = 1. Ridge: |k|² = 500, so that rho = 3e-5 / λ².",
+        forms,
     )
 
 
@@ -120,13 +130,12 @@ def real_keys(result: Result) -> str:
     settings = result["settings"]
     return "\n" + _errors(
         result,
-        None,
         f"The same on real keys: SmolLM2-135M, layer {settings['layer']}, the subjects of {settings['facts']} facts in "
         f"batches of {settings['u']}; rho is again about 3e-5 / λ².",
     )
 
 
-def _errors(result: Result, forms: Sequence[str] | None, text: str) -> str:
+def _errors(result: Result, text: str, forms: Sequence[str] | None = None) -> str:
     problems = list(dict.fromkeys(row["problem"] for row in result["rows"]))
     forms = forms or list(dict.fromkeys(row["form"] for row in result["rows"]))
     cells = {(row["form"], row["problem"]): row for row in result["rows"]}
@@ -240,11 +249,12 @@ SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.j
 Part = tuple[tuple[str, ...], Callable[..., str]]
 
 SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
-    ("README.md", "update"): ((SHAPES, headline),),
-    ("README.md", "numerics"): ((("long_stream.json",), long_stream_headline),),
+    ("README.md", "update"): ((SHAPES, partial(shapes, names=HEADLINE)),),
+    ("README.md", "numerics"): ((("long_stream.json",), partial(long_stream, forms=FORMS)),),
     ("README.md", "demo"): ((("demo.json",), demo),),
     ("README.md", "stream"): ((STREAMS, edited_stream),),
     ("docs/evaluation.md", "stream"): ((STREAMS, edited_stream),),
+    ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
     ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
     ("docs/stability.md", "forms"): ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys)),
