@@ -86,6 +86,7 @@ def _fails(ranks: Ranks, kind: str, which: int, shares: list[float]) -> list[tup
         failing = _ranks(2)
         calls, state = _subject(failing, kind)
         kept, text = state(), ""
+        dist.barrier()  # or a rank that is late hears of the failure before it has come to the call
         failing.at = failing.calls + max(1, round(share * length))
         try:
             calls[which]()
