@@ -87,7 +87,6 @@ class ShardedCovarianceState(CovarianceState):
         history: History | None = None,
     ) -> None:
         self.ranks = ranks if isinstance(ranks, Ranks) else Ranks(ranks)
-        self._stale: int | None = None
         self._kept = ""
         with self.ranks.guarded("ShardedCovarianceState"):
             with self.ranks.confirmed("ShardedCovarianceState") as numbers:
@@ -281,7 +280,7 @@ class ShardedCovarianceState(CovarianceState):
             with self.ranks.confirmed("load_state_dict") as numbers:
                 super(ShardedCovarianceState, twin).load_state_dict(saved)
                 numbers.update(steps=twin.steps, form=FORMS.index(twin.form) if twin.form in FORMS else -1)
-            twin._stale, twin._kept = None, ""
+            twin._kept = ""
             writes = self._writes + 1
             self.__dict__.update(twin.__dict__)
             self._writes = writes
@@ -390,17 +389,6 @@ class ShardedCovarianceState(CovarianceState):
     def _change(self, form: Any, factored: BatchFactor) -> None:
         form.change_(factored.change, -1.0)
         self._counters.careful_steps += factored.change.dtype != form.dtype
-
-    def _singular_write(self, form: Any) -> None:
-        self._counters.singular_writes += 1
-        self._stale = 20 + self._counters.singular_writes
-
-    def _settle(self) -> None:
-        """New probes after a hard write or a restriction; put off until all ranks are in a call again."""
-        if self._stale is not None:
-            probes = self._probes.to(self.device)
-            probes.begin_again(self._form, self._factor, self._stale)
-            self._probes, self._stale = probes, None
 
     def _moved(self, form: Any, decided: choice.Choice) -> Any:
         """The decided form by replaying `history`; None without one, or where batches cannot tell all of the state."""

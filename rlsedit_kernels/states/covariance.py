@@ -22,6 +22,7 @@ from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
 from rlsedit_kernels.states.keys import checked_basis, checked_keys, largest_norm
+from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.plain import PlainForm
 from rlsedit_kernels.states.products import Change
 from rlsedit_kernels.states.square_root import SquareRootState
@@ -58,7 +59,7 @@ class Prepared:
     writes: int
 
 
-class CovarianceState:
+class CovarianceState(Moving):
     """The covariance C_t = (S_0 + sum_s K_s'K_s / noise_s)^-1 of a stream of batches.
 
     With Y = C K', G = K Y and nu the noise of a batch (docs/mathematics.md):
@@ -109,6 +110,7 @@ class CovarianceState:
         self._requested = form
         self._counters = Counters()
         self._writes = 0
+        self._stale: int | None = None  # seed of the probes that a hard write has put off
         self._watch = Watch(guard, history)
         self._factor, self._probes = self._factor_and_probes(prior)
         self._form: _Form | None = None
@@ -194,6 +196,8 @@ class CovarianceState:
         if prepared.writes != self._writes or self._form is None:
             raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
         with ieee_products():
+            if prepared.noise > 0.0:
+                self._settle()
             self._change(self._form, prepared.factored)
             if prepared.forget != 1.0:
                 self._form.scale_(1.0 / prepared.forget)
@@ -234,6 +238,7 @@ class CovarianceState:
                     raise
                 self.refactor(remaining)
                 return self._gain_of_removed(K, noise)
+            self._settle()
             form.change64_(change, 1.0)
             self._probes.remove(K, noise)
             counters = self._counters
@@ -283,7 +288,7 @@ class CovarianceState:
             fresh.largest_key = max(fresh.largest_key, largest_norm(K))
         C = report.inverse_on_range(information, self._factor)
         self.take_covariance(C, fresh.largest_key)
-        self._counters, self._probes = fresh, probes
+        self._counters, self._probes, self._stale = fresh, probes, None
 
     def covariance(self) -> torch.Tensor:
         """C (d, d), exactly symmetric, in the dtype of the state; a copy."""
@@ -306,6 +311,7 @@ class CovarianceState:
                 eigenvalue, condition and asymmetry, and the error of the probes in the S-norm, which is that of W.
                 Otherwise one product of C with four vectors. Nothing is changed.
         """
+        self._settle()
         return report.health(self, thorough=thorough)
 
     def look(self) -> None:
@@ -330,6 +336,7 @@ class CovarianceState:
 
     def convert(self, form: str) -> CovarianceState | SquareRootState:
         """A new state in another form, "square_root" among them; this one is unchanged (`states/conversion.py`)."""
+        self._settle()
         with ieee_products():
             return conversion.converted(self, form)
 
@@ -346,7 +353,7 @@ class CovarianceState:
         twin = copy.copy(self)
         twin._form = None if self._form is None else self._form.clone()
         twin._counters = copy.copy(self._counters)
-        twin._probes = self._probes.to(self.device)
+        twin._probes = self._probes.to(self.device) if self._stale is None else self._probes
         twin._watch = self._watch.copy()
         return twin
 
@@ -354,6 +361,7 @@ class CovarianceState:
         """A copy on another device or in another dtype."""
         if dtype is not None and dtype not in _checks.DTYPES:
             raise TypeError(f"CovarianceState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
+        self._settle()
         twin = self.clone()
         twin.device = torch.device(device or self.device)
         twin.dtype = dtype or self.dtype
@@ -385,6 +393,7 @@ class CovarianceState:
         return _FORM_CLASSES[name].restore(tensors, self._factor, storage, self.device)
 
     def _saved_probes(self) -> dict[str, torch.Tensor]:
+        self._settle()
         return {"z": self._probes.z.clone(), "image": self._probes.image.clone()}
 
     def _restored_probes(self, saved: Mapping[str, object]) -> Probes:
@@ -402,48 +411,6 @@ class CovarianceState:
 
     def _keys(self, op: str, K: object) -> torch.Tensor:
         return checked_keys(op, K, self.d, self.dtype, self.device)
-
-    def _choose(self, K: torch.Tensor) -> _Form:
-        """The form for these keys; an automatic one gives way when larger keys make it unsafe."""
-        form = self._form
-        if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
-            return form
-        largest = max(self._counters.largest_key, self._largest(K))
-        decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
-        if form is None:
-            self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
-        elif choice.safer(decided, form.name, form.dtype):
-            self._move(form, decided)
-        assert self._form is not None
-        return self._form
-
-    def _give_way(self, why: str) -> bool:
-        """Move an automatic state to the next safer form; whether it has moved."""
-        form = self._form
-        if form is None or self._requested != "auto":
-            return False
-        decided = choice.next_safer(self._factor, self.dtype, self._counters.largest_key, form, why)
-        if decided is None or not self._move(form, decided):
-            return False
-        self._writes += 1
-        return True
-
-    def _move(self, form: _Form, decided: choice.Choice) -> bool:
-        moved = self._moved(form, decided)
-        if moved is None:
-            return False
-        was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
-        self._form = moved
-        self._reason = f"moved from {was} after {self.steps} batches: {decided.reason}"
-        return True
-
-    def _moved(self, form: _Form, decided: choice.Choice) -> _Form | None:
-        """The decided form with what `form` has learnt, by the covariance in float64; None where it cannot be had."""
-        if decided.form == form.name and self._factor.root is None:  # columns stay columns
-            twin = form.clone()
-            twin.to_(self.device, decided.storage)
-            return twin
-        return self._from_covariance(decided, form.covariance(torch.float64))
 
     def _factored(self, op: str, K: torch.Tensor, noise: float, forget: float) -> tuple[_Form, BatchFactor, float]:
         """The form, the factored batch (float64 where it needs care), and |k~|^2 of the largest of checked keys."""
@@ -495,4 +462,12 @@ class CovarianceState:
 
     def _singular_write(self, form: _Form) -> None:
         self._counters.singular_writes += 1
-        self._probes.begin_again(form, self._factor, seed=20 + self._counters.singular_writes)
+        self._stale = 20 + self._counters.singular_writes
+
+    def _settle(self) -> None:
+        """Probes after a hard write or a restriction; put off until something asks for them or is told to them."""
+        if self._stale is not None:
+            assert self._form is not None
+            probes = self._probes.to(self.device)
+            probes.begin_again(self._form, self._factor, self._stale)
+            self._probes, self._stale = probes, None

@@ -130,6 +130,7 @@ class Watch:
 
     def _measured(self, state: CovarianceState | SquareRootState) -> tuple[float, str]:
         form = state._form
+        state._settle()
         drift = state._probes.drift(form, state._factor)
         name = "plain" if form is None else form.name
         self.worst = max(self.worst, drift if drift > DRIFT_WARNING[name] else 0.0)

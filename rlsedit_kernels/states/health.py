@@ -116,8 +116,8 @@ class Probes:
         x = _directions(factor.rank, seed).to(device)
         if factor.root is None or factor.root_inverse is None:
             scale = factor.scale or 1.0
-            return cls(x * scale, x / scale)
-        return cls(factor.root.to(device) @ x, factor.root_inverse.to(device).mT @ x)
+            return cls(x * scale, _image(factor, x))
+        return cls(factor.root.to(device) @ x, _image(factor, x))
 
     def to(self, device: torch.device) -> Probes:
         """An independent copy on a device."""
@@ -140,9 +140,8 @@ class Probes:
 
     def begin_again(self, form, factor: PriorFactor, seed: int) -> None:  # type: ignore[no-untyped-def]
         """New probes for a covariance that has become singular (noise 0, a restriction): z = C y, S z = y."""
-        fresh = Probes.start(factor, self.z.device, seed)
-        self.image = fresh.image
-        self.z, self._whitened = apply(form, factor, fresh.image), None
+        self.image = _image(factor, _directions(factor.rank, seed).to(self.z.device))
+        self.z, self._whitened = apply(form, factor, self.image), None
 
     def drift(self, form, factor: PriorFactor) -> float:  # type: ignore[no-untyped-def]
         """max over probes of |T^-1 (C S z - z)| / |T^-1 z|; of |z'S C S z / z'S z - 1| for the forms that keep a root.
@@ -181,6 +180,13 @@ def apply(form, factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:  # type: 
 
 def _largest(ratio: torch.Tensor) -> float:
     return float(ratio.abs().max()) if bool(torch.isfinite(ratio).all()) else float("inf")
+
+
+def _image(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
+    """S_0 T x = T^-1' x."""
+    if factor.root_inverse is None:
+        return x / (factor.scale or 1.0)
+    return factor.root_inverse.to(x.device).mT @ x
 
 
 def _directions(rank: int, seed: int) -> torch.Tensor:

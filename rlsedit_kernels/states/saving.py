@@ -87,7 +87,7 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
         form = state._restored(name, saved["tensors"], storage)
     probes = state._restored_probes(saved["probes"])
     counters = Counters(**saved["counters"])
-    state._form, state._counters, state._probes = form, counters, probes
+    state._form, state._counters, state._probes, state._stale = form, counters, probes, None
     state._watch.resume(counters)
     state._writes += 1
     state._requested, state._reason = saved["requested"], saved["reason"]

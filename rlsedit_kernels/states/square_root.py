@@ -371,6 +371,9 @@ class SquareRootState:
         """There is no safer form."""
         return False
 
+    def _settle(self) -> None:
+        """Its probes are never put off."""
+
     def state_dict(self) -> dict[str, object]:
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
         return saving.factor_state_dict(self)

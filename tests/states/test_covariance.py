@@ -325,6 +325,21 @@ class TestHealth:
         state.commit(keys(5, seed=4, dtype=torch.float64))
         assert state.health().drift < 1e-9
 
+    @pytest.mark.parametrize("form", ["plain", "whitened", "inverse_root"])
+    def test_probes_that_a_hard_write_puts_off_are_the_same_whenever_they_are_made(self, form) -> None:
+        one, other = (rk.CovarianceState(anchor(), form=form) for _ in range(2))
+        for seed, noise in enumerate((0.0, 0.0, 2.0, 0.0)):
+            for state in (one, other):
+                state.commit(keys(2, seed=seed), noise=noise)
+            one.health()
+            twin = other.clone()
+            other.commit(keys(1, seed=9))  # what the twin shares with it until then stays what it was
+            assert same(snapshot(one), snapshot(twin))
+            other = twin
+        for state in (one, other):
+            state.remove(keys(2, seed=2), noise=2.0)
+        assert same(snapshot(one), snapshot(other))
+
     def test_a_singular_moment_is_lifted_and_said(self) -> None:
         rng = np.random.default_rng(0)
         K = rng.standard_normal((15, 40))

@@ -122,8 +122,9 @@ def test_what_was_forgotten_or_forbidden_is_not_rebuilt() -> None:
     """A rebuild from batches would lose it."""
     for change in ({"forget": 0.99}, {"noise": 0.0}):
         state = rk.CovarianceState(rk.Prior.ridge(D, 10.0), form="plain", history=lambda: pytest.fail("rebuilt"))
-        batches = written(state, 15)
+        batches = written(state, 14)
         state.update(batches[0][0][:2], **change)
+        state.update(batches[1][0])  # from here on there are probes again
         damaged(state, 0.5)
         with pytest.raises(rk.BreakdownError):
             state.update(batches[0][0])

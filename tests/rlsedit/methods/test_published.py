@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.method_streams import CONFIG, D, U, V, moment, stream
+from support.method_streams import BATCHES, CONFIG, D, U, V, moment, stream
 from support.published import RULES, published
 from torch import Tensor
 
@@ -63,8 +63,9 @@ def test_the_rules_differ(name: str) -> None:
         assert (found - wanted).norm() > 1e-3 * wanted.norm(), other
 
 
-def test_langedit_restricts_where_the_null_space_only_shrinks() -> None:
+def test_langedit_restricts_where_the_null_space_only_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys along eigenvectors lift eigenvalues one by one and turn nothing: no rebuilding, the same weights."""
+    monkeypatch.setattr("rlsedit.methods.langedit.FEW", 0.0)
     config = replace(CONFIG, langedit_samples=2000.0, null_threshold=1.0)
     given = torch.diag(torch.logspace(-2, 0.6, D, dtype=torch.float64))
     generator = torch.Generator().manual_seed(5)
@@ -76,23 +77,38 @@ def test_langedit_restricts_where_the_null_space_only_shrinks() -> None:
         batches.append((keys, torch.randn(3, V, generator=generator, dtype=torch.float64), keys))
     wanted = published("langedit", given, config, batches)
     solver = get_method("langedit").start(given, config, torch.float64)
-    states, ranks = {id(solver.state)}, [solver.basis.shape[1]]
+    priors, ranks = [], [solver.basis.shape[1]]
     for batch, exact in zip(batches, wanted, strict=True):
         proposal, solver = solver.propose(*batch)
         assert (proposal.update - exact).norm() <= 1e-9 * exact.norm()
-        states.add(id(solver.state.prior))
+        priors.append(None if solver.state is None else solver.state.prior)
         ranks.append(solver.basis.shape[1])
     assert ranks[-1] < ranks[0] - 5
-    assert len(states) == 2, "the prior of the first state is kept: nothing was rebuilt"
+    assert priors[0] is None, "nothing is known of how the null space moves"
+    assert priors[1] is not None
+    assert all(prior is priors[1] for prior in priors[1:]), "nothing was rebuilt"
 
 
-def test_langedit_rebuilds_where_the_null_space_turns() -> None:
+def test_langedit_keeps_no_state_where_the_null_space_turns() -> None:
     solver = get_method("langedit").start(moment(), CONFIG, torch.float64)
-    first = solver.state.prior
+    assert solver.health() == {"form": "keys", "steps": 0, "null_space": solver.basis.shape[1], "rows": 0}
+    wanted = published("langedit", moment(), CONFIG, stream("langedit") * 2)
+    fewer = []
+    for batch, exact in zip(stream("langedit") * 2, wanted, strict=True):
+        proposal, following = solver.propose(*batch)
+        assert (proposal.update - exact).norm() <= 1e-9 * exact.norm()
+        fewer.append((solver.steps + 1) * U <= solver.basis.shape[1])
+        solver = following
+        assert solver.turned
+        assert solver.state is None
+    assert len(set(fewer)) == 2, "the stream goes on behind as many keys as the null space has dimensions"
+    assert (solver.health()["rows"], solver.health()["steps"]) == (2 * BATCHES * U, 2 * BATCHES)
+
+
+def test_langedit_averages_the_statistics() -> None:
+    solver = get_method("langedit").start(moment(), CONFIG, torch.float64)
     for keys, residual, _ in stream("langedit")[:2]:
         _, solver = solver.propose(keys, residual)
-    assert solver.state.prior is not first
-    assert solver.health()["null_space"] == solver.basis.shape[1]
     gram = sum(keys.T @ keys for keys, _, _ in stream("langedit")[:2])
     torch.testing.assert_close(solver.moment, (3000 * moment() + gram) / (3000 + 2 * U), rtol=1e-12, atol=1e-12)
 

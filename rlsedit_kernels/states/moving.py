@@ -1,0 +1,83 @@
+"""How an automatic covariance state moves to a safer form while its stream runs (`states/choice.py`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.states import choice
+from rlsedit_kernels.states.counters import Counters
+
+
+class Moving:
+    """What a covariance state needs to choose its form and to leave it again."""
+
+    dtype: torch.dtype
+    device: torch.device
+    _form: Any
+    _reason: str
+    _requested: str
+    _factor: PriorFactor
+    _counters: Counters
+    _writes: int
+
+    def _choose(self, K: torch.Tensor) -> Any:
+        """The form for these keys; an automatic one gives way when larger keys make it unsafe."""
+        form = self._form
+        if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
+            return form
+        largest = max(self._counters.largest_key, self._largest(K))
+        decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
+        if form is None:
+            self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
+        elif choice.safer(decided, form.name, form.dtype):
+            self._move(form, decided)
+        assert self._form is not None
+        return self._form
+
+    def _give_way(self, why: str) -> bool:
+        """Move an automatic state to the next safer form; whether it has moved."""
+        form = self._form
+        if form is None or self._requested != "auto":
+            return False
+        decided = choice.next_safer(self._factor, self.dtype, self._counters.largest_key, form, why)
+        if decided is None or not self._move(form, decided):
+            return False
+        self._writes += 1
+        return True
+
+    def _move(self, form: Any, decided: choice.Choice) -> bool:
+        moved = self._moved(form, decided)
+        if moved is None:
+            return False
+        self._settle()  # the probes of the form that is left say what the move has cost
+        was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
+        self._form = moved
+        self._reason = f"moved from {was} after {self._counters.steps} batches: {decided.reason}"
+        return True
+
+    def _moved(self, form: Any, decided: choice.Choice) -> Any:
+        """The decided form with what `form` has learnt, by the covariance in float64; None where it cannot be had."""
+        if decided.form == form.name and self._factor.root is None:  # columns stay columns
+            twin = form.clone()
+            twin.to_(self.device, decided.storage)
+            return twin
+        return self._from_covariance(decided, form.covariance(torch.float64))
+
+    def _settle(self) -> None:
+        """Make the probes that a hard write has put off."""
+        raise NotImplementedError
+
+    def _largest(self, K: torch.Tensor) -> float:
+        """Squared norm of the largest key."""
+        raise NotImplementedError
+
+    def _start(self, name: str, storage: torch.dtype) -> Any:
+        """A form that holds the prior alone."""
+        raise NotImplementedError
+
+    def _from_covariance(self, decided: choice.Choice, C: torch.Tensor) -> Any:
+        """The decided form that holds C (d, d) float64."""
+        raise NotImplementedError
