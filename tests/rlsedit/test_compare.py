@@ -115,6 +115,18 @@ def test_the_command_compares_some_methods_and_writes_json(files: Path) -> None:
     assert not [word for word in json.dumps(report).split('"') if word.startswith("/")]
 
 
+def test_what_is_finished_is_on_disk_when_a_later_method_fails(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(adapter, tokenizer, facts, configs, moments, **options):  # type: ignore[no-untyped-def]
+        if "memit" in configs:
+            raise ValueError("no more")
+        return compare(adapter, tokenizer, facts, configs, moments, **options)
+
+    monkeypatch.setattr("rlsedit.compare.compare", one)
+    assert main(command(files, "--compare", "rome,memit", "--out", str(files / "table.json"))) == 2
+    report = json.loads((files / "table.json").read_text(encoding="utf-8"))
+    assert [entry["method"] for entry in report["methods"]] == ["rome"]
+
+
 @pytest.mark.parametrize(("methods", "message"), [("memit,grace", "got grace"), ("memit,memit", "each method once")])
 def test_wrong_methods_take_one_line(
     files: Path, methods: str, message: str, capsys: pytest.CaptureFixture[str]

@@ -54,33 +54,24 @@ def run_compare(args: argparse.Namespace) -> int:
         moments = second_moments(model, tokenizer, layers, texts, cache_dir=cache_dir("moments"), adapter=adapter)
     with console.bar("measuring the model before", None):
         before = evaluate(model, tokenizer, facts, adapter=adapter)
-    cache, found = TargetCache(cache_dir("targets")), []
+    cache, found, batch = TargetCache(cache_dir("targets")), [], args.batch or 20
+    caption = f"{type(model).__name__} `{_name(args)}`, {len(facts)} facts in batches of {batch}; percent."
+    about = {"environment": environment(), "model": _name(args), "facts": args.facts.name, "batch": batch}
     for name, config in configs.items():
         with console.bar(f"  {name}", len(facts)) as bar:
 
             def show(_: str, done: int, _total: int) -> None:
                 bar.update(done)
 
-            options: dict[str, Any] = dict(batch_size=(args.batch or 20), targets=cache, progress=show)
+            options: dict[str, Any] = dict(batch_size=batch, targets=cache, progress=show)
             found += compare(adapter, tokenizer, facts, {name: config}, moments, **options)
+        if args.out is not None:  # after each method, since all of them take hours
+            whole = {**about, **finite(content(found, before))}
+            text = markdown(found, before, caption) if args.out.suffix == ".md" else json.dumps(whole, indent=1) + "\n"
+            atomic_write_text(args.out, text)
     console.line()
     console.line(table(HEADER, rows(found, before)))
     if args.out is not None:
-        caption = (
-            f"{type(model).__name__} `{_name(args)}`, {len(facts)} facts in batches of {(args.batch or 20)}; percent."
-        )
-        report = {
-            "environment": environment(),
-            "model": _name(args),
-            "facts": args.facts.name,
-            "batch": (args.batch or 20),
-        }
-        text = (
-            markdown(found, before, caption)
-            if args.out.suffix == ".md"
-            else json.dumps({**report, **finite(content(found, before))}, indent=1) + "\n"
-        )
-        atomic_write_text(args.out, text)
         console.line(f"\nwritten to {args.out}")
     return 0
 
