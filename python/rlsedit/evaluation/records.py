@@ -28,7 +28,7 @@ class RunRecord:
             `evaluation.objective`), "parameter_bound", "anchor_bound", "target_loss", "steps".
         checkpoints: for each checkpoint "facts", and "groups": group -> {"counterfact": summary, "writing": summary,
             "count"}; the first is at 0 facts.
-        rows: group "all" at the last checkpoint, fact by fact.
+        rows: group "all" at the last checkpoint that this run has measured, fact by fact.
         ability: "before" and "after": task -> summary.
         complete: whether the stream has come to its end.
         error: what ended it before, if anything did.

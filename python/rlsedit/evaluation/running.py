@@ -138,6 +138,7 @@ class _Run:
     def go(self) -> None:
         """From the first batch to the end, or from where it stopped."""
         try:
+            self._adopt()
             self._ability("before")
             self._checkpoint(0)
             self._edit()
@@ -146,6 +147,15 @@ class _Run:
             self.folder.save(self.record)
         finally:
             self.editor.reset()
+
+    def _adopt(self) -> None:
+        """What another run of the folder has measured of the model before its first edit: it is the same model."""
+        for other in self.folder.runs():
+            if other.spec.order == self.spec.order and not self.record.done(0):  # another order samples other facts
+                self.record.checkpoints += [entry for entry in other.checkpoints if entry["facts"] == 0]
+            if "before" in other.ability and self.ability is not None:
+                self.record.ability.setdefault("before", other.ability["before"])
+        self.folder.save(self.record)
 
     def _edit(self) -> None:
         size, total = self.plan.batch, len(self.stream)

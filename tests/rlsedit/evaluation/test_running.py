@@ -129,7 +129,7 @@ def test_checkpoints_and_the_weights_afterwards(model, tmp_path, facts_file) -> 
         assert record.checkpoints[1]["groups"]["first"]["count"] == 1
         assert len(record.rows) == 4
     first, second = (record.checkpoints[0]["groups"] for record in records)
-    assert first == second  # the same weights at the start
+    assert finite(first) == finite(second)  # the same weights at the start
     shares = [share for _, share in told]
     assert all(0.0 <= share <= 1.0 for share in shares)
     assert max(shares) > 0.9
@@ -245,6 +245,30 @@ def test_ability_is_measured_on_both_sides(model, tmp_path, facts_file) -> None:
     (table,) = (t for t in tables(folder.runs()) if t.title == "Ability")
     assert table.rows == [["before", "0.5 ± 0.1"], ["rlsedit", "0.5 ± 0.1"]]
     assert record.ability["after"]["sst"]["accuracy"]["count"] == 4
+
+
+def test_the_model_before_its_edits_is_measured_once(model, tmp_path, facts_file, monkeypatch) -> None:
+    weight = model.state_dict()["model.layers.1.mlp.down_proj.weight"]
+    start, scored, asked = weight.clone(), [], []
+    real = running.evaluate
+    monkeypatch.setattr(
+        running, "evaluate", lambda *args, **kw: scored.append(torch.equal(weight, start)) or real(*args, **kw)
+    )
+
+    def ability(task: str, file) -> dict:
+        asked.append(torch.equal(weight, start))
+        return {"accuracy": {"mean": float(len(asked)), "stderr": 0.1, "count": 4, "low": None, "high": None}}
+
+    plan = plan_of(facts_file, orders=(0, 3), ability={"sst": tmp_path / "sst.jsonl"})
+    records, folder = run(plan, model, tmp_path / "out", ability=ability)
+    assert (sum(scored), sum(asked)) == (2, 1), "scores once for each order, ability once"
+    assert (len(scored), len(asked)) == (2 + 4 * 3, 1 + 4)
+    for record, disk in zip(records, folder.runs(), strict=True):
+        assert [entry["facts"] for entry in record.checkpoints] == [0, 4]
+        assert record.ability["before"]["sst"]["accuracy"]["mean"] == 1.0
+        assert disk.ability["before"] == record.ability["before"]
+        first = next(r for r in records if r.spec.order == record.spec.order)
+        assert finite(record.checkpoints[0]) == finite(first.checkpoints[0])
 
 
 @pytest.fixture
