@@ -235,7 +235,8 @@ def _stream_row(name: str, scores: Result, first: Result | None, ability: Result
     cells = [percent(scores["counterfact"][kind]) for kind in kinds]
     cells += ["" if first is None else percent(first["counterfact"][kind]) for kind in ("score", "efficacy_accuracy")]
     text = ability["perplexity"]["perplexity"]
-    cells.append(f"{text['mean']:.1f} ± {text['stderr']:.1f}")
+    form = ".1f" if text["mean"] < 1000 else ",.0f"
+    cells.append(f"{text['mean']:{form}} ± {text['stderr']:{form}}")
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
