@@ -206,6 +206,8 @@ def write(entries: Sequence[Entry], prepared: dict[Hashable, Prepared], runs: Se
     done = set()
     with ieee_products():
         for run in runs:
+            for entry in run.entries:
+                entry.state._settle()
             ops.downdate_(run.C, run.Z)
             if run.prepared[0].forget != 1.0:
                 run.C.mul_(1.0 / run.prepared[0].forget)

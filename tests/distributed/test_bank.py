@@ -163,6 +163,20 @@ def test_hard_writes_and_batches_that_need_float64_go_by_themselves() -> None:
     assert 0.5 * torch.finfo(torch.float32).eps * 1e7 > batch_module.CAREFUL_FROM
 
 
+def test_probes_behind_a_hard_write_know_the_batches_that_are_written_together() -> None:
+    common = rk.Prior.anchor(moment(0), lam=0.1)
+    bank, single = StateBank({e: common for e in range(3)}, form="plain"), rk.CovarianceState(common, form="plain")
+    generator = torch.Generator().manual_seed(3)
+    for noise in (1.0, 1.0, 0.0, 1.0):  # no check of the guard is due behind the third
+        K = torch.randn(3, D, generator=generator)
+        bank.update({0: (K, 1.0), 1: (K, noise), 2: (K, 1.0)})
+        single.update(K, noise)
+    state = bank.state(1)
+    assert state is not None
+    ours, alone = (one.state_dict()["probes"]["image"] for one in (state, single))
+    assert relative(ours, alone) < 1e-6
+
+
 def test_an_automatic_state_that_moves_leaves_the_others_in_place() -> None:
     """Large keys make the plain form unsafe for one expert: it goes on as an inverse root, and is right."""
     common = rk.Prior.anchor(moment(0), lam=0.1)
