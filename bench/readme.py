@@ -240,11 +240,14 @@ def _stream_row(name: str, scores: Result, first: Result | None, ability: Result
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-STREAMS = tuple(
-    str(path.relative_to(RESULTS))
-    for method in METHODS
-    if (path := RESULTS / "smollm2_counterfact" / "runs" / f"{method}-seed0-order0.json").exists()
-)
+def _runs(folder: str) -> tuple[str, ...]:
+    """The finished runs of an evaluation, in the order of `METHODS`."""
+    names = (f"{folder}/runs/{method}-seed0-order0.json" for method in METHODS)
+    return tuple(name for name in names if (RESULTS / name).exists())
+
+
+STREAMS = _runs("smollm2_counterfact")
+SMALL_STREAMS = _runs("gemma3_counterfact")
 SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.json")
 
 Part = tuple[tuple[str, ...], Callable[..., str]]
@@ -255,6 +258,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("README.md", "demo"): ((("demo.json",), demo),),
     ("README.md", "stream"): ((STREAMS, edited_stream),),
     ("docs/evaluation.md", "stream"): ((STREAMS, edited_stream),),
+    ("docs/evaluation.md", "gemma stream"): ((SMALL_STREAMS, edited_stream),),
     ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
     ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
