@@ -240,6 +240,24 @@ def _stream_row(name: str, scores: Result, first: Result | None, ability: Result
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
+def pipeline(result: Result) -> str:
+    """z* and keys of many facts, beside one fact at a time through the whole model."""
+    about = result["settings"]
+    loss, key = about["largest_difference_of_a_loss"], about["largest_difference_of_a_key"]
+    lines = [
+        f"{about['facts']} facts, {about['model']}, layers {about['layers'][0]} to {about['layers'][-1]}, "
+        f"{about['contexts']} contexts ({device(result)}); seconds a fact. Both reach the same losses: they differ by "
+        f"{loss:.0e} at most, keys by {key:.0e}.",
+        "",
+        "| | one by one | together | ratio |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        one, together = row["one by one, s per fact"], row["together, s per fact"]
+        lines.append(f"| {row['what']} | {one:.2f} | {together:.3f} | {row['ratio']:.1f} |")
+    return "\n".join(lines)
+
+
 def _runs(folder: str) -> tuple[str, ...]:
     """The finished runs of an evaluation, in the order of `METHODS`."""
     names = (f"{folder}/runs/{method}-seed0-order0.json" for method in METHODS)
@@ -259,6 +277,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("README.md", "stream"): ((STREAMS, edited_stream),),
     ("docs/evaluation.md", "stream"): ((STREAMS, edited_stream),),
     ("docs/evaluation.md", "gemma stream"): ((SMALL_STREAMS, edited_stream),),
+    ("docs/evaluation.md", "pipeline"): ((("pipeline.json",), pipeline),),
     ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
     ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
