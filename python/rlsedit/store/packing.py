@@ -24,7 +24,7 @@ from .tensors import checksum
 __all__ = ["RootChanged", "pack", "unpack"]
 
 _FROM_START = {("LyapLockSolver", "moment"), ("LyapLockSolver", "gram"), ("Deviations", "gram"),
-               ("DenseAlphaEdit", "projector")}  # fmt: skip
+               ("DenseAlphaEdit", "projector"), ("LangEditSolver", "start")}  # fmt: skip
 _OWN_PRIOR = {"LangEditSolver", "LyapLockSolver"}
 
 
@@ -99,10 +99,14 @@ def unpack(tree: Any, tensors: dict[str, Tensor], fresh: Any, hint: Any = None) 
 
 
 def _state(tree: Any, tensors: dict[str, Tensor], fresh: Any) -> rk.CovarianceState:
-    if not isinstance(fresh, rk.CovarianceState):
+    if not isinstance(fresh, rk.CovarianceState) and (fresh is not None or "prior" not in tree):
         raise StoreError(f"snapshot: holds a covariance state where the method has {type(fresh).__name__}")
     saved = unpack(tree["state"], tensors, None)
-    prior = fresh.prior
+    if fresh is None:  # the method starts without a state
+        dtype = {str(t): t for t in (torch.float32, torch.float64)}[saved["dtype"]]
+        device = next(iter(tensors.values())).device
+    else:
+        prior, dtype, device = fresh.prior, fresh.dtype, fresh.device
     if "prior" in tree:
         given = tree["prior"]
         arrays = unpack(given["arrays"], tensors, None)
@@ -111,7 +115,7 @@ def _state(tree: Any, tensors: dict[str, Tensor], fresh: Any) -> rk.CovarianceSt
     root = prior.factor.root
     if "root" in tree and (root is None or checksum(root) != tree["root"]):
         raise RootChanged("snapshot: the root of the prior comes out in other bits on this machine")
-    state = rk.CovarianceState(prior, dtype=fresh.dtype, device=fresh.device)
+    state = rk.CovarianceState(prior, dtype=dtype, device=device)
     state.load_state_dict(saved)
     return state
 
