@@ -112,6 +112,7 @@ def test_the_command_compares_some_methods_and_writes_json(files: Path) -> None:
     assert [entry["batches"] for entry in report["methods"]] == [4, 2]
     assert all(math.isfinite(entry["difference"]) for entry in report["methods"])
     assert report["facts"] == "facts.jsonl"
+    assert report["text"] == "text.txt"
     assert not [word for word in json.dumps(report).split('"') if word.startswith("/")]
 
 

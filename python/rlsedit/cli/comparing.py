@@ -57,6 +57,7 @@ def run_compare(args: argparse.Namespace) -> int:
     cache, found, batch = TargetCache(cache_dir("targets")), [], args.batch or 20
     caption = f"{type(model).__name__} `{_name(args)}`, {len(facts)} facts in batches of {batch}; percent."
     about = {"environment": environment(), "model": _name(args), "facts": args.facts.name, "batch": batch}
+    about["text"] = args.text.name if args.text else "installed prose"
     for name, config in configs.items():
         with console.bar(f"  {name}", len(facts)) as bar:
 
