@@ -95,12 +95,15 @@ bench: env
 	$(BIN)/python bench/readme.py
 
 # On a machine with a GPU, with the Python packages of a usual CUDA image (torch, triton, pybind11, cmake, ninja, pytest,
-# numpy, scipy): nothing is installed.
+# numpy, scipy): nothing is installed. Triton compiles some 400 variants for its tests, a quarter of an hour for one
+# process: with pytest-xdist, one a core.
+WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal -n', min(16, os.cpu_count()))" 2>/dev/null)
+
 gpu:
 	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest tests/ops --device cuda -k "not triton"
-	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
-	$(PYTHON) -m pytest tests/ops --device cuda -k triton
+	PYTHONPATH="$(CURDIR)" $(PYTHON) bench/gpu.py --json bench/results/gpu.json
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops --device cuda -k triton $(WORKERS)
 
 clean:
 	rm -rf build demo-out .pytest_cache .mypy_cache .ruff_cache

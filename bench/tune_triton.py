@@ -1,34 +1,46 @@
-"""Times candidate tiles of the Triton kernels on this GPU and prints the best row of each for the tuning table.
+"""Times candidate tiles of the Triton kernels on this GPU and prints the best rows of each for the tuning table.
 
-A candidate that does not fit in shared memory is skipped. Nothing is written: a row goes into the table
-(`triton_kernels/tuning.py`) by hand, with the device it was measured on.
+Candidates are compiled first, by several processes at once, at a small size of the same divisibility, so that the
+timing finds them in Triton's cache; one that does not compile or does not fit in shared memory is left out. Nothing is
+written: a row goes into the table (`triton_kernels/tuning.py`) by hand, with the device it was measured on.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
+import os
 import statistics
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
+import torch
 from gpu import Problem, seconds
 from harness import arguments
-from triton.runtime.errors import OutOfResources
 
 from rlsedit_kernels import triton_kernels
 from rlsedit_kernels.triton_kernels import tuning
 from rlsedit_kernels.triton_kernels.tuning import Tiles
 
 SIZES = {"few": 8, "many": 100}
+MOST_SUMS = 64
+"""Running sums of a thread: as many again hold the products of a step, and a thread has 255 registers."""
 
 
 def candidates(kernel: str, size: str) -> Iterator[Tiles]:
-    """Powers of two around the present row."""
-    keys = (16, 32) if size == "few" else (32, 64, 128)
+    """Powers of two around the present row, without those that only spill or differ in what the kernel ignores."""
+    keys, depths, stages = (16, 32) if size == "few" else (32, 64, 128), (16, 32, 64), (2, 3, 4)
     if kernel in ("downdate_", "gain_solve"):
-        keys = (16, 32, 64)
-    for sides in itertools.product((32, 64, 128), keys, (16, 32, 64), (4, 8), (1, 2, 3, 4)):
-        yield Tiles(*sides)
+        keys, depths = (16, 32, 64), (32,)
+    if kernel == "downdate_gain_products_":
+        keys, depths, stages = (16, 32) if size == "few" else (128,), (16, 32), (1, 2)
+    for rows, k, depth, warps, s in itertools.product((32, 64, 128), keys, depths, (4, 8), stages):
+        widest = {"downdate_": rows, "downdate_gain_products_": max(rows, k)}.get(kernel, k)
+        if rows * widest <= MOST_SUMS * 32 * warps:
+            yield Tiles(rows, k, depth, warps, s)
 
 
 def call(kernel: str, p: Problem) -> object:
@@ -43,37 +55,69 @@ def call(kernel: str, p: Problem) -> object:
     return triton_kernels.gain_solve(Y, p.K @ Y, 1.0)
 
 
-def best_of(kernel: str, size: str, options: argparse.Namespace) -> tuple[float, Tiles | None]:
-    """Median seconds and tiles of the fastest candidate."""
-    problem = Problem(options.d, SIZES[size], 16, options.device)
-    best: tuple[float, Tiles | None] = (float("inf"), None)
+def attempt(kernel: str, problem: Problem, chosen: Tiles, repetitions: int, device: str) -> list[float]:
+    """Seconds of each call with these tiles, after one that is not counted."""
     kept = tuning.tiles
+    tuning.tiles = lambda *_, **__: chosen
     try:
-        for chosen in itertools.islice(candidates(kernel, size), options.most):
-            tuning.tiles = lambda *_, chosen=chosen, **__: chosen
-            try:
-                call(kernel, problem)
-            except OutOfResources:
-                continue
-            times = [seconds(lambda: call(kernel, problem), options.device) for _ in range(options.repetitions)]
-            best = min(best, (statistics.median(times), chosen), key=lambda pair: pair[0])
+        call(kernel, problem)
+        return [seconds(lambda: call(kernel, problem), device) for _ in range(repetitions)]
     finally:
         tuning.tiles = kept
-    return best
+
+
+def compiled(kernel: str, size: str, chosen: Tiles, d: int, device: str) -> str:
+    """In a process of its own: compile; what went wrong, or nothing."""
+    try:
+        attempt(kernel, Problem(512 + d % 256, SIZES[size], 16, device), chosen, 0, device)
+    except Exception as failure:  # too much shared memory, or Triton cannot compile it: no candidate
+        return f"{type(failure).__name__}: {failure}".splitlines()[0][:120]
+    return ""
+
+
+def prepared(jobs: list[tuple[str, str, Tiles]], options: argparse.Namespace) -> list[tuple[str, str, Tiles]]:
+    """The jobs that compile, in their order."""
+    begin, good = time.monotonic(), set()
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(compiled, *job, options.d, options.device): job for job in jobs}
+        for future in as_completed(futures):
+            if failure := future.result():
+                print(f"{futures[future]}: {failure}", file=sys.stderr, flush=True)
+            else:
+                good.add(futures[future])
+    print(f"{len(good)} of {len(jobs)} compiled in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    return [job for job in jobs if job in good]
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("--d", type=int, default=14336)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--kernels", nargs="+", default=sorted({key[0] for key in tuning._TABLE}))
     parser.add_argument("--most", type=int, default=1000, help="candidates of each kernel and size")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that compile at the same time")
+    parser.add_argument("--budget", type=float, default=450.0, help="seconds after which nothing more is timed")
     options = parser.parse_args()
-    for kernel in options.kernels:
-        for size in SIZES:
-            time, tiles = best_of(kernel, size, options)
-            print(f'("{kernel}", "{options.device}", 4, "{size}"): {tiles},  # {1e3 * time:.3f} ms')
+    begin = time.monotonic()
+    jobs = [
+        (kernel, size, tiles)
+        for kernel in options.kernels
+        for size in SIZES
+        for tiles in itertools.islice(candidates(kernel, size), options.most)
+    ]
+    ready = prepared(jobs, options)
+    for kernel, size in itertools.product(options.kernels, SIZES):
+        problem, found = Problem(options.d, SIZES[size], 16, options.device), []
+        for _, _, tiles in (job for job in ready if job[:2] == (kernel, size)):
+            if time.monotonic() - begin < options.budget:
+                times = attempt(kernel, problem, tiles, options.repetitions, options.device)
+                found.append((statistics.median(times), tiles))
+        present = tuning.tiles(kernel, torch.empty(0), SIZES[size])
+        for place, (median, tiles) in enumerate(sorted(found, key=lambda pair: pair[0])):
+            if place < 3 or tiles == present:
+                note = ", the present row" if tiles == present else ""
+                print(f'("{kernel}", "cuda", 4, "{size}"): {tiles},  # {1e3 * median:.3f} ms{note}', flush=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ def test_a_failure_is_a_row_and_the_others_are_measured(gpu) -> None:
     assert bench.median("something", "good", u=5) is None
 
 
+def test_a_machine_without_git_keeps_its_result(gpu, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sys.modules["harness"]._commit() == "unknown"
+
+
 def test_nothing_is_started_when_the_time_is_used_up(gpu) -> None:
     bench = gpu.Bench("cpu", 3, -1.0)
     bench.compare("something", {}, [gpu.Entry("late", broken)])
