@@ -112,6 +112,7 @@ def factored(
     return L, V, info
 
 
+@launch.on_its_device
 def cholesky(A: torch.Tensor, *, input_precision: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """See `ops.cholesky`; its products are always IEEE."""
     launch.precision(A, input_precision)

@@ -74,6 +74,7 @@ def change_(
         )  # fmt: skip
 
 
+@launch.on_its_device
 def downdate_(C: torch.Tensor, Z: torch.Tensor, alpha: float = -1.0, *, input_precision: str | None = None) -> None:
     """See `ops.downdate_`."""
     change_(C, Z, alpha, input_precision=input_precision)

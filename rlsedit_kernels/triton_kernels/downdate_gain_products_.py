@@ -24,7 +24,7 @@ from rlsedit_kernels.triton_kernels.downdate_ import downdate_
 from rlsedit_kernels.triton_kernels.gain_products import gain_products, reduce
 
 
-@triton.jit(do_not_specialize=["alpha"])
+@triton.jit(do_not_specialize=["alpha", "blocks"])
 def downdate_gain_products_kernel(
     C, Z, K, Y, P, alpha, d, w, u, blocks,
     c_b, c_r, c_c, z_b, z_r, z_c, k_b, k_r, k_c, y_b, y_r, y_c,
@@ -64,6 +64,7 @@ def downdate_gain_products_kernel(
     store(P + (b * blocks + own) * u * u, part, keys[:, None], keys[None, :], u, u, u, 1)
 
 
+@launch.on_its_device
 def downdate_gain_products_(
     C: torch.Tensor, Z: torch.Tensor, K: torch.Tensor, alpha: float = -1.0, *, input_precision: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from rlsedit_kernels.triton_kernels import launch, tuning
 from rlsedit_kernels.triton_kernels.blocks import load, store
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def gain_products_kernel(
     C, K, Y, P, d, u, blocks,
     c_b, c_r, c_c, k_b, k_r, k_c, y_b, y_r, y_c,
@@ -43,14 +43,15 @@ def gain_products_kernel(
         acc = tl.dot(tile, part, acc, input_precision=PRECISION, out_dtype=dtype)
     store(Y + b * y_b, acc, rows[:, None], keys[None, :], d, u, y_r, y_c)
     P += (b * blocks + block) * u * u
-    for start in tl.range(0, u, KEYS, num_stages=1):
-        i = (start + tl.arange(0, KEYS)).to(tl.int64)
+    SPAN: tl.constexpr = min(KEYS, 64)  # this product, not the one above, decides on the shared memory
+    for start in tl.range(0, u, SPAN, num_stages=1):
+        i = (start + tl.arange(0, SPAN)).to(tl.int64)
         left = load(K, i[:, None], rows[None, :], u, d, k_r, k_c)
         part = tl.dot(left, acc, input_precision=PRECISION, out_dtype=dtype)
         store(P, part, i[:, None], keys[None, :], u, u, u, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def reduce_kernel(P, G, u, blocks, g_b, g_r, g_c, SIDE: tl.constexpr, STEP: tl.constexpr):
     """G[i, j] = G[j, i] = half of sum_m P[m, i, j] + sum_m P[m, j, i], one lower tile a program."""
     dtype = G.dtype.element_ty
@@ -81,6 +82,7 @@ def reduce(P: torch.Tensor, G: torch.Tensor) -> None:
     reduce_kernel[side, side, batch](P, G, u, blocks, *G.stride(), SIDE=16, STEP=16, num_warps=4, **launch.LAUNCH)
 
 
+@launch.on_its_device
 def gain_products(
     C: torch.Tensor, K: torch.Tensor, *, input_precision: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,6 +56,7 @@ def gain_solve_kernel(
         store(gain, acc, rows[:, None], j[None, :], d, u, u, 1)
 
 
+@launch.on_its_device
 def gain_solve(
     Y: torch.Tensor, G: torch.Tensor, noise: float, *, input_precision: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

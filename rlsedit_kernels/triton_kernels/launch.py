@@ -1,9 +1,11 @@
-"""What every launch needs: views with one leading dimension, scalars of full precision, precision of products."""
+"""What every launch needs: its device, views with one leading dimension, scalars of full precision, precision."""
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 import torch
 import triton
@@ -18,13 +20,37 @@ LAUNCH = {"enable_fp_fusion": True}
 """Options of every launch: a product is fused with the sum that takes it, whatever Triton's default is."""
 
 
+MOST_BATCH = 65535
+"""What CUDA allows for the second and third index of a grid, of which the batch is one."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def on_its_device(op: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`op` with the device of its first argument made current: Triton launches on the current one."""
+
+    @functools.wraps(op)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        first = args[0]
+        if isinstance(first, torch.Tensor) and first.is_cuda and first.get_device() != torch.cuda.current_device():
+            with torch.cuda.device(first.get_device()):
+                return op(*args, **kwargs)
+        return op(*args, **kwargs)
+
+    return call
+
+
 def views(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The tensors (..., m, n) as (b, m, n), never copied; several times where strides do not allow one view."""
+    """The tensors (..., m, n) as (b, m, n), never copied; several times where strides or `MOST_BATCH` ask for it."""
     batch = tensors[0].dim() - 2
     if batch == 0:
         yield tuple(t.unsqueeze(0) for t in tensors)
-    elif batch == 1:
+    elif batch == 1 and tensors[0].shape[0] <= MOST_BATCH:
         yield tensors
+    elif batch == 1:
+        for start in range(0, tensors[0].shape[0], MOST_BATCH):
+            yield tuple(t[start : start + MOST_BATCH] for t in tensors)
     else:
         try:
             flat = tuple(t.view(-1, *t.shape[-2:]) for t in tensors)
@@ -32,7 +58,7 @@ def views(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
             for i in range(tensors[0].shape[0]):
                 yield from views(*(t[i] for t in tensors))
         else:
-            yield flat
+            yield from views(*flat)
 
 
 def by_rows(C: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from rlsedit_kernels.triton_kernels import launch
 from rlsedit_kernels.triton_kernels.qr_append_rhs_ import append
 
 
+@launch.on_its_device
 def qr_append_(R: torch.Tensor, K: torch.Tensor, *, input_precision: str | None = None) -> None:
     """See `ops.qr_append_`."""
     append(R, K, None, None, input_precision)

@@ -141,10 +141,10 @@ def _next_panel(
     _factor(R, batch, col, d, there, r_r, r_c, N, U)
 
 
-@triton.jit(do_not_specialize=["panel", "blocks"])
+@triton.jit(do_not_specialize=["panel", "blocks", "u"])
 def append_kernel(
     R, B, rows, targets, work, panel, blocks, d, v, u,
-    r_b, r_r, r_c, b_b, b_r, b_c, w_b, t_b, size,
+    r_b, r_r, r_c, b_b, b_r, b_c, size,
     FIRST: tl.constexpr, U: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Step `panel`: program 0 takes the next panel, 1 to blocks the columns of R behind it, the rest those of B.
@@ -155,7 +155,7 @@ def append_kernel(
     pid = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     R += b * r_b
-    rows += b * w_b
+    rows += b * u * d
     here = work + (b * 2 + panel % 2) * size
     there = work + (b * 2 + (panel + 1) % 2) * size
     top_row = (panel * N).to(tl.int64)
@@ -169,7 +169,7 @@ def append_kernel(
         _correct(R, rows, top_row, column, d, d, u, here, r_r, r_c, d, WIDTH, U, N, PRECISION)
     else:
         place = (pid - 1 - blocks) * WIDTH
-        _correct(B + b * b_b, targets + b * t_b, top_row, place, v, d, u, here, b_r, b_c, v, WIDTH, U, N, PRECISION)
+        _correct(B + b * b_b, targets + b * u * v, top_row, place, v, d, u, here, b_r, b_c, v, WIDTH, U, N, PRECISION)
 
 
 def append(
@@ -203,12 +203,13 @@ def _append_rows(
         programs = 1 if panel < 0 else 1 + blocks + launch.ceil_div(v, COLUMNS)
         append_kernel[programs, batch](
             R, B, rows, targets, work, panel, blocks, d, v, u,
-            *R.stride(), *B.stride(), rows.stride(0), targets.stride(0), size,
+            *R.stride(), *B.stride(), size,
             FIRST=panel < 0, U=U, N=n, WIDTH=COLUMNS, PRECISION=used, num_warps=8 if U > 64 else 4, num_stages=1,
             **launch.LAUNCH,
         )  # fmt: skip
 
 
+@launch.on_its_device
 def qr_append_rhs_(
     R: torch.Tensor, B: torch.Tensor, K: torch.Tensor, V: torch.Tensor, *, input_precision: str | None = None
 ) -> None:

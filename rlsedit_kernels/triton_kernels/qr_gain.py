@@ -104,16 +104,16 @@ def _correct(
     tl.store(X + k * d + j, x, mask=(k < u) & (j < end))
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit(do_not_specialize=["step", "blocks", "u"])
 def solve_kernel(
-    X, R, V, step, blocks, d, u, x_b, r_b, r_r, r_c, v_b,
+    X, R, V, step, blocks, d, u, r_b, r_r, r_c, v_b,
     FIRST: tl.constexpr, TURNED: tl.constexpr, U: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Step of a solve of X (b, u, d), contiguous, in place: block columns are numbered in the order of solving."""
     pid = tl.program_id(0)
     b = tl.program_id(2).to(tl.int64)
-    X += b * x_b
+    X += b * u * d
     R += b * r_b
     V += b * v_b
     k = (tl.program_id(1) * U + tl.arange(0, U)).to(tl.int64)[:, None]
@@ -133,6 +133,7 @@ def solve_kernel(
             _correct(X, R, solved, column, d, p, d, u, k, r_r, r_c, TURNED, WIDTH, N, PRECISION)
 
 
+@launch.on_its_device
 def qr_gain(R: torch.Tensor, K: torch.Tensor, *, input_precision: str | None = None) -> torch.Tensor:
     """See `ops.qr_gain`."""
     d, u = R.shape[-1], K.shape[-2]
@@ -150,7 +151,7 @@ def qr_gain(R: torch.Tensor, K: torch.Tensor, *, input_precision: str | None = N
                 rest = (blocks - step - 2) * SIDE if turned else d - (step + 2) * SIDE
                 programs = 1 if step < 0 else 1 + launch.ceil_div(max(rest, 0), COLUMNS)
                 solve_kernel[programs, launch.ceil_div(u, U), batch](
-                    X, r, V, max(step, 0), blocks, d, u, X.stride(0), *r.stride(), V.stride(0),
+                    X, r, V, max(step, 0), blocks, d, u, *r.stride(), V.stride(0),
                     FIRST=step < 0, TURNED=turned, U=U, N=SIDE, WIDTH=COLUMNS, PRECISION=used,
                     num_warps=4, num_stages=2, **launch.LAUNCH,
                 )  # fmt: skip

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import torch
 
+from rlsedit_kernels.triton_kernels import launch
 from rlsedit_kernels.triton_kernels.downdate_ import change_
 from rlsedit_kernels.triton_kernels.gain_products import gain_products
 from rlsedit_kernels.triton_kernels.gain_solve import gain_solve
 
 
+@launch.on_its_device
 def rls_update_(
     C: torch.Tensor, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0, *, input_precision: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,6 +46,7 @@ def _product(
     )  # fmt: skip
 
 
+@launch.on_its_device
 def weight_update_(
     W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, gain: torch.Tensor, *, input_precision: str | None = None
 ) -> torch.Tensor:

@@ -143,6 +143,27 @@ def test_a_stream_of_panels_compiles_few_variants(launches, monkeypatch) -> None
     assert len({key(launch) for launch in launches}) == 2  # the first panel, and the others
 
 
+@pytest.mark.parametrize("op", ["qr_append_", "qr_append_rhs_", "qr_gain"])
+def test_the_number_of_rows_is_no_part_of_the_code(op, launches, monkeypatch) -> None:
+    """The last batch of a stream, smaller than the others, does not wait for a compilation of seconds."""
+    monkeypatch.setattr(tuning, "_architecture", lambda: "cuda")
+    seen = []
+    for u in (65, 100, 112):
+        launches.clear()
+        calls(op, torch.float32, u, "tf32x3")
+        seen.append({key(launch) for launch in launches})
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_two_programs_of_the_products_share_a_multiprocessor(launches, monkeypatch) -> None:
+    """Of Hopper, with its 227 KB of shared memory."""
+    monkeypatch.setattr(tuning, "_architecture", lambda: "cuda")
+    calls("gain_products", torch.float32, 100, "tf32x3")
+    product = next(launch for launch in launches if launch.kernel.fn.__name__ == "gain_products_kernel")
+    compiled = triton.compile(source(product), target=TARGETS["sm_90"][0], options=product.options)
+    assert 2 * (compiled.metadata.shared + 1024) <= 227 * 1024
+
+
 def test_float32_products_run_on_tensor_cores_of_hopper(launches, monkeypatch) -> None:
     """3xTF32 is three tensor-core products, not a loop of fused multiply-adds."""
     monkeypatch.setattr(tuning, "_architecture", lambda: "cuda")

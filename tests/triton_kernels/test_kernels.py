@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,41 @@ def test_leading_dimensions_that_no_view_can_join() -> None:
     assert parts[0][0].data_ptr() == base.data_ptr()
     triton_kernels.downdate_(C, Z)
     assert tolerances.relative_error(base.transpose(0, 1), expected) < 1e-6
+
+
+def test_a_batch_beyond_the_limit_of_a_grid_is_split(monkeypatch) -> None:
+    monkeypatch.setattr(launch, "MOST_BATCH", 2)
+    C, Z = builders.symmetric((5,), 9, torch.float32, 3), builders.columns((5,), 9, 4, torch.float32, 4) * 0.1
+    expected = C.double() - Z.double() @ Z.double().mT
+    assert [part.shape[0] for (part,) in launch.views(C)] == [2, 2, 1]
+    assert [part.shape[0] for (part,) in launch.views(C.view(5, 1, 9, 9))] == [2, 2, 1]
+    triton_kernels.downdate_(C, Z)
+    assert tolerances.relative_error(C, expected) < 1e-6
+
+
+def test_kernels_run_on_the_device_of_their_tensors(monkeypatch) -> None:
+    """Triton launches on the current device, wherever the tensors are."""
+    entered: list[int] = []
+
+    class There(torch.Tensor):
+        is_cuda = True
+
+        def get_device(self) -> int:
+            return 1
+
+    def device(index: int) -> contextlib.AbstractContextManager[None]:
+        entered.append(index)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    A = torch.eye(3)
+    launch.on_its_device(lambda first: None)(A)
+    assert entered == []
+    launch.on_its_device(lambda first: None)(A.as_subclass(There))
+    assert entered == [1]
+    guarded = [*triton_kernels.KERNELS.values(), triton_kernels.weight_update_]
+    assert all(hasattr(function, "__wrapped__") for function in guarded)
 
 
 def test_every_row_of_the_tuning_table_is_there_and_sound() -> None:
