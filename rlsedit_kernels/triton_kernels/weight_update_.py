@@ -1,6 +1,8 @@
 """E = V - K W and W <- W + gain E in place: what a batch does to the weight, two launches of one product kernel.
 
-A program takes a tile of the result and walks along the shared dimension:  out = base + sign left right.
+A program takes a tile of the result and walks along the shared dimension:  out = base + sign left right. K W has few
+tiles and a long shared dimension: it is cut into parts, so that every multiprocessor has work, and a third launch adds
+them in order.
 Bytes: 3 d v (W read twice, written once); flops 4 d v u.
 """
 
@@ -13,25 +15,47 @@ import triton.language as tl
 from rlsedit_kernels.triton_kernels import launch, tuning
 from rlsedit_kernels.triton_kernels.blocks import load, store
 
+PROGRAMS, LEAST = 1024, 512
+"""How many programs a product is cut into, and the least that a part takes of the shared dimension."""
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["span"])
 def product_kernel(
-    base, left, right, out, m, n, k, sign,
+    base, left, right, out, m, n, k, span, sign,
     b_r, b_c, l_r, l_c, r_r, r_c, o_r, o_c,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out (m, n) = base + sign left (m, k) right (k, n), sign 1 or -1; out may be base."""
+    """out (m, n) = base + sign left (m, k) right (k, n), sign 1 or -1; out may be base.
+
+    Not WHOLE: out (parts, m, n) contiguous takes the product alone, each part `span` of k.
+    """
     dtype = out.dtype.element_ty
     i = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     j = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     acc = tl.zeros((ROWS, COLUMNS), dtype=dtype)
-    for start in range(0, k, DEPTH):
+    part = tl.program_id(2)
+    for start in range(part * span, tl.minimum((part + 1) * span, k), DEPTH):
         p = (start + tl.arange(0, DEPTH)).to(tl.int64)
         x = load(left, i[:, None], p[None, :], m, k, l_r, l_c)
         y = load(right, p[:, None], j[None, :], k, n, r_r, r_c)
         acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=dtype)
-    old = load(base, i[:, None], j[None, :], m, n, b_r, b_c)
-    store(out, old + sign * acc, i[:, None], j[None, :], m, n, o_r, o_c)
+    if WHOLE:
+        old = load(base, i[:, None], j[None, :], m, n, b_r, b_c)
+        store(out, old + sign * acc, i[:, None], j[None, :], m, n, o_r, o_c)
+    else:
+        store(out + part.to(tl.int64) * m * n, acc, i[:, None], j[None, :], m, n, n, 1)
+
+
+@triton.jit(do_not_specialize=["m", "parts"])
+def sum_kernel(base, P, out, m, n, parts, sign, b_r, b_c, o_r, o_c, WIDTH: tl.constexpr):
+    """A piece of a row of out (m, n) = base + sign times the sum of P (parts, m, n), part after part."""
+    i = tl.program_id(0).to(tl.int64)
+    j = (tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)).to(tl.int64)
+    acc = tl.zeros((WIDTH,), dtype=out.dtype.element_ty)
+    for part in range(0, parts):
+        acc += tl.load(P + (part * m + i) * n + j, mask=j < n, other=0.0)
+    old = tl.load(base + i * b_r + j * b_c, mask=j < n, other=0.0)
+    tl.store(out + i * o_r + j * o_c, old + sign * acc, mask=j < n)
 
 
 def _product(
@@ -40,10 +64,20 @@ def _product(
     (m, k), n = left.shape, right.shape[1]
     t = tuning.tiles("gain_products", out, min(m, k))
     columns = 64 if t.rows >= 64 else t.rows
-    product_kernel[launch.ceil_div(m, t.rows), launch.ceil_div(n, columns)](
-        base, left, right, out, m, n, k, sign, *base.stride(), *left.stride(), *right.stride(), *out.stride(),
-        ROWS=t.rows, COLUMNS=columns, DEPTH=32, PRECISION=used, num_warps=4, num_stages=2, **launch.LAUNCH,
+    grid = launch.ceil_div(m, t.rows), launch.ceil_div(n, columns)
+    parts = max(1, min(PROGRAMS // (grid[0] * grid[1]), k // LEAST))
+    span = launch.ceil_div(launch.ceil_div(k, parts), 32) * 32
+    parts = launch.ceil_div(k, span)
+    to = out if parts == 1 else out.new_empty((parts, m, n))
+    product_kernel[(*grid, parts)](
+        base, left, right, to, m, n, k, span, sign, *base.stride(), *left.stride(), *right.stride(), *out.stride(),
+        ROWS=t.rows, COLUMNS=columns, DEPTH=32, WHOLE=parts == 1, PRECISION=used, num_warps=4, num_stages=3,
+        **launch.LAUNCH,
     )  # fmt: skip
+    if parts > 1:
+        sum_kernel[m, launch.ceil_div(n, 1024)](
+            base, to, out, m, n, parts, sign, *base.stride(), *out.stride(), WIDTH=1024, num_warps=4, **launch.LAUNCH
+        )
 
 
 @launch.on_its_device

@@ -173,6 +173,14 @@ def test_float32_products_run_on_tensor_cores_of_hopper(launches, monkeypatch) -
     assert ".tf32" in ptx
 
 
+def test_the_innovation_has_work_for_every_multiprocessor(launches, monkeypatch) -> None:
+    """K W has 32 tiles here: its shared dimension is cut, and a third launch adds the parts."""
+    monkeypatch.setattr(tuning, "_architecture", lambda: "cuda")
+    calls("weight_update_", torch.float32, 100, "tf32x3")
+    assert [launch.kernel.fn.__name__ for launch in launches] == ["product_kernel", "sum_kernel", "product_kernel"]
+    assert launches[0].arguments["span"] == 512
+
+
 def test_a_whole_commit_is_five_launches(launches, monkeypatch) -> None:
     monkeypatch.setattr(tuning, "_architecture", lambda: "cuda")
     calls("rls_update_", torch.float32, 100, "tf32x3")

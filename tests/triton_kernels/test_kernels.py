@@ -49,6 +49,21 @@ def test_weight_update(layout, dtype) -> None:
     assert view.untouched_outside()
 
 
+def test_weight_update_of_a_long_shared_dimension(dtype) -> None:
+    """K W in parts of d, the last one shorter, added in order: the same bits from run to run."""
+    rng = np.random.default_rng(1)
+    d, u, v = 1100, 3, 5
+    W, K, V, gain = (builders.tensor(rng.standard_normal(s), dtype) for s in ((d, v), (u, d), (u, v), (d, u)))
+    innovation = V.double() - K.double() @ W.double()
+    again = W.clone()
+    expected = W.double() + gain.double() @ innovation
+    E = triton_kernels.weight_update_(W, K, V, gain)
+    assert tolerances.relative_error(E, innovation) < tolerances.product(d, dtype)
+    assert tolerances.relative_error(W, expected) < tolerances.product(d, dtype)
+    assert torch.equal(triton_kernels.weight_update_(again, K, V, gain), E)
+    assert torch.equal(again, W)
+
+
 def test_scalars_keep_all_digits() -> None:
     """Triton hands floats over as float32; 0.1 must not arrive as 0.10000000149."""
     C, Z = torch.zeros(20, 20, dtype=torch.float64), torch.ones(20, 3, dtype=torch.float64)
