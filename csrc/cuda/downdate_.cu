@@ -51,32 +51,48 @@ __global__ void __launch_bounds__(Change<E>::kThreads, E::kBlocks)
   product.add(Z[b], row, d, Z[b], column, d, 0, u, memory, stages);
 
   const Matrix<T> C = Cs[b];
-  const bool diagonal = i0 == j0, pairs = paired(C) && !diagonal;
-  const int lane_row = lane_index() >> 2, lane_column = 2 * (lane_index() & 3);
+  const bool diagonal = i0 == j0;
+  // Pairs of elements, none of them outside: the same for the whole block.
+  const bool whole = paired(C) && !diagonal && row + P::kRows <= d && column + P::kColumns <= d;
+  const int first_i = P::warp_row() + (lane_index() >> 2),
+            first_j = P::warp_column() + 2 * (lane_index() & 3);
+  T* const first = &C.at(row + first_i, column + first_j);
 #pragma unroll
-  for (int m = 0; m < P::kRowTiles; ++m)
+  for (int m = 0; m < P::kRowTiles; ++m) {
+    // All loads of a row of tiles before its first store. The compiler moves no load over a store to the same
+    // matrix, so one after the other would each wait for the memory.
+    const auto each = [&](const auto& f) {
 #pragma unroll
-    for (int n = 0; n < P::kColumnTiles; ++n)
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int i = P::warp_row() + 16 * m + 8 * half + lane_row,
-                  j = P::warp_column() + 8 * n + lane_column;
-        T x = product.sum[m][n][2 * half], y = product.sum[m][n][2 * half + 1];
-        const bool has_x = row + i < d && column + j < d && (!diagonal || i >= j);
-        const bool has_y = row + i < d && column + j + 1 < d && (!diagonal || i > j);
-        T* at = &C.at(row + i, column + j);
-        if (pairs && has_y) {
-          Pair<T> old = *reinterpret_cast<Pair<T>*>(at);
-          x = (old.x + alpha * x) * scale;
-          y = (old.y + alpha * y) * scale;
-          *reinterpret_cast<Pair<T>*>(at) = {x, y};
-        } else {
-          if (has_x) *at = x = (*at + alpha * x) * scale;
-          if (has_y) at[C.cs] = y = (at[C.cs] + alpha * y) * scale;
-        }
-        memory[j * kMirrorLd<P> + i] = x;
-        memory[(j + 1) * kMirrorLd<P> + i] = y;
-      }
+        for (int n = 0; n < P::kColumnTiles; ++n)
+          f(half, n, first_i + 16 * m + 8 * half, first_j + 8 * n, first + (16 * m + 8 * half) * C.rs);
+    };
+    Pair<T> old[2][P::kColumnTiles];
+    if (whole)
+      each([&](int half, int n, int, int, T* at) { old[half][n] = *reinterpret_cast<Pair<T>*>(at + 8 * n); });
+    else
+      each([&](int half, int n, int i, int j, T* at) {
+        at += 8 * n * C.cs;
+        old[half][n].x = row + i < d && column + j < d ? *at : T(0);
+        old[half][n].y = row + i < d && column + j + 1 < d ? at[C.cs] : T(0);
+      });
+    each([&](int half, int n, int i, int j, T*) {
+      Pair<T>& now = old[half][n];
+      now.x = (now.x + alpha * product.sum[m][n][2 * half]) * scale;
+      now.y = (now.y + alpha * product.sum[m][n][2 * half + 1]) * scale;
+      memory[j * kMirrorLd<P> + i] = now.x;
+      memory[(j + 1) * kMirrorLd<P> + i] = now.y;
+    });
+    if (whole)
+      each([&](int half, int n, int, int, T* at) { *reinterpret_cast<Pair<T>*>(at + 8 * n) = old[half][n]; });
+    else
+      each([&](int half, int n, int i, int j, T* at) {
+        at += 8 * n * C.cs;
+        if (row + i < d && column + j < d && (!diagonal || i >= j)) *at = old[half][n].x;
+        if (row + i < d && column + j + 1 < d && (!diagonal || i > j)) at[C.cs] = old[half][n].y;
+      });
+  }
   __syncthreads();
   constexpr int kWide = 16 / sizeof(T), kAcross = P::kRows / kWide;
   const bool by16 = wide(C) && !diagonal;

@@ -68,6 +68,12 @@ __global__ void __launch_bounds__(Update<E>::kThreads)
   product.add(gain[b], row, d, Matrix<const T>{errors + b * u * v, v, 1}, column, v, 0, u, shared_memory<T>(),
               stages);
   const Matrix<T> W = Ws[b];
+  if (row + P::kRows <= d && column + P::kColumns <= v) {
+    // All loads before the first store (downdate_.cu says why).
+    product.each([&](int i, int j, T& value) { value += W.at(row + i, column + j); });
+    product.each([&](int i, int j, T value) { W.at(row + i, column + j) = value; });
+    return;
+  }
   product.each([&](int i, int j, T value) {
     if (row + i < d && column + j < v) W.at(row + i, column + j) += value;
   });
@@ -85,7 +91,8 @@ void form_innovation(Call& call, Matrices<const typename E::T> W, Matrices<const
     W.cs = stride;
   }
   const int64_t batch = call.batch(), across = ceil_div(v, P::kColumns), down = ceil_div(u, P::kRows);
-  const int64_t wanted = ceil_div(512, across * down * batch), most = greater<int64_t>(1, d / 256);
+  const int64_t wanted = ceil_div(512, greater<int64_t>(across * down * batch, 1)),
+                most = greater<int64_t>(1, d / 256);
   int64_t splits = lesser(lesser<int64_t>(greater<int64_t>(wanted, 1), 16), most);
   const int64_t depth = ceil_div(ceil_div(d, splits), P::kDepth) * P::kDepth;
   splits = ceil_div(d, depth);
