@@ -25,13 +25,16 @@ RLSEDIT_DEVICE T* tile_of(T* tiles, int i, int j) {
   return tiles + (static_cast<int64_t>(i) * (i + 1) / 2 + j) * kTileSize;
 }
 
-// f(i, j, row, column) for all elements of the lower tiles, threads side by side along a row.
+// f(i, j, row, column) for all elements of the lower tiles: a tile a warp, a row at a time, several rows
+// under way.
 template <class F>
 RLSEDIT_DEVICE void for_each_element(int side, const F& f) {
-  for (int i = 0; i < side; ++i)
-    for (int j = 0; j <= i; ++j)
-      for (int e = static_cast<int>(threadIdx.x); e < kSide * kSide; e += kThreads)
-        f(i, j, e / kSide, e % kSide);
+  for (int index = warp_index(); index < side * (side + 1) / 2; index += kWarps) {
+    int i, j;
+    lower_tile(index, i, j);
+#pragma unroll 8
+    for (int r = 0; r < kSide; ++r) f(i, j, r, lane_index());
+  }
 }
 
 // T_ij -= P_i P_j' behind block column k; tiles are dealt out to the warps.
@@ -91,15 +94,20 @@ RLSEDIT_DEVICE void store(const T* tiles, int side, int64_t u, T* to) {
   });
 }
 
-// `room`: global memory for the tiles of every matrix, or null: shared memory.
-template <class E>
+// Tiles in shared memory, which the compiler then knows; or in `room`, global memory for those of every
+// matrix.
+template <class E, bool SHARED>
 __global__ void __launch_bounds__(kThreads)
     factor_kernel(Matrices<const typename E::T> As, typename E::T* L, typename E::T* V, int32_t* info,
                   typename E::T* room, int64_t u, typename E::T noise) {
   using T = typename E::T;
   const int64_t b = blockIdx.x;
   const int side = static_cast<int>(ceil_div(u, kSide));
-  T* tiles = room == nullptr ? shared_memory<T>() : room + b * (side * (side + 1) / 2) * kTileSize;
+  T* tiles;
+  if constexpr (SHARED)
+    tiles = shared_memory<T>();
+  else
+    tiles = room + b * (side * (side + 1) / 2) * kTileSize;
   const Matrix<const T> A = As[b];
   for_each_element(side, [&](int i, int j, int r, int c) {
     const int64_t row = i * kSide + r, column = j * kSide + c;
@@ -136,8 +144,8 @@ void factor(Call& call, Matrices<const typename E::T> A, int64_t u, double noise
   const int64_t side = ceil_div(u, kSide), size = side * (side + 1) / 2 * kTileSize, batch = call.batch();
   const bool fits = size * static_cast<int64_t>(sizeof(T)) <= call.most_shared();
   T* room = fits ? nullptr : call.scratch<T>(batch * size);
-  launch(factor_kernel<E>, dim3(static_cast<unsigned>(batch)), kThreads,
-         fits ? static_cast<size_t>(size) * sizeof(T) : 0, call.stream(), A, L, V, info, room, u,
+  launch(fits ? factor_kernel<E, true> : factor_kernel<E, false>, dim3(static_cast<unsigned>(batch)),
+         kThreads, fits ? static_cast<size_t>(size) * sizeof(T) : 0, call.stream(), A, L, V, info, room, u,
          static_cast<T>(noise));
 }
 
