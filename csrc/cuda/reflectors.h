@@ -47,14 +47,13 @@ struct Householder {
   T y[kParts], tau, square, length;
 
   RLSEDIT_DEVICE Householder(const T (&x)[kParts], double alpha) {
-    double sigma, long_side;
+    double sigma, long_side;         // sigma: |x|, or its square
     if constexpr (sizeof(T) == 4) {  // squares of float32 neither overflow nor vanish in float64
       double sum = 0.0;
 #pragma unroll
       for (int q = 0; q < kParts; ++q) sum += static_cast<double>(x[q]) * static_cast<double>(x[q]);
-      sum = warp_sum(sum);
-      sigma = sqrt(sum);
-      long_side = sqrt(alpha * alpha + sum);
+      sigma = warp_sum(sum);
+      long_side = sqrt(alpha * alpha + sigma);
     } else {
       double largest = 0.0, sum = 0.0;
 #pragma unroll
@@ -69,10 +68,14 @@ struct Householder {
       const double large = fmax(alpha, sigma), ratio = large > 0.0 ? fmin(alpha, sigma) / large : 0.0;
       long_side = large * sqrt(1.0 + ratio * ratio);
     }
+    // Every column waits for this. What a float32 is divided by has an inverse in float64; a float64 may not.
+    const double over = sizeof(T) == 4 ? 1.0 / (alpha + long_side) : 0.0;
     double sum = 0.0;
 #pragma unroll
     for (int q = 0; q < kParts; ++q) {
-      y[q] = sigma > 0.0 ? static_cast<T>(static_cast<double>(x[q]) / (alpha + long_side)) : T(0);
+      const double value = static_cast<double>(x[q]);
+      const double quotient = sizeof(T) == 4 ? value * over : value / (alpha + long_side);
+      y[q] = sigma > 0.0 ? static_cast<T>(quotient) : T(0);
       sum += static_cast<double>(y[q]) * static_cast<double>(y[q]);
     }
     sum = warp_sum(sum);
