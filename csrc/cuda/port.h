@@ -27,9 +27,11 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-// Put a kernel on the stream; `shared` bytes of dynamic shared memory. The host never waits.
+// Put a kernel on the stream; `shared` bytes of dynamic shared memory. The host never waits. Nothing is
+// launched for an empty grid, which CUDA would refuse: no matrices, no work.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, Stream stream, A... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const void* function = reinterpret_cast<const void*>(kernel);
   if (shared > 48 * 1024)
     check(

@@ -158,6 +158,28 @@ def test_leading_dimensions_of_any_strides(op, kernels) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("op", [*SCHEMAS, cuda.WEIGHT_UPDATE])
+def test_no_matrices_are_no_work(op, kernels) -> None:
+    """No layers: CUDA refuses to launch an empty grid, the other back ends return what is empty."""
+    given = tuple(a[:0] if isinstance(a, torch.Tensor) else a for a in arguments(op, torch.float32, (1,), d=9, u=4))
+    assert all(tensor.numel() == 0 for tensor in results(op, given, "tf32x3"))
+
+
+@ENGINES
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("d", [256, 258])
+def test_downdate_by_whole_tiles(d, offset, dtype, precision, kernels) -> None:
+    """Tiles without an edge, read and written in pairs, or one by one where pairs are not aligned."""
+    C, Z = builders.symmetric((), d, dtype, 0), builders.columns((), d, 3, dtype, 1)
+    expected = rk.reference.downdate_(C, Z, -0.5)
+    storage = torch.full((d * d + offset,), float("nan"), dtype=dtype)
+    view = storage[offset:].view(d, d)
+    view.copy_(C)
+    results("downdate_", (view, Z, -0.5), precision)
+    assert torch.equal(view, view.mT)
+    assert error(view, expected) < tolerances.product(3, dtype)
+
+
 def test_three_products_of_tf32_are_as_good_as_float32(kernels) -> None:
     """At most twice the error of the same torch sequence in IEEE float32 (truncating tensor cores are emulated)."""
     C, K = builders.symmetric((), 512, torch.float32, 6, 1e4), builders.key_batch((), 64, 512, torch.float32, 7)

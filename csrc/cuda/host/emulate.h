@@ -304,6 +304,7 @@ using dim3 = emulate::Index;
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, Stream, A... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   std::tuple<P...> values(arguments...);
   emulate::Machine::here().run(grid, threads, shared, [&] { std::apply(kernel, values); });
 }
