@@ -4,9 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #ifdef RLSEDIT_EMULATE
 
@@ -27,16 +30,29 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+// More than 48 KB of dynamic shared memory have to be allowed, once a kernel and device. The limit only
+// grows: a thread that launches with less cannot take it from one that has asked for more and not launched
+// yet.
+inline void allow_shared(const void* function, size_t shared) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), "the current device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{function, device}];
+  if (shared <= most) return;
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "shared memory of a kernel");
+  most = shared;
+}
+
 // Put a kernel on the stream; `shared` bytes of dynamic shared memory. The host never waits. Nothing is
 // launched for an empty grid, which CUDA would refuse: no matrices, no work.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, Stream stream, A... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared > 48 * 1024)
-    check(
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "shared memory of a kernel");
+  if (shared > 48 * 1024) allow_shared(function, shared);
   std::tuple<P...> values(arguments...);
   std::apply(
       [&](auto&... value) {
