@@ -64,12 +64,12 @@ def _product(
     (m, k), n = left.shape, right.shape[1]
     t = tuning.tiles("gain_products", out, min(m, k))
     columns = 64 if t.rows >= 64 else t.rows
-    grid = launch.ceil_div(m, t.rows), launch.ceil_div(n, columns)
-    parts = max(1, min(PROGRAMS // (grid[0] * grid[1]), k // LEAST))
+    down, across = launch.ceil_div(m, t.rows), launch.ceil_div(n, columns)
+    parts = max(1, min(PROGRAMS // (down * across), k // LEAST))
     span = launch.ceil_div(launch.ceil_div(k, parts), 32) * 32
     parts = launch.ceil_div(k, span)
     to = out if parts == 1 else out.new_empty((parts, m, n))
-    product_kernel[(*grid, parts)](
+    product_kernel[down, across, parts](
         base, left, right, to, m, n, k, span, sign, *base.stride(), *left.stride(), *right.stride(), *out.stride(),
         ROWS=t.rows, COLUMNS=columns, DEPTH=32, WHOLE=parts == 1, PRECISION=used, num_warps=4, num_stages=3,
         **launch.LAUNCH,
