@@ -95,9 +95,9 @@ bench: env
 	$(BIN)/python bench/readme.py
 
 # On a machine with a GPU, with the Python packages of a usual CUDA image (torch, triton, pybind11, cmake, ninja, pytest,
-# numpy, scipy): nothing is installed. The steps are targets of their own, for machines that are lent for minutes: the
-# measurement can be taken (`make -k gpu`) although a test fails. Triton compiles some 400 variants for its tests, a quarter of an hour for one
-# process: with pytest-xdist, one a core.
+# numpy, scipy): nothing is installed. The steps are targets of their own, for machines that are lent for minutes, and
+# `make -k gpu` measures although a test fails. Triton compiles some 400 variants for its tests, a quarter of an hour
+# for one process: with pytest-xdist, one a core.
 WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal -n', min(16, os.cpu_count()))" 2>/dev/null)
 
 gpu: gpu-build gpu-test gpu-bench gpu-test-triton
