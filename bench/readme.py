@@ -240,6 +240,47 @@ def _stream_row(name: str, scores: Result, first: Result | None, ability: Result
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
+def compared(*results: Result) -> str:
+    """Every method on the same facts: scores, each solve as published beside the one here, and their difference."""
+    about = ("model", "facts", "batch", "text", "before")
+    if any(result[name] != results[0][name] for result in results for name in about):
+        raise ValueError("the comparisons are of other facts or another model")
+    first = results[0]
+    count = first["before"]["efficacy_success"]["count"]
+    lines = [
+        f"{first['model']}, the first {count} facts of `{first['facts']}` in batches of {first['batch']} (batches of "
+        "one for ROME and r-ROME), presets; second moments from "
+        f"`{first['text']}`. Percent, with standard errors over facts; seconds of all solves on all layers; "
+        "difference: |change of W - that of the published solve|, relative, the largest of the layers.",
+        "",
+        "| method | efficacy | paraphrase | neighbourhood | solve as published, s | here, s | ratio | difference |",
+        "|---" * 8 + "|",
+        _compared_row("before", first["before"]),
+    ]
+    rows = {row["method"]: row for result in results for row in result["methods"]}
+    for name in COMPARED:
+        if row := rows.get(name):
+            lines.append(_compared_row(f"`{name}`", row["scores"], row))
+    return "\n".join(lines)
+
+
+COMPARED = (
+    "rlsedit", "memit", "memit_seq", "encore", "alphaedit", "langedit", "evoedit", "emmet", "rome", "r_rome", "pmet",
+    "prune", "rect", "lyaplock", "simie", "ultraedit", "ft",
+)  # fmt: skip
+
+
+def _compared_row(name: str, scores: Result, row: Result | None = None) -> str:
+    kinds = ("efficacy_success", "paraphrase_success", "neighbourhood_success")
+    cells = [f"{100 * scores[kind]['mean']:.1f} ± {100 * scores[kind]['stderr']:.1f}" for kind in kinds]
+    if row is None or row["published"] is None:
+        cells += [""] * 4
+    else:
+        published, here = row["published"], row["here"]
+        cells += [f"{published:.2f}", f"{here:.2f}", f"{published / here:.1f}", f"{row['difference']:.0e}"]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
 def pipeline(result: Result) -> str:
     """z* and keys of many facts, beside one fact at a time through the whole model."""
     about = result["settings"]
@@ -266,6 +307,7 @@ def _runs(folder: str) -> tuple[str, ...]:
 
 STREAMS = _runs("smollm2_counterfact")
 SMALL_STREAMS = _runs("gemma3_counterfact")
+COMPARISONS = ("compare_1.json", "compare_2.json", "compare_3.json")
 SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.json")
 
 Part = tuple[tuple[str, ...], Callable[..., str]]
@@ -275,6 +317,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("README.md", "numerics"): ((("long_stream.json",), partial(long_stream, forms=FORMS)),),
     ("README.md", "demo"): ((("demo.json",), demo),),
     ("README.md", "stream"): ((STREAMS, edited_stream),),
+    ("docs/methods.md", "compare"): ((COMPARISONS, compared),),
     ("docs/evaluation.md", "stream"): ((STREAMS, edited_stream),),
     ("docs/evaluation.md", "gemma stream"): ((SMALL_STREAMS, edited_stream),),
     ("docs/evaluation.md", "pipeline"): ((("pipeline.json",), pipeline),),
