@@ -242,6 +242,8 @@ def _stream_row(name: str, scores: Result, first: Result | None, ability: Result
 
 def compared(*results: Result) -> str:
     """Every method on the same facts: scores, each solve as published beside the one here, and their difference."""
+    from rlsedit.methods import list_methods
+
     about = ("model", "facts", "batch", "text", "before")
     if any(result[name] != results[0][name] for result in results for name in about):
         raise ValueError("the comparisons are of other facts or another model")
@@ -258,16 +260,8 @@ def compared(*results: Result) -> str:
         _compared_row("before", first["before"]),
     ]
     rows = {row["method"]: row for result in results for row in result["methods"]}
-    for name in COMPARED:
-        if row := rows.get(name):
-            lines.append(_compared_row(f"`{name}`", row["scores"], row))
+    lines += [_compared_row(f"`{name}`", rows[name]["scores"], rows[name]) for name in list_methods()]
     return "\n".join(lines)
-
-
-COMPARED = (
-    "rlsedit", "memit", "memit_seq", "encore", "alphaedit", "langedit", "evoedit", "emmet", "rome", "r_rome", "pmet",
-    "prune", "rect", "lyaplock", "simie", "ultraedit", "ft",
-)  # fmt: skip
 
 
 def _compared_row(name: str, scores: Result, row: Result | None = None) -> str:
