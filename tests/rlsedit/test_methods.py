@@ -27,10 +27,12 @@ def test_the_names_are_these() -> None:
     assert all(get_method(name).name == name for name in NAMES)
 
 
-def test_every_method_is_in_the_table_of_the_documentation() -> None:
+@pytest.mark.parametrize("columns", ["method | dense form of one batch", "method | efficacy"])
+def test_every_method_is_in_the_tables_of_the_documentation(columns: str) -> None:
+    """Its formula and its row of the comparison, both in the order of `list_methods`."""
     text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert table == NAMES
+    table = text.split(f"\n| {columns}", 1)[1].split("\n\n", 1)[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == NAMES
 
 
 def test_rlsedit_minimises_its_objective_and_the_figures_are_those_of_the_objective() -> None:
