@@ -63,6 +63,11 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, Stream 
       values);
 }
 
+// Zero bytes, on the stream.
+inline void clear_memory(void* memory, size_t bytes, Stream stream) {
+  if (bytes > 0) check(cudaMemsetAsync(memory, 0, bytes, stream), "clearing of memory");
+}
+
 // The block's dynamic shared memory.
 template <class T>
 __device__ __forceinline__ T* shared_memory() {

@@ -155,9 +155,13 @@ void Call::lead(const Tensor& t, int& dims, int64_t* sizes, int64_t* strides) co
 }  // namespace rlsedit
 
 #ifdef RLSEDIT_EMULATE
-// For the tests: warps and lanes run in descending order.
+// For the tests: blocks, warps and lanes run in descending order.
 extern "C" __attribute__((visibility("default"))) void rlsedit_emulate_descending(int yes) {
   rlsedit::emulate::Machine::here().descending = yes != 0;
+}
+// Kernels launched by this thread so far.
+extern "C" __attribute__((visibility("default"))) int rlsedit_emulate_launches() {
+  return rlsedit::emulate::Machine::here().launches;
 }
 #else
 // For the loader: what this library was compiled for, such as "80-real 90a-real 100-virtual".

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "copy.h"
+#include "dataflow.h"
 #include "mma.h"
 
 using namespace rlsedit;
@@ -48,6 +49,17 @@ void copy_kernel(const float* from, float* out, int kind) {
   if (kind == 1) copy_wait<0>();
 }
 
+// Every block adds its number to what the one before it has left: in the order of tickets, or of blocks.
+void chain_kernel(unsigned* counters, float* sums, int by_ticket) {
+  unsigned* done = counters + kCounterSize;
+  const unsigned ticket = take_ticket(counters, shared_memory<unsigned>());
+  const unsigned number = by_ticket ? ticket : blockIdx.x;
+  Awaited before(done);
+  before.wait(number, true);
+  if (threadIdx.x == 0) sums[number] = (number > 0 ? sums[number - 1] : 0.0f) + static_cast<float>(number);
+  publish(done, number + 1);
+}
+
 template <class E, bool TURNED>
 void tile_kernel(const typename E::T* A, const typename E::T* B, typename E::T* out, int depth) {
   typename E::T sum[1][1][4];
@@ -77,6 +89,12 @@ const char* too_much() {
 }
 const char* copied(const float* from, float* out, int kind) {
   return said([&] { launch(copy_kernel, dim3(1), 32, 128, 0, from, out, kind); });
+}
+const char* chained(unsigned* counters, float* sums, int blocks, int by_ticket) {
+  clear_memory(counters, 2 * kCounterSize * sizeof(unsigned), 0);
+  return said([&] {
+    launch(chain_kernel, dim3(static_cast<unsigned>(blocks)), 64, 256, 0, counters, sums, by_ticket);
+  });
 }
 void tile_tf32x3(const float* A, const float* B, float* out, int depth, int turned) {
   launch(turned ? tile_kernel<Tf32x3, true> : tile_kernel<Tf32x3, false>, dim3(1), 32, 0, 0, A, B, out,

@@ -19,7 +19,7 @@ def library() -> Any:
     except emulated.CannotEmulate as error:
         pytest.skip(f"CUDA kernels on the CPU: {error}")
     loaded = ctypes.CDLL(str(path))
-    for name in ("neighbour", "divergent", "beyond", "too_much", "copied"):
+    for name in ("neighbour", "divergent", "beyond", "too_much", "copied", "chained"):
         getattr(loaded, name).restype = ctypes.c_char_p
     return loaded
 
@@ -61,6 +61,22 @@ def test_a_copy_takes_place_when_it_is_waited_for(library) -> None:
     assert library.copied(pointer(given), pointer(out), 1) == b""
     assert np.isnan(out).all()
     assert b"nobody waited for" in library.copied(pointer(given), pointer(out), 2)
+
+
+@pytest.mark.parametrize("by_ticket", [0, 1])
+@pytest.mark.parametrize("descending", [0, 1])
+def test_a_block_that_waits_for_a_later_one_is_an_error(descending, by_ticket, library) -> None:
+    """Tickets follow the order in which blocks start, whatever it is; the numbers of the blocks do not."""
+    counters, sums = np.full(64, 7, np.uint32), np.zeros(9, np.float32)
+    library.descending(descending)
+    said = library.chained(pointer(counters), pointer(sums), 9, by_ticket)
+    library.descending(0)
+    if descending and not by_ticket:
+        assert b"waits for one that starts after it" in said
+        assert library.chained(pointer(counters), pointer(sums), 9, 1) == b""  # and the next launch is not spoiled
+    else:
+        assert said == b""
+    assert np.array_equal(sums, np.arange(9).cumsum())
 
 
 @pytest.mark.parametrize("turned", [0, 1])

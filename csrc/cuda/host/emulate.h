@@ -5,7 +5,9 @@
 //   - a copy that was started with cp.async takes place when it is waited for, not before;
 //   - a barrier that not all threads reach is an error (every thread of a block takes part in __syncthreads);
 //   - blocks, warps and lanes run in ascending or in descending order (`descending`), on until they have to
-//     wait: a missing barrier, or a block that needs another one of its launch, shows as a difference.
+//     wait: a missing barrier, or a block that needs another one of its launch, shows as a difference;
+//   - a block that waits for another one (dataflow.h) finds it finished, or there is an error: no block may
+//     need one that starts after it, in either order.
 //
 // Tensor-core products round as Hopper's may: exact products of tf32 operands (their last 13 bits are
 // ignored), summed with the accumulator and truncated, not rounded, to float.
@@ -71,6 +73,7 @@ class Machine {
  public:
   Index block, grid;
   bool descending = false;
+  int launches = 0;
 
   static Machine& here() {
     static thread_local Machine machine;
@@ -84,16 +87,24 @@ class Machine {
     if (grid_size.x == 0 || grid_size.y == 0 || grid_size.z == 0 || grid_size.y > 65535 ||
         grid_size.z > 65535)
       throw std::runtime_error("grid of a launch");
+    ++launches;
     grid = grid_size;
     threads_ = threads;
     kernel_ = std::move(kernel);
     grow(threads, shared);
-    for (block.z = 0; block.z < grid.z; ++block.z)
-      for (block.y = 0; block.y < grid.y; ++block.y)
-        for (unsigned i = 0; i < grid.x; ++i) {
-          block.x = descending ? grid.x - 1 - i : i;
+    const auto place = [&](unsigned i, unsigned count) { return descending ? count - 1 - i : i; };
+    for (unsigned z = 0; z < grid.z; ++z)
+      for (unsigned y = 0; y < grid.y; ++y)
+        for (unsigned x = 0; x < grid.x; ++x) {
+          block = Index(place(x, grid.x), place(y, grid.y), place(z, grid.z));
           run_block(shared);
         }
+  }
+
+  // The launch ends with an error; called by a thread of a block.
+  [[noreturn]] void fail(const char* message) {
+    failure_ = message;
+    leave();
   }
 
   Fiber& current() { return *fibers_[static_cast<size_t>(current_)]; }
@@ -129,6 +140,7 @@ class Machine {
     std::memset(this->shared() + shared, 0x5a, kGuard);
     ready_.clear();
     finished_ = 0;
+    failure_ = nullptr;
     for (int i = 0; i < threads_; ++i) {
       fibers_[static_cast<size_t>(i)]->thread = Index(static_cast<unsigned>(i), 0, 0);
       ready_.push_back(descending ? threads_ - 1 - i : i);
@@ -136,7 +148,7 @@ class Machine {
     if (_setjmp(main_) == 0) resume_next();
     if (finished_ != threads_) {
       fibers_.clear();  // stuck in the middle of a kernel: never resumed
-      throw std::runtime_error("a barrier that not all threads reach");
+      throw std::runtime_error(failure_ != nullptr ? failure_ : "a barrier that not all threads reach");
     }
     for (size_t i = 0; i < kGuard; ++i)
       if (this->shared()[shared + i] != 0x5a) throw std::runtime_error("a write behind the shared memory");
@@ -165,12 +177,14 @@ class Machine {
     barrier.waiting.clear();
   }
 
+  [[noreturn]] void leave() {
+    block_barrier_.waiting.clear();
+    for (Warp& warp : warps_) warp.barrier.waiting.clear();
+    _longjmp(main_, 1);
+  }
+
   [[noreturn]] void resume_next() {
-    if (ready_.empty()) {
-      block_barrier_.waiting.clear();
-      for (Warp& warp : warps_) warp.barrier.waiting.clear();
-      _longjmp(main_, 1);
-    }
+    if (ready_.empty()) leave();
     current_ = ready_.front();
     ready_.pop_front();
     Fiber& fiber = current();
@@ -201,6 +215,7 @@ class Machine {
   std::vector<Warp> warps_;
   std::vector<unsigned char> shared_;
   std::deque<int> ready_;
+  const char* failure_ = nullptr;
   Barrier block_barrier_;
   jmp_buf main_;
 };
@@ -230,6 +245,12 @@ inline void copy_wait(size_t left) {
       std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.valid));
     }
   fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+// The count that a block waits for. Blocks run one by one: what is not done now never will be.
+inline unsigned awaited(const unsigned* done, unsigned count) {
+  if (*done < count) Machine::here().fail("a block waits for one that starts after it");
+  return *done;
 }
 
 template <class T>
@@ -309,6 +330,10 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, Stream,
   emulate::Machine::here().run(grid, threads, shared, [&] { std::apply(kernel, values); });
 }
 
+inline void clear_memory(void* memory, size_t bytes, Stream) {
+  if (bytes > 0) std::memset(memory, 0, bytes);
+}
+
 template <class T>
 T* shared_memory() {
   return reinterpret_cast<T*>(emulate::Machine::here().shared());
@@ -319,6 +344,12 @@ T* shared_memory() {
 struct alignas(16) int4 {
   int x, y, z, w;
 };
+
+inline unsigned atomicAdd(unsigned* counter, unsigned more) {
+  const unsigned before = *counter;
+  *counter += more;
+  return before;
+}
 
 #define RLSEDIT_DEVICE inline
 #define RLSEDIT_HOST_DEVICE inline
@@ -333,6 +364,8 @@ using std::fabs;
 using std::fma;
 using std::fmax;
 using std::fmin;
+using std::ilogb;
+using std::ldexp;
 using std::sqrt;
 #define __shfl_sync(mask, value, from) (::rlsedit::emulate::exchange(value, from))
 #define __shfl_xor_sync(mask, value, other) \

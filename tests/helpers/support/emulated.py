@@ -95,10 +95,15 @@ def install() -> None:
 
 @contextmanager
 def descending() -> Iterator[None]:
-    """Warps and lanes run in descending order: what depends on it is a race."""
+    """Blocks, warps and lanes run in descending order: what depends on it is a race, or needs a later block."""
     switch = ctypes.CDLL(str(load())).rlsedit_emulate_descending
     switch(1)
     try:
         yield
     finally:
         switch(0)
+
+
+def launches() -> int:
+    """Kernels launched so far."""
+    return int(ctypes.CDLL(str(load())).rlsedit_emulate_launches())
