@@ -1,171 +1,161 @@
-// qr_append_rhs_(R, B, K, V): [R B] <- top of Q'[R B; K V], panel by panel, one launch a panel
+// qr_append_rhs_(R, B, K, V): [R B] <- top of Q'[R B; K V], one launch, ordered by data flow (dataflow.h)
 //
-//    panel p (32 rows of R)      block 0: columns of panel p + 1 are corrected, then reduced (look-ahead)
-//      +----+----+---------+     others:  64 (float64: 32) of the columns behind it, or of B, are corrected
-//      |  p |  0 | 1 2 ... |
-//      +----+----+---------+     correction (reflectors.h):
-//           | p+1|                  D = (X S)'K - E R,  K <- K - X (2 R + D),  R <- R + D
+//      ticket: 0  1  2 ..     panels ..        a ticket owns 32 columns of R, or of B, and the batch's rows
+//      +---+---+---+---+   +---+---+           there, which stay in shared memory. From the top down, for
+//      | \ | 0 | 0 | 0 |   | 0 | 0 |           every panel p before its own:
+//      +---+---+---+---+   +---+---+             its 32 x 32 tile of R in the rows of p (asked for ahead),
+//          | \ | 1 | 1 |   | 1 | 1 |             wait until p is reduced, its block reflector (L2 cache),
+//          +---+---+---+   +---+---+             D = L (W + R) + tau W - tau |y|^2 R,  W = X'K
+//              | \ | 2 |   | 2 | 2 |             R <- R + D,  K <- K - X (2 R + D)
+//              +---+---+   +---+---+           then a panel reduces its own tile (reflectors.h) and says so.
 //
-// Up to 128 rows at a time, more go in one after the other. Bytes: d^2 of R and 2 d v of B once, d / 32 times
-// the rows, which stay in the second-level cache; flops 2 d u (d + 2 v). The critical path is d / 32 launches
-// of 32 column steps, of one barrier each; the launches can be captured in a graph.
+// Up to 128 rows at a time, more go in one launch after the other. Bytes: d^2 of R (its upper half, read and
+// written, in float32 4 d^2) and 2 d v of B once, the rows once; d / 32 block reflectors of 5216 elements
+// (9.3 MB for d = 14336 in float32), read from the second-level cache by every ticket behind them. Flops
+// 2 d u (d + 2 v). The critical path goes from panel to panel, d / 32 of them, in cycles of 1.75 GHz:
+//     1800 the count seen by the next one   1500 its block reflector loaded     1900 three small products
+//     12800 32 column steps of 400          1200 written and made visible
+// about 19000, 11 us.
 #include "qr_append_rhs_.h"
 
-#include "gather.h"
 #include "reflectors.h"
 
 namespace rlsedit {
 namespace {
 
+// Shared memory of a block.
 template <class T>
-constexpr int kWidth = sizeof(T) == 4 ? 64 : 32;
-
-// In shared memory: the reflector, the batch's rows, and rows of R: before, and the sum of before and after.
-template <class T, int WIDTH>
 struct Room {
-  static constexpr int kLd = WIDTH + 32 / int(sizeof(T));
-  T *batch, *top, *both, *xs, *e, *x;
+  static constexpr int kTurnedLd = kPanel + 8;  // read along its first index without bank conflicts
+  T* memory;
 
-  RLSEDIT_DEVICE explicit Room(T* memory)
-      : batch(memory),
-        top(batch + kMostRows * kLd),
-        both(top + kPanel * kLd),
-        xs(both + kPanel * kLd),
-        e(xs + kPanel * kRowsLd),
-        x(e + kTileSize) {}
-  static constexpr int kElements =
-      (kMostRows + 2 * kPanel) * kLd + kPanel * kRowsLd + kTileSize + kMostRows * kTileLd;
+  RLSEDIT_DEVICE T* rows() const { return memory; }                   // K' (32 columns, kRowsLd apart)
+  RLSEDIT_DEVICE T* x() const { return memory + kPanel * kRowsLd; }   // X' alike
+  RLSEDIT_DEVICE T* l() const { return x() + kPanel * kRowsLd; }      // L' (32, 32)
+  RLSEDIT_DEVICE T* top() const { return l() + kPanel * kTurnedLd; }  // rows of R (32, 32)
+  RLSEDIT_DEVICE T* both() const { return top() + kTileSize; }        // (W + R)', then (2 R + D)'
+  RLSEDIT_DEVICE T* vectors() const { return both() + kTileSize; }    // signs, tau, tau |y|^2
+  static constexpr int kElements = 2 * kPanel * kRowsLd + kPanel * kTurnedLd + 2 * kTileSize + 3 * kPanel;
+};
+static_assert(kReflectRoom <= kPanel * kRowsLd, "a panel is reduced with its columns where X' was");
+
+// The 32 columns of a ticket.
+template <class T>
+struct Columns {
+  Matrix<T> A;  // R or B
+  int64_t first, height, last;
+
+  // Its tile in rows [row, row + 32) on the way to shared memory.
+  RLSEDIT_DEVICE void fetch(T* tile, int64_t row) const {
+    const Matrix<const T> from{A.data, A.rs, A.cs};
+    copy_tile<kPanel, kTileLd, kQrThreads>(tile, kPanel, from, wide(from), row, first, height, last);
+    copy_commit();
+  }
 };
 
-// Columns [first, first + WIDTH) below `last` of rows [top_row, top_row + 32) of A, and of the batch's rows:
-// A is corrected in global memory, f(row, column, value) takes the rows' new elements.
-template <class E, int WIDTH, class F>
-RLSEDIT_DEVICE void correct(const Matrix<typename E::T>& A, const Matrix<const typename E::T>& rows,
-                            const Reflector<typename E::T>& h, const Room<typename E::T, WIDTH>& room,
-                            int64_t top_row, int64_t height, int64_t first, int64_t last, int64_t u,
-                            const F& f) {
-  using T = typename E::T;
-  constexpr int kLd = Room<T, WIDTH>::kLd;
-  const int tall = static_cast<int>(ceil_div(u, 16) * 16);
-  copy_tile<WIDTH, kLd, kQrThreads>(room.batch, tall, rows, wide(rows) && first % 4 == 0, 0, first, u, last);
-  copy_tile<kMostRows, kRowsLd, kQrThreads>(room.xs, kPanel, Matrix<const T>{h.xs(), kMostRows, 1}, true, 0,
-                                            0, kPanel, kMostRows);
-  copy_tile<kPanel, kTileLd, kQrThreads>(room.e, kPanel, Matrix<const T>{h.e(), kPanel, 1}, true, 0, 0,
-                                         kPanel, kPanel);
-  copy_tile<kPanel, kTileLd, kQrThreads>(room.x, tall, Matrix<const T>{h.x(), kPanel, 1}, true, 0, 0, tall,
-                                         kPanel);
-  copy_commit();
-  for (int i = static_cast<int>(threadIdx.x); i < kPanel * WIDTH; i += kQrThreads) {
-    const int r = i / WIDTH, c = i % WIDTH;
-    const bool inside = top_row + r < height && first + c < last;
-    room.top[r * kLd + c] = inside ? A.at(top_row + r, first + c) * h.sign()[r] : T(0);
+// The batch's rows [row, row + count) in the ticket's columns, turned; zeros beyond.
+template <class T>
+RLSEDIT_DEVICE void load_rows(T* to, const Matrix<const T>& from, int64_t row, int64_t count, int64_t first,
+                              int64_t last) {
+  const bool down = from.rs == 1 && from.cs != 1;  // threads side by side read adjacent elements
+#pragma unroll 8
+  for (int i = static_cast<int>(threadIdx.x); i < kMostRows * kPanel; i += kQrThreads) {
+    const int r = down ? i % kMostRows : i / kPanel, c = down ? i / kMostRows : i % kPanel;
+    to[c * kRowsLd + r] = r < count && first + c < last ? from.at(row + r, first + c) : T(0);
   }
-  copy_wait<0>();
+}
+
+template <class T>
+RLSEDIT_DEVICE void load_reflector(const Room<T>& room, const Reflector<T>& h) {
+  copy_tile<kMostRows, kRowsLd, kQrThreads>(room.x(), kPanel, Matrix<const T>{h.x(), kMostRows, 1}, true, 0,
+                                            0, kPanel, kMostRows);
+  copy_tile<kPanel, Room<T>::kTurnedLd, kQrThreads>(room.l(), kPanel, Matrix<const T>{h.l(), kPanel, 1}, true,
+                                                    0, 0, kPanel, kPanel);
+  copy_tile<kPanel, kPanel, kQrThreads>(room.vectors(), 3, Matrix<const T>{h.sign(), kPanel, 1}, true, 0, 0,
+                                        3, kPanel);
+  copy_commit();
+}
+
+// The block reflector in `room` applied to the ticket's tile in rows [row, row + 32), which goes back to
+// global memory, and to its rows. `ahead()`: called when the tile has been read. tall: rows of the batch, in
+// 32s.
+template <class E, class F>
+RLSEDIT_DEVICE void correct(const Room<typename E::T>& room, const Columns<typename E::T>& own, int64_t row,
+                            int tall, const F& ahead) {
+  using T = typename E::T;
+  const T *sign = room.vectors(), *tau = sign + kPanel, *shrink = tau + kPanel;
+  T* both = room.both();
+  const int m = 16 * (warp_index() & 1), n = 8 * (warp_index() >> 1);
+  T W[1][1][4], D[1][1][4], old[4];
+  clear(W);
+  clear(D);
+  deep_product<E, 1, 4, false>(W, room.rows() + m * kRowsLd, kRowsLd, room.x() + n * kRowsLd, kRowsLd, tall);
+  int k = 0;
+  for_each_sum(W, [&](int i, int j, T value) {
+    const int c = m + i, r = n + j;
+    old[k] = room.top()[r * kTileLd + c] * sign[r];
+    both[c * kTileLd + r] = value + old[k++];
+  });
   __syncthreads();
-  {
-    constexpr int kTiles = WIDTH / 32;
-    const int m = 16 * (warp_index() & 1), n = 8 * kTiles * (warp_index() >> 1);
-    T up[1][kTiles][4], down[1][kTiles][4];
-    clear(up);
-    clear(down);
-    multiply<E, 1, kTiles, true>(up, room.xs + m * kRowsLd, kRowsLd, room.batch + n, kLd, tall);
-    multiply<E, 1, kTiles, true>(down, room.e + m * kTileLd, kTileLd, room.top + n, kLd, kPanel);
-#pragma unroll
-    for (int k = 0; k < kTiles; ++k)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) up[0][k][i] -= down[0][k][i];
-    for_each_sum(up, [&](int i, int j, T value) {
-      const int r = m + i, c = n + j;
-      const T old = room.top[r * kLd + c], now = old + value;
-      room.both[r * kLd + c] = old + now;
-      if (top_row + r < height && first + c < last) A.at(top_row + r, first + c) = now;
+  ahead();
+  deep_product<E, 1, 4, true>(D, both + m * kTileLd, kTileLd, room.l() + n, Room<T>::kTurnedLd, kPanel);
+  __syncthreads();  // W + R has been read
+  k = 0;
+  for_each_sum(D, [&](int i, int j, T value) {
+    const int c = m + i, r = n + j;
+    const T now = old[k] + (value + (tau[r] * W[0][0][k] - shrink[r] * old[k]));
+    both[c * kTileLd + r] = old[k++] + now;
+    if (row + r < own.height && own.first + c < own.last) own.A.at(row + r, own.first + c) = now;
+  });
+  __syncthreads();
+  const int from = 32 * (warp_index() >> 1);
+  if (from >= tall) return;
+  T sum[1][4][4];
+  clear(sum);
+  deep_product<E, 4, 2, true>(sum, both + m * kTileLd, kTileLd, room.x() + from, kRowsLd, kPanel);
+  for_each_sum(sum, [&](int i, int j, T value) { room.rows()[(m + i) * kRowsLd + from + j] -= value; });
+}
+
+// counters: the next ticket, then for every matrix how many panels are reduced. work: (batch, panels,
+// reflector). Rows [row, row + count) of K and V.
+template <class E>
+__global__ void __launch_bounds__(kQrThreads, E::kBlocks)
+    append_kernel(Matrices<typename E::T> Rs, Matrices<typename E::T> Bs, Matrices<const typename E::T> Ks,
+                  Matrices<const typename E::T> Vs, typename E::T* work, unsigned* counters, int64_t d,
+                  int64_t v, int64_t row, int64_t count, unsigned batch, unsigned panels) {
+  using T = typename E::T;
+  const Room<T> room{shared_memory<T>()};
+  const unsigned ticket = take_ticket(counters, reinterpret_cast<unsigned*>(room.memory));
+  const unsigned b = ticket % batch, turn = ticket / batch;
+  const bool of_rhs = turn >= panels;
+  const unsigned steps = of_rhs ? panels : turn;
+  unsigned* done = counters + (1 + b) * kCounterSize;
+  T* reflectors = work + b * panels * Reflector<T>::kSize;
+  const Columns<T> own{of_rhs ? Bs[b] : Rs[b], static_cast<int64_t>(of_rhs ? turn - panels : turn) * kPanel,
+                       d, of_rhs ? v : d};
+  own.fetch(room.top(), 0);
+  load_rows(room.rows(), of_rhs ? Vs[b] : Ks[b], row, count, own.first, own.last);
+  const int tall = static_cast<int>(ceil_div(count, 32) * 32);
+  Awaited reduced(done);
+  for (unsigned p = 0; p < steps; ++p) {
+    reduced.wait(p + 1, p + 1 == turn);
+    load_reflector(room, Reflector<T>{reflectors + p * Reflector<T>::kSize});
+    copy_wait<0>();
+    __syncthreads();
+    correct<E>(room, own, static_cast<int64_t>(p) * kPanel, tall, [&] {
+      if (p + 1 < panels) own.fetch(room.top(), static_cast<int64_t>(p + 1) * kPanel);
     });
   }
+  if (of_rhs) return;
+  copy_wait<0>();
   __syncthreads();
-  for (int m = 16 * warp_index(); m < tall; m += 16 * kQrWarps) {
-    T sum[1][WIDTH / 8][4];
-    clear(sum);
-    multiply<E, 1, WIDTH / 8, true>(sum, room.x + m * kTileLd, kTileLd, room.both, kLd, kPanel);
-    for_each_sum(sum, [&](int i, int j, T value) { f(m + i, j, room.batch[(m + i) * kLd + j] - value); });
-  }
-}
-
-// The panel of columns [column, column + 32), whose rows of the batch lie in `rows` (kLd apart, zero beyond
-// u and d).
-template <class T, int LD>
-RLSEDIT_DEVICE void reduce_panel(const Matrix<T>& R, const T* rows, const Room<T, kPanel>& room,
-                                 int64_t column, int64_t d, const Reflector<T>& out) {
-  T *A = room.both, *X = room.x, *reflectors = room.top;  // `top` and `both` are tiles here
+  T* A = room.top();
+  reflect(A, room.rows(), room.x(), Reflector<T>{reflectors + turn * Reflector<T>::kSize});
+  publish(done, turn + 1);
   for (int i = static_cast<int>(threadIdx.x); i < kPanel * kPanel; i += kQrThreads) {
     const int r = i / kPanel, c = i % kPanel;
-    A[r * kTileLd + c] = c >= r && column + c < d ? R.at(column + r, column + c) : T(0);
+    if (c >= r && own.first + c < d) own.A.at(own.first + r, own.first + c) = A[r * kTileLd + c];
   }
-  for (int i = static_cast<int>(threadIdx.x); i < kMostRows * kPanel; i += kQrThreads)
-    X[i / kPanel * kTileLd + i % kPanel] = rows[i / kPanel * LD + i % kPanel];
-  __syncthreads();
-  T* sign = room.xs;  // free until X' is formed
-  if (threadIdx.x < kPanel) {
-    const int r = static_cast<int>(threadIdx.x);
-    sign[r] = A[r * kTileLd + r] < T(0) ? T(-1) : T(1);
-    out.sign()[r] = sign[r];
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kPanel * kPanel; i += kQrThreads)
-    A[i / kPanel * kTileLd + i % kPanel] *= sign[i / kPanel];
-  __syncthreads();
-  reflect(A, X, kTileLd, room.xs + kPanel);
-  for (int i = static_cast<int>(threadIdx.x); i < kPanel * kPanel; i += kQrThreads) {
-    const int r = i / kPanel, c = i % kPanel;
-    if (c >= r && column + c < d) R.at(column + r, column + c) = A[r * kTileLd + c];
-  }
-  form_reflector(X, room.xs, reflectors, room.e, out);
-}
-
-// Step `panel`: block 0 takes the next panel, 1 to `blocks` the columns of R behind it, the rest those of B.
-// rows (b, u, d) and targets (b, u, v) contiguous; work (b, 2, reflector): of this panel and of the next.
-// Panel -1: nothing to apply yet.
-template <class E>
-__global__ void __launch_bounds__(kQrThreads)
-    append_kernel(Matrices<typename E::T> Rs, Matrices<typename E::T> Bs, typename E::T* all_rows,
-                  typename E::T* all_targets, typename E::T* work, int panel, int blocks, int64_t d,
-                  int64_t v, int64_t u) {
-  using T = typename E::T;
-  constexpr int kLd = Room<T, kPanel>::kLd;
-  const int64_t b = blockIdx.z, block = blockIdx.x, top_row = static_cast<int64_t>(panel) * kPanel;
-  T *rows = all_rows + b * u * d, *memory = shared_memory<T>();
-  const Reflector<T> here{work + (2 * b + (panel & 1)) * Reflector<T>::kSize};
-  const Reflector<T> there{work + (2 * b + (~panel & 1)) * Reflector<T>::kSize};
-  const Matrix<const T> from{rows, d, 1};
-  if (block == 0) {
-    const int64_t column = top_row + kPanel;
-    if (column >= d) return;
-    const Matrix<T> R = Rs[b];
-    const Room<T, kPanel> room(memory);
-    if (panel < 0) {
-      copy_tile<kPanel, kLd, kQrThreads>(room.batch, kMostRows, from, wide(from), 0, 0, u, d);
-      copy_commit();
-      copy_wait<0>();
-    } else {
-      correct<E, kPanel>(R, from, here, room, top_row, d, column, d, u,
-                         [&](int i, int j, T value) { room.batch[i * kLd + j] = value; });
-      const int tall = static_cast<int>(ceil_div(u, 16) * 16);
-      for (int i = static_cast<int>(threadIdx.x); i < (kMostRows - tall) * kPanel; i += kQrThreads)
-        room.batch[(tall + i / kPanel) * kLd + i % kPanel] = T(0);
-    }
-    __syncthreads();
-    reduce_panel<T, kLd>(R, room.batch, room, column, d, there);
-    return;
-  }
-  constexpr int kAcross = kWidth<T>;
-  const bool of_rhs = block > blocks;
-  const int64_t first =
-      of_rhs ? (block - 1 - blocks) * kAcross : top_row + 2 * kPanel + (block - 1) * kAcross;
-  const int64_t last = of_rhs ? v : d;
-  T* changed = of_rhs ? all_targets + b * u * v : rows;
-  correct<E, kAcross>(of_rhs ? Bs[b] : Rs[b], Matrix<const T>{changed, last, 1}, here,
-                      Room<T, kAcross>(memory), top_row, d, first, last, u, [&](int i, int j, T value) {
-                        if (i < u && first + j < last) changed[i * last + first + j] = value;
-                      });
 }
 
 }  // namespace
@@ -174,25 +164,17 @@ template <class E>
 void append(Call& call, Matrices<typename E::T> R, Matrices<typename E::T> B, Matrices<const typename E::T> K,
             Matrices<const typename E::T> V, int64_t d, int64_t u, int64_t v) {
   using T = typename E::T;
-  constexpr size_t kBytes = sizeof(T) * greater(Room<T, kWidth<T>>::kElements, Room<T, kPanel>::kElements);
-  const int64_t batch = call.batch(), chunk = lesser<int64_t>(u, kMostRows);
+  constexpr size_t kBytes = sizeof(T) * Room<T>::kElements;
+  const int64_t batch = call.batch(), panels = ceil_div(d, kPanel), rhs = ceil_div(v, kPanel);
   call.require(static_cast<int64_t>(kBytes) <= call.most_shared(), "this GPU has too little shared memory");
-  T *rows = call.scratch<T>(batch * chunk * d),
-    *targets = v > 0 ? call.scratch<T>(batch * chunk * v) : nullptr;
-  T* work = call.scratch<T>(batch * 2 * Reflector<T>::kSize);
-  const int panels = static_cast<int>(ceil_div(d, kPanel));
-  for (int64_t first = 0; first < u; first += chunk) {
-    const int64_t count = lesser(chunk, u - first);
-    gather(call.stream(), batch, K, first, rows, count, d);
-    if (v > 0) gather(call.stream(), batch, V, first, targets, count, v);
-    for (int panel = -1; panel < panels - (v > 0 ? 0 : 1); ++panel) {
-      const int64_t behind = greater<int64_t>(d - (panel + 2) * kPanel, 0);
-      const int64_t blocks = panel < 0 ? 0 : ceil_div(behind, kWidth<T>);
-      const int64_t others = panel < 0 ? 0 : ceil_div(v, kWidth<T>);
-      launch(append_kernel<E>,
-             dim3(static_cast<unsigned>(1 + blocks + others), 1, static_cast<unsigned>(batch)), kQrThreads,
-             kBytes, call.stream(), R, B, rows, targets, work, panel, static_cast<int>(blocks), d, v, count);
-    }
+  call.require(batch * (panels + rhs) < (int64_t(1) << 31), "too many matrices of this size at once");
+  T* work = call.scratch<T>(batch * panels * Reflector<T>::kSize);
+  const Counters counters(call, 1 + batch);
+  for (int64_t first = 0; first < u; first += kMostRows) {
+    launch(append_kernel<E>, dim3(static_cast<unsigned>(batch * (panels + rhs))), kQrThreads, kBytes,
+           call.stream(), R, B, K, V, work, counters.cleared(), d, v, first,
+           lesser<int64_t>(kMostRows, u - first), static_cast<unsigned>(batch),
+           static_cast<unsigned>(panels));
   }
 }
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,56 @@ def test_more_rows_than_go_in_at_a_time(u, dtype, precision, kernels) -> None:
     assert error(R.double().mT @ R.double(), expected) < 10 * u * torch.finfo(dtype).eps
     got, *_ = results("qr_gain", (R, K), precision)
     assert error(got, rk.reference.qr_gain(R, K)) < tolerances.solve(8, 1e3, dtype)
+
+
+@ENGINES
+@pytest.mark.parametrize(("op", "launches"), [("qr_append_", 2), ("qr_append_rhs_", 2), ("qr_gain", 2)])
+def test_a_sweep_is_one_launch_whatever_the_order_of_its_blocks(op, launches, dtype, precision, kernels) -> None:
+    """Up to 128 rows an append, and both ways of a gain: tickets, not block numbers, carry the order."""
+    outcomes = []
+    for order in (nullcontext, emulated.descending):
+        given, before = arguments(op, dtype, (2,), 165, 131), emulated.launches()
+        with order():
+            outcomes.append(results(op, given, precision))
+        assert emulated.launches() - before == launches
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+    assert all(bool(torch.isfinite(a).all()) for a in outcomes[0])
+
+
+@ENGINES
+def test_columns_of_very_different_sizes(dtype, precision, kernels) -> None:
+    """Every column is scaled by itself: its error is small beside its own length."""
+    d, u, eps = 70, 40, torch.finfo(dtype).eps
+    sizes = torch.logspace(-15, 15, d, dtype=torch.float64)[torch.randperm(d, generator=torch.manual_seed(3))]
+    R = (builders.triangular((), d, torch.float64, 0) * sizes).to(dtype)
+    K = (builders.key_batch((), u, d, torch.float64, 1) * sizes).to(dtype)
+    scaled = [A.double() / sizes for A in (R, K)]
+    expected = sum(A.mT @ A for A in scaled)
+    results("qr_append_", (R, K), precision)
+    new = R.double() / sizes
+    assert error(new.mT @ new, expected) < 20 * u * eps
+    assert bool((R.diagonal() >= 0.0).all())
+
+
+@ENGINES
+@pytest.mark.parametrize("size", [1e-20, 1e-25, 1e-35])
+def test_rows_too_small_to_matter_leave_a_factor_as_it_is(size, dtype, precision, kernels) -> None:
+    R, K = builders.triangular((), 45, dtype, 0), builders.key_batch((), 7, 45, dtype, 1)
+    new = R.clone()
+    results("qr_append_", (new, size * K), precision)
+    assert torch.equal(new, R)
+
+
+@ENGINES
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_rows_that_are_not_finite_show_in_the_factor(value, dtype, precision, kernels) -> None:
+    R, K = builders.triangular((), 70, dtype, 0), builders.key_batch((), 7, 70, dtype, 1)
+    K[3, 40] = value
+    results("qr_append_", (R, K), precision)
+    assert not bool(torch.isfinite(R[40:, 40:].diagonal()).any())
+    gain, *_ = results("qr_gain", (builders.triangular((), 70, dtype, 2), K), precision)
+    assert not bool(torch.isfinite(gain[:41, 3]).any())
+    assert bool(torch.isfinite(gain[:, :3]).all())
 
 
 @ENGINES
