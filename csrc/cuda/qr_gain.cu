@@ -163,8 +163,14 @@ __global__ void __launch_bounds__(kThreads, E::kBlocks)
     fetch(p + 1);
     copy_wait<1>();  // all but the tile that comes next
     __syncthreads();
-    deep_product<E, kTiles, 2, !BACK>(sum, room.solved() + m * In::kLd, In::kLd,
+    T part[1][kTiles][4];  // from zero: a long sum in parts rounds less than term by term
+    clear(part);
+    deep_product<E, kTiles, 2, !BACK>(part, room.solved() + m * In::kLd, In::kLd,
                                       room.tile(p) + place<!BACK>(n, 0, In::kRLd), In::kRLd, kWide);
+#pragma unroll
+    for (int k = 0; k < kTiles; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[0][k][i] += part[0][k][i];
   }
   copy_wait<0>();
   for_each_sum(sum, [&](int i, int j, T value) { room.own()[(m + i) * In::kLd + n + j] = -value; });
