@@ -93,6 +93,16 @@ RLSEDIT_HOST_DEVICE constexpr T greater(T a, T b) {
   return a < b ? b : a;
 }
 
+// A pointer into global memory, where the compiler does not see that it is one and would address it
+// generically.
+template <class T>
+RLSEDIT_DEVICE T* in_global(T* pointer) {
+#ifndef RLSEDIT_EMULATE
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 RLSEDIT_DEVICE int lane_index() {
   return static_cast<int>(threadIdx.x) & 31;
 }

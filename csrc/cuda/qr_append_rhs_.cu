@@ -53,16 +53,25 @@ struct Columns {
   }
 };
 
-// The batch's rows [row, row + count) in the ticket's columns, turned; zeros beyond.
+// The batch's rows [row, row + count) in the ticket's columns, turned; zeros beyond. All are asked for before
+// the first is waited for.
 template <class T>
 RLSEDIT_DEVICE void load_rows(T* to, const Matrix<const T>& from, int64_t row, int64_t count, int64_t first,
                               int64_t last) {
+  constexpr int kEach = kMostRows * kPanel / kQrThreads;
   const bool down = from.rs == 1 && from.cs != 1;  // threads side by side read adjacent elements
-#pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < kMostRows * kPanel; i += kQrThreads) {
-    const int r = down ? i % kMostRows : i / kPanel, c = down ? i / kMostRows : i % kPanel;
-    to[c * kRowsLd + r] = r < count && first + c < last ? from.at(row + r, first + c) : T(0);
-  }
+  const auto for_each = [&](const auto& f) {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * kQrThreads;
+      f(k, down ? i % kMostRows : i / kPanel, down ? i / kMostRows : i % kPanel);
+    }
+  };
+  T value[kEach];
+  for_each([&](int k, int r, int c) {
+    value[k] = r < count && first + c < last ? from.at(row + r, first + c) : T(0);
+  });
+  for_each([&](int k, int r, int c) { to[c * kRowsLd + r] = value[k]; });
 }
 
 template <class T>
@@ -131,10 +140,15 @@ __global__ void __launch_bounds__(kQrThreads, E::kBlocks)
   const unsigned steps = of_rhs ? panels : turn;
   unsigned* done = counters + (1 + b) * kCounterSize;
   T* reflectors = work + b * panels * Reflector<T>::kSize;
-  const Columns<T> own{of_rhs ? Bs[b] : Rs[b], static_cast<int64_t>(of_rhs ? turn - panels : turn) * kPanel,
-                       d, of_rhs ? v : d};
+  const Matrix<T> A = of_rhs ? Bs[b] : Rs[b];
+  const Matrix<const T> rows = of_rhs ? Vs[b] : Ks[b];
+  const Columns<T> own{{in_global(A.data), A.rs, A.cs},
+                       static_cast<int64_t>(of_rhs ? turn - panels : turn) * kPanel,
+                       d,
+                       of_rhs ? v : d};
   own.fetch(room.top(), 0);
-  load_rows(room.rows(), of_rhs ? Vs[b] : Ks[b], row, count, own.first, own.last);
+  load_rows(room.rows(), Matrix<const T>{in_global(rows.data), rows.rs, rows.cs}, row, count, own.first,
+            own.last);
   const int tall = static_cast<int>(ceil_div(count, 32) * 32);
   Awaited reduced(done);
   for (unsigned p = 0; p < steps; ++p) {
@@ -149,12 +163,12 @@ __global__ void __launch_bounds__(kQrThreads, E::kBlocks)
   if (of_rhs) return;
   copy_wait<0>();
   __syncthreads();
-  T* A = room.top();
-  reflect(A, room.rows(), room.x(), Reflector<T>{reflectors + turn * Reflector<T>::kSize});
+  T* tile = room.top();
+  reflect(tile, room.rows(), room.x(), Reflector<T>{reflectors + turn * Reflector<T>::kSize});
   publish(done, turn + 1);
   for (int i = static_cast<int>(threadIdx.x); i < kPanel * kPanel; i += kQrThreads) {
     const int r = i / kPanel, c = i % kPanel;
-    if (c >= r && own.first + c < d) own.A.at(own.first + r, own.first + c) = A[r * kTileLd + c];
+    if (c >= r && own.first + c < d) own.A.at(own.first + r, own.first + c) = tile[r * kTileLd + c];
   }
 }
 

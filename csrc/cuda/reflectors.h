@@ -92,35 +92,47 @@ RLSEDIT_DEVICE T product(const T (&x)[kHeld], const T (&y)[kHeld]) {
   return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
-// Square root, and one over it, of a number that is neither subnormal nor, for float32, beyond 1e38; 1 / x
-// alike. On a GPU float32 comes from the approximations of its special functions and one step of Newton: the
-// branches of IEEE's rare cases are as long as the rest, and one after the other.
-template <class T>
-RLSEDIT_DEVICE T root(T x, T& over) {
-#ifndef RLSEDIT_EMULATE
-  if constexpr (sizeof(T) == 4) {
-    float near;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(x));
-    const float first = x * near, result = fmaf(fmaf(-first, first, x), 0.5f * near, first);
-    over = fmaf(fmaf(-result, near, 1.0f), near, near);
-    return result;
-  }
+// 1 / sqrt(x) and 1 / x to 22 bits; for neither a subnormal x nor a subnormal result.
+RLSEDIT_DEVICE float rough_over_root(float x) {
+#ifdef RLSEDIT_EMULATE
+  return emulate::rough(1.0f / sqrt(x));
+#else
+  float result;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 #endif
-  const T result = sqrt(x);
-  over = T(1) / result;
+}
+
+RLSEDIT_DEVICE float rough_reciprocal(float x) {
+#ifdef RLSEDIT_EMULATE
+  return emulate::rough(1.0f / x);
+#else
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+
+// Square root, and one over it. For float32 one step of Newton each: the branches of IEEE's rare cases would
+// be as long as the rest, and one after the other.
+RLSEDIT_DEVICE float root(float x, float& over) {
+  const float near = rough_over_root(x), first = x * near;
+  const float result = fma(fma(-first, first, x), 0.5f * near, first);
+  over = fma(fma(-result, near, 1.0f), near, near);
+  return result;
+}
+RLSEDIT_DEVICE double root(double x, double& over) {
+  const double result = sqrt(x);
+  over = 1.0 / result;
   return result;
 }
 
-template <class T>
-RLSEDIT_DEVICE T reciprocal(T x) {
-#ifndef RLSEDIT_EMULATE
-  if constexpr (sizeof(T) == 4) {
-    float near;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(x));
-    return fmaf(fmaf(-x, near, 1.0f), near, near);
-  }
-#endif
-  return T(1) / x;
+RLSEDIT_DEVICE float reciprocal(float x) {
+  const float near = rough_reciprocal(x);
+  return fma(fma(-x, near, 1.0f), near, near);
+}
+RLSEDIT_DEVICE double reciprocal(double x) {
+  return 1.0 / x;
 }
 
 // What `reflect` needs of shared memory beside A: two columns of the rows, two rows of X'X, the scales.

@@ -10,7 +10,8 @@
 //     need one that starts after it, in either order.
 //
 // Tensor-core products round as Hopper's may: exact products of tf32 operands (their last 13 bits are
-// ignored), summed with the accumulator and truncated, not rounded, to float.
+// ignored), summed with the accumulator and truncated, not rounded, to float. So do its approximate
+// functions: `rough` leaves two bits out.
 #pragma once
 
 #include <csetjmp>
@@ -278,6 +279,15 @@ inline float tf32(uint32_t bits) {
   bits &= 0xffffe000u;
   std::memcpy(&value, &bits, 4);
   return value;
+}
+
+// What a special function of the GPU may return: all but the last two bits.
+inline float rough(float exact) {
+  uint32_t bits;
+  std::memcpy(&bits, &exact, 4);
+  bits &= 0xfffffffcu;
+  std::memcpy(&exact, &bits, 4);
+  return exact;
 }
 
 // mma.m16n8k8, tf32: a lane's fragments as in mma.h.
