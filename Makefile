@@ -112,7 +112,7 @@ gpu-bench:
 	PYTHONPATH="$(CURDIR)" $(PYTHON) bench/gpu.py --json bench/results/gpu.json
 
 gpu-test-triton:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops --device cuda -k triton $(WORKERS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS)
 
 clean:
 	rm -rf build demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -6,6 +6,7 @@ and specialisations included.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -135,12 +136,22 @@ def test_one_key_compiles(op, launches, monkeypatch) -> None:
         triton.compile(source(launch), target=TARGETS["sm_90"][0], options=launch.options)
 
 
-def test_a_stream_of_panels_compiles_few_variants(launches, monkeypatch) -> None:
-    """Panels are told apart by an argument that is not specialised: no compilation in the middle of an append."""
+@pytest.mark.parametrize(("op", "count"), [("qr_append_", 1), ("qr_append_rhs_", 1), ("qr_gain", 2)])
+def test_panels_take_no_launches_of_their_own(op, count, launches, monkeypatch) -> None:
+    """Programs wait for panels on the device; a launch a panel would cost more than the panel."""
+    monkeypatch.setattr(tuning, "_architecture", lambda: "cuda")
+    calls(op, torch.float32, 100, "tf32x3")
+    assert len(launches) == count
+
+
+def test_programs_that_wait_release_and_acquire(launches, monkeypatch) -> None:
+    """What a panel stored is made visible before its flag, and nothing older is kept once the flag is seen."""
     monkeypatch.setattr(tuning, "_architecture", lambda: "cuda")
     calls("qr_append_", torch.float32, 100, "tf32x3")
-    assert len(launches) == D // 32
-    assert len({key(launch) for launch in launches}) == 2  # the first panel, and the others
+    ptx = triton.compile(source(launches[0]), target=TARGETS["sm_90"][0], options=launches[0].options).asm["ptx"]
+    assert re.search(r"\b(atom|ld)\.global\.gpu\.acquire\b", ptx)
+    assert re.search(r"\batom\.global\.gpu\.release\.exch\b", ptx)
+    assert ".global.nc" not in ptx
 
 
 @pytest.mark.parametrize("op", ["qr_append_", "qr_append_rhs_", "qr_gain"])

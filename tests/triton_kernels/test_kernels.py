@@ -7,11 +7,14 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from support import builders, tolerances
+from support.cases import sized
 from support.views import LAYOUTS, View
 
 from rlsedit_kernels import triton_kernels
-from rlsedit_kernels.triton_kernels import launch, tuning
+from rlsedit_kernels.triton_kernels import dataflow, launch, tuning
 
 
 @pytest.mark.parametrize("op", triton_kernels.KERNELS)
@@ -30,7 +33,7 @@ def test_an_unknown_precision_is_refused(op) -> None:
 
 
 def test_the_precision_that_is_taken() -> None:
-    single, double = torch.ones(1), torch.ones(1, dtype=torch.float64)
+    single, double = torch.ones(1, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
     assert launch.precision(single, "tf32x3") == "tf32x3"
     assert launch.precision(double, "tf32x3") == "ieee"
     assert launch.precision(single, None) == "ieee"  # no tensor cores on a CPU
@@ -116,6 +119,25 @@ def test_kernels_run_on_the_device_of_their_tensors(monkeypatch) -> None:
     assert entered == [1]
     guarded = [*triton_kernels.KERNELS.values(), triton_kernels.weight_update_]
     assert all(hasattr(function, "__wrapped__") for function in guarded)
+
+
+@triton.jit
+def _chain(board_of, out):
+    """out[t] = out[t - 1] + 1, each by a program of its own, more of them than a device holds at once."""
+    t = dataflow.take_ticket(board_of)
+    before = 0
+    if t > 0:
+        dataflow.wait_for(board_of, t - 1)
+        before = tl.load(out + t - 1)
+    tl.store(out + t, before + 1)
+    dataflow.publish(board_of, t)
+
+
+def test_programs_wait_for_lower_tickets() -> None:
+    count = sized(20_000, 50)
+    out = torch.full((count,), -7, dtype=torch.int32)
+    _chain[(count,)](dataflow.board(count, out), out)
+    assert torch.equal(out.cpu(), torch.arange(1, count + 1, dtype=torch.int32))
 
 
 def test_every_row_of_the_tuning_table_is_there_and_sound() -> None:
