@@ -50,12 +50,12 @@ void copy_kernel(const float* from, float* out, int kind) {
 }
 
 // Every block adds its number to what the one before it has left: in the order of tickets, or of blocks.
-void chain_kernel(unsigned* counters, float* sums, int by_ticket) {
+void chain_kernel(unsigned* counters, float* sums, int by_ticket, int waits) {
   unsigned* done = counters + kCounterSize;
   const unsigned ticket = take_ticket(counters, shared_memory<unsigned>());
   const unsigned number = by_ticket ? ticket : blockIdx.x;
   Awaited before(done);
-  before.wait(number, true);
+  if (waits) before.wait(number, true);
   if (threadIdx.x == 0) sums[number] = (number > 0 ? sums[number - 1] : 0.0f) + static_cast<float>(number);
   publish(done, number + 1);
 }
@@ -90,10 +90,13 @@ const char* too_much() {
 const char* copied(const float* from, float* out, int kind) {
   return said([&] { launch(copy_kernel, dim3(1), 32, 128, 0, from, out, kind); });
 }
-const char* chained(unsigned* counters, float* sums, int blocks, int by_ticket) {
+void beside(int blocks) {
+  emulate::Machine::here().beside = static_cast<unsigned>(blocks);
+}
+const char* chained(unsigned* counters, float* sums, int blocks, int by_ticket, int waits) {
   clear_memory(counters, 2 * kCounterSize * sizeof(unsigned), 0);
   return said([&] {
-    launch(chain_kernel, dim3(static_cast<unsigned>(blocks)), 64, 256, 0, counters, sums, by_ticket);
+    launch(chain_kernel, dim3(static_cast<unsigned>(blocks)), 64, 256, 0, counters, sums, by_ticket, waits);
   });
 }
 void tile_tf32x3(const float* A, const float* B, float* out, int depth, int turned) {

@@ -63,20 +63,35 @@ def test_a_copy_takes_place_when_it_is_waited_for(library) -> None:
     assert b"nobody waited for" in library.copied(pointer(given), pointer(out), 2)
 
 
-@pytest.mark.parametrize("by_ticket", [0, 1])
-@pytest.mark.parametrize("descending", [0, 1])
-def test_a_block_that_waits_for_a_later_one_is_an_error(descending, by_ticket, library) -> None:
-    """Tickets follow the order in which blocks start, whatever it is; the numbers of the blocks do not."""
+def chained(library: Any, by_ticket: int, waits: int, descending: int, beside: int) -> tuple[bytes, np.ndarray]:
+    """Nine blocks, each of which adds to what the one before it has left."""
     counters, sums = np.full(64, 7, np.uint32), np.zeros(9, np.float32)
     library.descending(descending)
-    said = library.chained(pointer(counters), pointer(sums), 9, by_ticket)
+    library.beside(beside)
+    said = library.chained(pointer(counters), pointer(sums), 9, by_ticket, waits)
     library.descending(0)
-    if descending and not by_ticket:
+    library.beside(1)
+    return said, sums
+
+
+@pytest.mark.parametrize("by_ticket", [0, 1])
+@pytest.mark.parametrize("descending", [0, 1])
+@pytest.mark.parametrize("beside", [1, 3, 9])
+def test_a_block_that_waits_for_a_later_one_is_an_error(beside, descending, by_ticket, library) -> None:
+    """Tickets follow the order in which blocks start, whatever it is; the numbers of the blocks do not."""
+    said, sums = chained(library, by_ticket, 1, descending, beside)
+    if descending and not by_ticket and beside < 9:
         assert b"waits for one that starts after it" in said
-        assert library.chained(pointer(counters), pointer(sums), 9, 1) == b""  # and the next launch is not spoiled
-    else:
-        assert said == b""
+        said, sums = chained(library, 1, 1, descending, beside)  # and the next launch is not spoiled
+    assert said == b""
     assert np.array_equal(sums, np.arange(9).cumsum())
+
+
+@pytest.mark.parametrize("beside", [1, 3])
+def test_a_block_that_does_not_wait_shows_beside_others(beside, library) -> None:
+    said, sums = chained(library, 1, 0, 0, beside)
+    assert said == b""
+    assert np.array_equal(sums, np.arange(9).cumsum()) == (beside == 1)
 
 
 @pytest.mark.parametrize("turned", [0, 1])

@@ -136,14 +136,15 @@ def test_more_rows_than_go_in_at_a_time(u, dtype, precision, kernels) -> None:
 @ENGINES
 @pytest.mark.parametrize(("op", "launches"), [("qr_append_", 2), ("qr_append_rhs_", 2), ("qr_gain", 2)])
 def test_a_sweep_is_one_launch_whatever_the_order_of_its_blocks(op, launches, dtype, precision, kernels) -> None:
-    """Up to 128 rows an append, and both ways of a gain: tickets, not block numbers, carry the order."""
+    """Up to 128 rows an append, and both ways of a gain: tickets and counts carry the order, not block numbers."""
     outcomes = []
-    for order in (nullcontext, emulated.descending):
+    for order in (nullcontext, emulated.descending, lambda: emulated.beside(5)):
         given, before = arguments(op, dtype, (2,), 165, 131), emulated.launches()
         with order():
             outcomes.append(results(op, given, precision))
         assert emulated.launches() - before == launches
-    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+    for other in outcomes[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outcomes[0], other, strict=True))
     assert all(bool(torch.isfinite(a).all()) for a in outcomes[0])
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
-from support import builders, tolerances
+from support import builders, interleaved, tolerances
 from support.cases import sized
 from support.views import LAYOUTS, View
 
@@ -138,6 +139,50 @@ def test_programs_wait_for_lower_tickets() -> None:
     out = torch.full((count,), -7, dtype=torch.int32)
     _chain[(count,)](dataflow.board(count, out), out)
     assert torch.equal(out.cpu(), torch.arange(1, count + 1, dtype=torch.int32))
+
+
+def _gain() -> tuple[torch.Tensor, ...]:
+    """Two matrices of three block columns, two groups of keys."""
+    R, K = builders.triangular((2,), 70, torch.float32, 0), builders.key_batch((2,), 70, 70, torch.float32, 1)
+    return (triton_kernels.qr_gain(R, K),)
+
+
+def _appended() -> tuple[torch.Tensor, ...]:
+    """Two matrices of five panels, two blocks of a right-hand side."""
+    R, K = builders.triangular((2,), 70, torch.float32, 0), builders.key_batch((2,), 20, 70, torch.float32, 1)
+    B, V = builders.columns((2,), 70, 20, torch.float32, 2), builders.key_batch((2,), 20, 20, torch.float32, 3)
+    triton_kernels.qr_append_rhs_(R, B, K, V)
+    return R, B
+
+
+in_turn = pytest.mark.skipif(not launch.INTERPRETED, reason="the order of programs is the GPU's")
+
+
+@in_turn
+@pytest.mark.parametrize(("call", "launches"), [(_gain, 2), (_appended, 1)])
+def test_the_order_in_which_programs_run_does_not_matter(call, launches, poisoned_memory) -> None:
+    """What is read before it was waited for is NaN here."""
+    expected = call()
+    with interleaved.latest_first() as waits:
+        found = call()
+    assert len(waits) == launches
+    assert all(count > 0 for count in waits)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def _no_wait(flags, ticket):
+    tl.debug_barrier()
+
+
+@in_turn
+@pytest.mark.parametrize(("call", "module"), [(_gain, "qr_gain"), (_appended, "qr_append_rhs_")])
+def test_a_wait_that_is_left_out_shows(call, module, monkeypatch, poisoned_memory) -> None:
+    """In the test above."""
+    expected = call()
+    monkeypatch.setattr(sys.modules[f"rlsedit_kernels.triton_kernels.{module}"], "wait_for", triton.jit(_no_wait))
+    with interleaved.latest_first():
+        found = call()
+    assert not all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_every_row_of_the_tuning_table_is_there_and_sound() -> None:

@@ -104,6 +104,17 @@ def descending() -> Iterator[None]:
         switch(0)
 
 
+@contextmanager
+def beside(blocks: int) -> Iterator[None]:
+    """So many blocks are under way at a time: one that does not wait for what it reads shows as a difference."""
+    switch = ctypes.CDLL(str(load())).rlsedit_emulate_beside
+    switch(blocks)
+    try:
+        yield
+    finally:
+        switch(1)
+
+
 def launches() -> int:
     """Kernels launched so far."""
     return int(ctypes.CDLL(str(load())).rlsedit_emulate_launches())
