@@ -5,7 +5,8 @@ The first factors and inverts L (cholesky.py); in the second a program takes a b
     Z_J    = sum_{K <= J} Y_K V_JK'      V = L^-1, tiles of keys J, K
     gain_J = sum_{K >= J} Z_K V_KJ       Z comes back from the cache, after a barrier
 
-Bytes: 3 d u; flops 2 d u^2. Where info != 0 gain and Z are NaN.
+Bytes: 3 d u; flops 2 d u^2. Where info != 0 gain and Z are NaN. Up to 32 keys "tf32x3" is IEEE: sums of few terms do not
+average what TF32 leaves out, and there is little to multiply.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def gain_solve(
     d, u = Y.shape[-2:]
     gain, Z = (torch.empty_like(Y, memory_format=torch.contiguous_format) for _ in range(2))
     used, t = launch.precision(Y, input_precision), tuning.tiles("gain_solve", Y, u)
+    used = "ieee" if u <= 32 and used == "tf32x3" else used
     _, V, info = factored(G, noise, inverse=True)
     for y, v, flag, g, z in launch.views(Y, V, info[..., None, None], gain, Z):
         gain_solve_kernel[launch.ceil_div(d, t.rows), y.shape[0]](
