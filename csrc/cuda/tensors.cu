@@ -159,6 +159,10 @@ void Call::lead(const Tensor& t, int& dims, int64_t* sizes, int64_t* strides) co
 extern "C" __attribute__((visibility("default"))) void rlsedit_emulate_descending(int yes) {
   rlsedit::emulate::Machine::here().descending = yes != 0;
 }
+// So many blocks are under way at a time.
+extern "C" __attribute__((visibility("default"))) void rlsedit_emulate_beside(int blocks) {
+  rlsedit::emulate::Machine::here().beside = static_cast<unsigned>(blocks);
+}
 // Kernels launched by this thread so far.
 extern "C" __attribute__((visibility("default"))) int rlsedit_emulate_launches() {
   return rlsedit::emulate::Machine::here().launches;

@@ -1,4 +1,4 @@
-// CUDA's execution model on one CPU thread, for tests: threads are fibers, blocks run one by one.
+// CUDA's execution model on one CPU thread, for tests: threads are fibers.
 //
 // It is meant to be strict where a GPU may be lenient:
 //   - shared memory holds NaN at the start of a block and is followed by a guard that is checked at its end;
@@ -6,8 +6,10 @@
 //   - a barrier that not all threads reach is an error (every thread of a block takes part in __syncthreads);
 //   - blocks, warps and lanes run in ascending or in descending order (`descending`), on until they have to
 //     wait: a missing barrier, or a block that needs another one of its launch, shows as a difference;
-//   - a block that waits for another one (dataflow.h) finds it finished, or there is an error: no block may
-//     need one that starts after it, in either order.
+//   - `beside` blocks are under way at a time, one unless told otherwise. They take turns where one waits for
+//     another (dataflow.h) or takes a ticket, the youngest first and as far as it can go: a block that does
+//     not wait for what it reads shows as a difference. If all of them wait, there is an error: no block may
+//     need one that starts after it.
 //
 // Tensor-core products round as Hopper's may: exact products of tf32 operands (their last 13 bits are
 // ignored), summed with the accumulator and truncated, not rounded, to float. So do its approximate
@@ -70,10 +72,34 @@ struct Fiber {
   std::vector<Copy> open;
 };
 
+// What a running block occupies.
+struct Place {
+  Index block;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Warp> warps;
+  std::vector<unsigned char> memory;
+  unsigned char* shared = nullptr;
+  std::deque<int> ready;
+  Barrier barrier;
+  int current = 0, finished = 0;
+  bool paused = false;
+
+  void fit(int threads, size_t bytes) {
+    while (static_cast<int>(fibers.size()) < threads) {
+      fibers.push_back(std::make_unique<Fiber>());
+      fibers.back()->stack.reset(new char[kStack]);
+    }
+    warps.resize(static_cast<size_t>(threads / 32));
+    if (memory.size() < bytes + kGuard + 16) memory.resize(bytes + kGuard + 16);
+    shared = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16;
+  }
+};
+
 class Machine {
  public:
   Index block, grid;
   bool descending = false;
+  unsigned beside = 1;
   int launches = 0;
 
   static Machine& here() {
@@ -90,104 +116,115 @@ class Machine {
       throw std::runtime_error("grid of a launch");
     ++launches;
     grid = grid_size;
-    threads_ = threads;
     kernel_ = std::move(kernel);
-    grow(threads, shared);
-    const auto place = [&](unsigned i, unsigned count) { return descending ? count - 1 - i : i; };
-    for (unsigned z = 0; z < grid.z; ++z)
-      for (unsigned y = 0; y < grid.y; ++y)
-        for (unsigned x = 0; x < grid.x; ++x) {
-          block = Index(place(x, grid.x), place(y, grid.y), place(z, grid.z));
-          run_block(shared);
+    threads_ = threads;
+    bytes_ = shared;
+    const size_t all = size_t(grid.x) * grid.y * grid.z;
+    size_t started = 0;
+    while (started < all || !running_.empty()) {
+      moved_ = false;
+      try {
+        if (started < all && running_.size() < beside) {
+          start(descending ? all - 1 - started : started);
+          ++started;
+          go_on(running_.size() - 1);
+        } else {
+          for (size_t i = running_.size(); i-- > 0;) go_on(i);  // the youngest goes as far as it can
         }
+        if (!moved_) throw std::runtime_error("a block waits for one that starts after it");
+      } catch (...) {
+        running_.clear();  // stuck in the middle of a kernel: never resumed
+        throw;
+      }
+    }
   }
 
-  // The launch ends with an error; called by a thread of a block.
-  [[noreturn]] void fail(const char* message) {
-    failure_ = message;
-    leave();
-  }
+  Fiber& current() { return *at_->fibers[static_cast<size_t>(at_->current)]; }
+  unsigned char* shared() { return at_->shared; }
 
-  Fiber& current() { return *fibers_[static_cast<size_t>(current_)]; }
-  unsigned char* shared() { return shared_.data() + offset_; }
-
-  void wait_for_block() { wait(block_barrier_, threads_); }
-  void wait_for_warp() { wait(warps_[static_cast<size_t>(current_ / 32)].barrier, 32); }
+  void wait_for_block() { wait(at_->barrier, threads_); }
+  void wait_for_warp() { wait(at_->warps[static_cast<size_t>(at_->current / 32)].barrier, 32); }
 
   // Every lane shows some words; afterwards every lane may read those of all.
- uint64_t (*show(const void* words, size_t bytes)) [kWords] {
-   Warp& warp = warps_[static_cast<size_t>(current_ / 32)];
-   Fiber& fiber = current();
-   const int turn = fiber.turn;
-   fiber.turn ^= 1;
-   std::memcpy(warp.words[turn][current_ % 32], words, bytes);
-   wait_for_warp();
-   return warp.words[turn];
- }
-
- private : void grow(int threads, size_t shared) {
-    while (static_cast<int>(fibers_.size()) < threads) {
-      auto fiber = std::make_unique<Fiber>();
-      fiber->stack.reset(new char[kStack]);
-      fibers_.push_back(std::move(fiber));
-    }
-    warps_.resize(static_cast<size_t>(threads / 32));
-    if (shared_.size() < shared + kGuard + 16) shared_.resize(shared + kGuard + 16);
-    offset_ = (16 - reinterpret_cast<uintptr_t>(shared_.data()) % 16) % 16;
+  auto show(const void* words, size_t bytes) -> uint64_t (*)[kWords] {
+    Warp& warp = at_->warps[static_cast<size_t>(at_->current / 32)];
+    Fiber& fiber = current();
+    const int turn = fiber.turn;
+    fiber.turn ^= 1;
+    std::memcpy(warp.words[turn][at_->current % 32], words, bytes);
+    wait_for_warp();
+    return warp.words[turn];
   }
 
-  void run_block(size_t shared) {
-    std::memset(this->shared(), 0xff, shared);
-    std::memset(this->shared() + shared, 0x5a, kGuard);
-    ready_.clear();
-    finished_ = 0;
-    failure_ = nullptr;
+  // Called by a thread of a block: the blocks beside it go on.
+  void pause() {
+    at_->ready.push_front(at_->current);
+    at_->paused = true;
+    if (_setjmp(current().place) == 0) _longjmp(main_, 1);
+  }
+  void moved() { moved_ = true; }
+
+ private:
+  void start(size_t number) {
+    if (idle_.empty()) idle_.push_back(std::make_unique<Place>());
+    running_.push_back(std::move(idle_.back()));
+    idle_.pop_back();
+    Place& place = *running_.back();
+    place.fit(threads_, bytes_);
+    const auto i = static_cast<unsigned>(number % (size_t(grid.x) * grid.y));
+    place.block = Index(i % grid.x, i / grid.x, static_cast<unsigned>(number / (size_t(grid.x) * grid.y)));
+    std::memset(place.shared, 0xff, bytes_);
+    std::memset(place.shared + bytes_, 0x5a, kGuard);
+    place.ready.clear();
+    place.finished = 0;
     for (int i = 0; i < threads_; ++i) {
-      fibers_[static_cast<size_t>(i)]->thread = Index(static_cast<unsigned>(i), 0, 0);
-      ready_.push_back(descending ? threads_ - 1 - i : i);
+      place.fibers[static_cast<size_t>(i)]->thread = Index(static_cast<unsigned>(i), 0, 0);
+      place.ready.push_back(descending ? threads_ - 1 - i : i);
     }
+    moved_ = true;
+  }
+
+  // A block until it pauses or has finished.
+  void go_on(size_t number) {
+    at_ = running_[number].get();
+    block = at_->block;
+    at_->paused = false;
     if (_setjmp(main_) == 0) resume_next();
-    if (finished_ != threads_) {
-      fibers_.clear();  // stuck in the middle of a kernel: never resumed
-      throw std::runtime_error(failure_ != nullptr ? failure_ : "a barrier that not all threads reach");
-    }
+    if (at_->paused) return;
+    if (at_->finished != threads_) throw std::runtime_error("a barrier that not all threads reach");
     for (size_t i = 0; i < kGuard; ++i)
-      if (this->shared()[shared + i] != 0x5a) throw std::runtime_error("a write behind the shared memory");
+      if (at_->shared[bytes_ + i] != 0x5a) throw std::runtime_error("a write behind the shared memory");
     bool open = false, pending = false;
-    for (int i = 0; i < threads_; ++i) {
-      Fiber& fiber = *fibers_[static_cast<size_t>(i)];
-      for (const auto& group : fiber.groups) pending = pending || !group.empty();
-      open = open || !fiber.open.empty();
-      fiber.groups.clear();
-      fiber.open.clear();
+    for (auto& fiber : at_->fibers) {
+      for (const auto& group : fiber->groups) pending = pending || !group.empty();
+      open = open || !fiber->open.empty();
+      fiber->groups.clear();
+      fiber->open.clear();
     }
     if (pending) throw std::runtime_error("a copy that nobody waited for");
     if (open) throw std::runtime_error("a copy that was not committed");
+    moved_ = true;
+    idle_.push_back(std::move(running_[number]));
+    running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(number));
   }
 
   void wait(Barrier& barrier, int all) {
-    barrier.waiting.push_back(current_);
+    barrier.waiting.push_back(at_->current);
     if (static_cast<int>(barrier.waiting.size()) < all) {
       if (_setjmp(current().place) == 0) resume_next();
       return;
     }
     for (int i = 0; i < all; ++i) {
       const int other = barrier.waiting[static_cast<size_t>(descending ? all - 1 - i : i)];
-      if (other != current_) ready_.push_back(other);
+      if (other != at_->current) at_->ready.push_back(other);
     }
     barrier.waiting.clear();
   }
 
-  [[noreturn]] void leave() {
-    block_barrier_.waiting.clear();
-    for (Warp& warp : warps_) warp.barrier.waiting.clear();
-    _longjmp(main_, 1);
-  }
-
   [[noreturn]] void resume_next() {
-    if (ready_.empty()) leave();
-    current_ = ready_.front();
-    ready_.pop_front();
+    if (at_->ready.empty()) _longjmp(main_, 1);
+    at_->current = at_->ready.front();
+    at_->ready.pop_front();
     Fiber& fiber = current();
     if (fiber.started) _longjmp(fiber.place, 1);
     fiber.started = true;
@@ -204,20 +241,17 @@ class Machine {
     for (;;) {
       Machine& machine = here();
       machine.kernel_();
-      ++machine.finished_;
+      ++machine.at_->finished;
       if (_setjmp(machine.current().place) == 0) machine.resume_next();
     }
   }
 
-  int threads_ = 0, current_ = 0, finished_ = 0;
-  size_t offset_ = 0;
+  int threads_ = 0;
+  size_t bytes_ = 0;
+  bool moved_ = false;
   std::function<void()> kernel_;
-  std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<Warp> warps_;
-  std::vector<unsigned char> shared_;
-  std::deque<int> ready_;
-  const char* failure_ = nullptr;
-  Barrier block_barrier_;
+  std::vector<std::unique_ptr<Place>> idle_, running_;  // running: in the order of their start
+  Place* at_ = nullptr;
   jmp_buf main_;
 };
 
@@ -248,9 +282,10 @@ inline void copy_wait(size_t left) {
   fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
-// The count that a block waits for. Blocks run one by one: what is not done now never will be.
+// The count that a block waits for, once it is there.
 inline unsigned awaited(const unsigned* done, unsigned count) {
-  if (*done < count) Machine::here().fail("a block waits for one that starts after it");
+  while (*done < count) Machine::here().pause();
+  Machine::here().moved();
   return *done;
 }
 
@@ -358,6 +393,8 @@ struct alignas(16) int4 {
 inline unsigned atomicAdd(unsigned* counter, unsigned more) {
   const unsigned before = *counter;
   *counter += more;
+  rlsedit::emulate::Machine::here().moved();
+  rlsedit::emulate::Machine::here().pause();
   return before;
 }
 
