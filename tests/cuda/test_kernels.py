@@ -138,7 +138,7 @@ def test_more_rows_than_go_in_at_a_time(u, dtype, precision, kernels) -> None:
 def test_a_sweep_is_one_launch_whatever_the_order_of_its_blocks(op, launches, dtype, precision, kernels) -> None:
     """Up to 128 rows an append, and both ways of a gain: tickets and counts carry the order, not block numbers."""
     outcomes = []
-    for order in (nullcontext, emulated.descending, lambda: emulated.beside(5)):
+    for order in (nullcontext, emulated.descending, lambda: emulated.beside(16)):
         given, before = arguments(op, dtype, (2,), 165, 131), emulated.launches()
         with order():
             outcomes.append(results(op, given, precision))
