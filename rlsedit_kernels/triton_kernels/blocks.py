@@ -1,6 +1,7 @@
 """Tiles of matrices, and small matrices inside a program: a Cholesky factor, a triangular inverse (N x N, N constexpr).
 
-Triton cannot index a tile, so a column (row) is taken out by a masked sum and put back by a select; N steps each.
+Triton cannot index a tile, so a column (row) is taken out by a masked sum and put back by a select; N steps each. A
+column comes from the registers of one warp, a row from those of all: a step takes one row.
 """
 
 from __future__ import annotations
@@ -23,24 +24,26 @@ def store(A, tile, i, j, m, n, a_r, a_c):
 
 @triton.jit
 def factor(A, first, bad, N: tl.constexpr):
-    """Lower Cholesky factor of a symmetric A, zeros above; `bad` becomes first + k + 1 at the first bad pivot k.
+    """[L | L^-1] for [A | I] (N, 2 N), A symmetric; `bad` becomes first + k + 1 at the first bad pivot k.
 
-    A pivot is bad where it is not positive or not finite; 1 is taken in its place and what follows has no meaning.
+    Zeros above L. A pivot is bad where it is not positive or not finite; 1 is taken in its place and what follows has
+    no meaning.
     """
-    i = tl.arange(0, N)
-    r = i[:, None]
-    c = i[None, :]
+    r = tl.arange(0, N)
+    c = tl.arange(0, 2 * N)
     for k in range(0, N):
-        x = tl.sum(tl.where(c == k, A, 0.0), axis=1)
-        pivot = tl.sum(tl.where(i == k, x, 0.0), axis=0)
+        x = tl.sum(tl.where(c[None, :] == k, A, 0.0), axis=1)
+        y = tl.sum(tl.where(r[:, None] == k, A, 0.0), axis=0)
+        pivot = tl.sum(tl.where(c == k, y, 0.0), axis=0)
         good = (pivot > 0.0) & (pivot - pivot == 0.0)
         bad = tl.where((bad == 0) & (good == 0), first + k + 1, bad)
         size = tl.where(good, pivot, 1.0).to(A.dtype)
         # tl.sqrt of float32 is an approximation, tl.sqrt_rn does not know float64
         size = tl.sqrt(size) if A.dtype == tl.float64 else tl.sqrt_rn(size)
-        x = tl.where(i >= k, x / size, 0.0)
-        A = tl.where(c == k, x[:, None], tl.where(c > k, A - x[:, None] * x[None, :], A))
-    return tl.where(r >= c, A, 0.0), bad
+        x = tl.where(r > k, x / size, 0.0)[:, None]
+        y = tl.where(c >= k, y / size, 0.0)[None, :]
+        A = tl.where((r[:, None] == k) & (c[None, :] >= k), y, tl.where(c[None, :] == k, x, A - x * y))
+    return tl.where((r[:, None] >= c[None, :]) | (c[None, :] >= N), A, 0.0), bad
 
 
 @triton.jit
@@ -48,10 +51,13 @@ def lower_inverse(L, N: tl.constexpr):
     """L^-1 for a lower triangular L, row by row by substitution."""
     i = tl.arange(0, N)
     r = i[:, None]
+    c = i[None, :]
+    T = tl.trans(L)
     X = tl.zeros((N, N), dtype=L.dtype)
     for k in range(0, N):
-        x = tl.sum(tl.where(r == k, L, 0.0), axis=0)
-        pivot = tl.sum(tl.where(i == k, x, 0.0), axis=0)
-        known = tl.sum(tl.where(i < k, x, 0.0)[:, None] * X, axis=0)
-        X = tl.where(r == k, ((tl.where(i == k, 1.0, 0.0) - known) / pivot)[None, :], X)
-    return tl.where(r >= i[None, :], X, 0.0)
+        x = tl.sum(tl.where(c == k, T, 0.0), axis=1)  # row k of L
+        # one sum gives row k of -X L_kk, and L_kk in the place of its diagonal element
+        known = tl.sum(tl.where(r < k, x[:, None] * X, tl.where((r == k) & (c == k), x[:, None], 0.0)), axis=0)
+        pivot = tl.sum(tl.where(i == k, known, 0.0), axis=0)
+        X = tl.where(r == k, (tl.where(i == k, 1.0, -known) / pivot)[None, :], X)
+    return tl.where(r >= c, X, 0.0)

@@ -1,14 +1,14 @@
-"""L L' = A + noise I, batched, one program a matrix; on the way L^-1, which turns the solves that follow into products.
+"""L L' = A + noise I, batched, one program a matrix; on request L^-1, which turns the solves that follow into products.
 
-Right-looking, in blocks of 16 (the smallest side of a tensor-core product):
+Left-looking, in panels of 32 columns:
 
-      | D       |   D: factored and inverted in registers, 16 steps each
-      | P  T    |   P <- P D^-T   a product with the inverse
-      | P  T T  |   T <- T - P P' products, lower tiles only
+      | L- L       |   D <- A_kk - L_k- L_k-'    products with the panels in front
+      | L- L  D    |   D: factored and inverted by one elimination on [D | I], 32 steps
+      | L- L  P    |   P <- (A_ik - L_i- L_k-') D^-T, up to 128 rows at a time
 
-then the inverse block row by block row: V_ij = -D_i^-1 sum_k L_ik V_kj. Between the steps the program's threads meet
-at a barrier; nothing leaves the multiprocessor but L and V themselves. Bytes: 2 u^2 (3 with the inverse); flops u^3 / 3
-(2 u^3 / 3 with the inverse), latency of u column steps. Made for u up to 512; correct beyond.
+then the inverse, 32 rows at a time: V_i = -D_i^-1 (L_i- V). Between panels the program's threads meet at a barrier;
+nothing leaves the multiprocessor but L and V themselves. Bytes: 2 u^2 (3 with the inverse), and u / 64 times as many
+from the caches; flops u^3 / 3 (2 u^3 / 3 with the inverse), latency of u elimination steps.
 """
 
 from __future__ import annotations
@@ -18,29 +18,46 @@ import triton
 import triton.language as tl
 
 from rlsedit_kernels.triton_kernels import launch
-from rlsedit_kernels.triton_kernels.blocks import factor, load, lower_inverse, store
+from rlsedit_kernels.triton_kernels.blocks import factor, load, store
 
-SIDE = 16
-
-
-@triton.jit
-def _tile(A, i0, j0, u, a_r, a_c, N: tl.constexpr):
-    """A[i0 : i0 + N, j0 : j0 + N], zero outside of u x u."""
-    i = (i0 + tl.arange(0, N)).to(tl.int64)[:, None]
-    j = (j0 + tl.arange(0, N)).to(tl.int64)[None, :]
-    return load(A, i, j, u, u, a_r, a_c)
+SIDE = 32
+MOST_ROWS = 128
 
 
 @triton.jit
-def _put(A, tile, i0, j0, u, a_r, a_c, N: tl.constexpr):
-    i = (i0 + tl.arange(0, N)).to(tl.int64)[:, None]
-    j = (j0 + tl.arange(0, N)).to(tl.int64)[None, :]
-    store(A, tile, i, j, u, u, a_r, a_c)
+def _taken_off(P, A, B, i, j, end, m, n, a_r, a_c, b_r, b_c, N: tl.constexpr):
+    """P less rows i of A (m x .) times columns j of B (. x n), the first `end` of what they share."""
+    for start in range(0, end, N):
+        k = (start + tl.arange(0, N)).to(tl.int64)
+        left = load(A, i[:, None], k[None, :], m, end, a_r, a_c)
+        right = load(B, k[:, None], j[None, :], end, n, b_r, b_c)
+        P -= tl.dot(left, right, input_precision="ieee", out_dtype=P.dtype)
+    return P
+
+
+@triton.jit
+def _diagonal_block(A, L, V, shift, bad, k, u, a_r, a_c, l_r, l_c, INVERSE: tl.constexpr, N: tl.constexpr):
+    """L_kk into L, its inverse into V where that is wanted; returns the transpose of the inverse, and info so far."""
+    n = tl.arange(0, N)
+    i = (k + n).to(tl.int64)
+    r = i[:, None]
+    c = i[None, :]
+    D = load(A, tl.maximum(r, c), tl.minimum(r, c), u, u, a_r, a_c)
+    D = tl.where(r == c, tl.where(r < u, D + shift, 1.0), D).to(A.dtype.element_ty)  # beyond u: the identity
+    D = _taken_off(D, L, L, i, i, k, u, u, l_r, l_c, l_c, l_r, N)
+    unit = tl.where(r == c, 1.0, 0.0).to(D.dtype)
+    both, bad = factor(tl.reshape(tl.trans(tl.join(D, unit), (0, 2, 1)), (N, 2 * N)), k, bad, N)
+    D, inverse = tl.split(tl.trans(tl.reshape(both, (N, 2, N)), (0, 2, 1)))
+    store(L, D, r, c, u, u, l_r, l_c)
+    if INVERSE:
+        store(V, inverse, r, c, u, u, u, 1)
+    return tl.trans(inverse), bad
 
 
 @triton.jit(do_not_specialize=["noise"])
 def cholesky_kernel(
-    A, L, V, info, noise, u, a_b, a_r, a_c, l_b, l_r, l_c, v_b, INVERSE: tl.constexpr, N: tl.constexpr
+    A, L, V, info, noise, u, a_b, a_r, a_c, l_b, l_r, l_c, v_b,
+    INVERSE: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """L (b, u, u), its upper triangle zero; V (b, u, u) contiguous, its inverse; info (b)."""
     dtype = A.dtype.element_ty
@@ -48,50 +65,34 @@ def cholesky_kernel(
     A += b * a_b
     L += b * l_b
     V += b * v_b
-    r = tl.arange(0, N)[:, None]
-    c = tl.arange(0, N)[None, :]
     shift = launch.scalar(noise, dtype)
-    for i in range(0, u, N):
-        for j in range(0, u, N):
-            tile = _tile(A, i, j, u, a_r, a_c, N)
-            keep = (i > j) | ((i == j) & (r >= c))
-            tile = tl.where(keep, tile, 0.0) + tl.where((i == j) & (r == c), shift, 0.0).to(dtype)
-            _put(L, tile, i, j, u, l_r, l_c, N)
-            if INVERSE:
-                _put(V, tl.zeros((N, N), dtype=dtype), i, j, u, u, 1, N)
-    tl.debug_barrier()
+    n = tl.arange(0, N)
+    r = tl.arange(0, ROWS)
     bad = 0
     for k in range(0, u, N):
-        D = _tile(L, k, k, u, l_r, l_c, N)
-        D = D + tl.trans(tl.where(r > c, D, 0.0))
-        D = tl.where((r == c) & (k + r >= u), 1.0, D).to(dtype)  # beyond u: the identity
-        D, bad = factor(D, k, bad, N)
-        X = lower_inverse(D, N)
-        _put(L, D, k, k, u, l_r, l_c, N)
-        if INVERSE:
-            _put(V, X, k, k, u, u, 1, N)
-        for i in range(k + N, u, N):
-            P = tl.dot(_tile(L, i, k, u, l_r, l_c, N), tl.trans(X), input_precision="ieee", out_dtype=dtype)
-            _put(L, P, i, k, u, l_r, l_c, N)
-        tl.debug_barrier()
-        for i in range(k + N, u, N):
-            P = _tile(L, i, k, u, l_r, l_c, N)
-            for j in range(k + N, i + N, N):
-                Q = _tile(L, j, k, u, l_r, l_c, N)
-                T = _tile(L, i, j, u, l_r, l_c, N) - tl.dot(P, tl.trans(Q), input_precision="ieee", out_dtype=dtype)
-                _put(L, tl.where((i > j) | (r >= c), T, 0.0), i, j, u, l_r, l_c, N)
+        j = (k + n).to(tl.int64)
+        turned, bad = _diagonal_block(A, L, V, shift, bad, k, u, a_r, a_c, l_r, l_c, INVERSE, N)
+        for first in range(k + N, u, ROWS):
+            i = (first + r).to(tl.int64)
+            P = load(A, i[:, None], j[None, :], u, u, a_r, a_c)
+            P = _taken_off(P, L, L, i, j, k, u, u, l_r, l_c, l_c, l_r, N)
+            P = tl.dot(P, turned, input_precision="ieee", out_dtype=dtype)
+            store(L, P, i[:, None], j[None, :], u, u, l_r, l_c)
+        for first in range(0, k, ROWS):
+            i = (first + r).to(tl.int64)
+            store(L, tl.zeros((ROWS, N), dtype=dtype), i[:, None], j[None, :], k, u, l_r, l_c)
+            if INVERSE:
+                store(V, tl.zeros((ROWS, N), dtype=dtype), i[:, None], j[None, :], k, u, u, 1)
         tl.debug_barrier()
     if INVERSE:
-        for i in range(N, u, N):
-            X = _tile(V, i, i, u, u, 1, N)
-            for j in range(0, i, N):
-                acc = tl.zeros((N, N), dtype=dtype)
-                for k in range(j, i, N):
-                    acc = tl.dot(
-                        _tile(L, i, k, u, l_r, l_c, N), _tile(V, k, j, u, u, 1, N), acc,
-                        input_precision="ieee", out_dtype=dtype,
-                    )  # fmt: skip
-                _put(V, -tl.dot(X, acc, input_precision="ieee", out_dtype=dtype), i, j, u, u, 1, N)
+        for k in range(N, u, N):
+            i = (k + n).to(tl.int64)
+            inverse = load(V, i[:, None], i[None, :], u, u, u, 1)
+            for first in range(0, k, ROWS):
+                j = (first + r).to(tl.int64)
+                T = _taken_off(tl.zeros((N, ROWS), dtype=dtype), L, V, i, j, k, u, k, l_r, l_c, u, 1, N)
+                T = tl.dot(inverse, T, input_precision="ieee", out_dtype=dtype)
+                store(V, T, i[:, None], j[None, :], u, k, u, 1)
             tl.debug_barrier()
     tl.store(info + b, bad)
 
@@ -104,10 +105,12 @@ def factored(
     L = torch.empty_like(A, memory_format=torch.contiguous_format)
     V = torch.empty_like(L) if inverse else L
     info = torch.empty(A.shape[:-2], dtype=torch.int32, device=A.device)
+    n = 16 if launch.INTERPRETED else SIDE
+    rows = min(launch.power_of_two(u), n if launch.INTERPRETED else MOST_ROWS)  # small there: to have edges
     for a, lower, v, flag in launch.views(A, L, V, info[..., None, None]):
         cholesky_kernel[(a.shape[0],)](
             a, lower, v, flag, launch.bits(noise), u, *a.stride(), *lower.stride(), v.stride(0),
-            INVERSE=inverse, N=SIDE, num_warps=4, **launch.LAUNCH,
+            INVERSE=inverse, ROWS=rows, N=n, num_warps=8 if rows > 64 else 4, num_stages=1, **launch.LAUNCH,
         )  # fmt: skip
     return L, V, info
 

@@ -5,8 +5,8 @@ The first factors and inverts L (cholesky.py); in the second a program takes a b
     Z_J    = sum_{K <= J} Y_K V_JK'      V = L^-1, tiles of keys J, K
     gain_J = sum_{K >= J} Z_K V_KJ       Z comes back from the cache, after a barrier
 
-Bytes: 3 d u; flops 2 d u^2. Where info != 0 gain and Z are NaN. Up to 32 keys "tf32x3" is IEEE: sums of few terms do not
-average what TF32 leaves out, and there is little to multiply.
+Bytes: 3 d u; flops 2 d u^2. Where info != 0 gain and Z are NaN. Up to 32 keys "tf32x3" is IEEE: sums of few terms do
+not average what TF32 leaves out, and there is little to multiply.
 """
 
 from __future__ import annotations
