@@ -10,7 +10,8 @@ A diagonal block is inverted before its column is waited for; a solve with it is
 so that the inverse costs no stability. X lies in the place of the gain, transposed, and Y takes its place.
 
 Bytes: d^2 of R (each half twice); every program reads what was solved before it from the second-level cache. Flops
-2 d^2 u. The critical path: 2 d / 32 block columns one after the other, each a flag and four small products.
+2 d^2 u. The critical path: 2 d / 64 block columns one after the other (float64: 2 d / 32), each a
+flag and four small products.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rlsedit_kernels.triton_kernels import launch
 from rlsedit_kernels.triton_kernels.blocks import lower_inverse
 from rlsedit_kernels.triton_kernels.dataflow import board, publish, take_ticket, wait_for
 
-SIDE = 32
+SIDE = {4: 64, 8: 32}  # by bytes of an element
 MOST_KEYS = 64
 
 
@@ -91,13 +92,14 @@ def qr_gain(R: torch.Tensor, K: torch.Tensor, *, input_precision: str | None = N
     used = launch.precision(R, input_precision)
     gain = R.new_empty((*R.shape[:-1], u))
     U = min(launch.power_of_two(u), MOST_KEYS)
-    groups, blocks = launch.ceil_div(u, U), launch.ceil_div(d, SIDE)
+    side = 32 if launch.INTERPRETED else SIDE[R.element_size()]
+    groups, blocks = launch.ceil_div(u, U), launch.ceil_div(d, side)
     for r, k, g in launch.views(R, K, gain):
         batch = r.shape[0]
         tickets = blocks * groups * batch
         for turned in (False, True):
             solve_kernel[(tickets,)](
                 k, r, g, board(tickets, R), batch, groups, blocks, d, u, *k.stride(), *r.stride(),
-                TURNED=turned, U=U, N=SIDE, PRECISION=used, num_warps=4, num_stages=1, **launch.LAUNCH,
+                TURNED=turned, U=U, N=side, PRECISION=used, num_warps=4, num_stages=1, **launch.LAUNCH,
             )  # fmt: skip
     return gain
