@@ -7,6 +7,8 @@
 //      | P  T    |   P <- P D^-T   a row a thread, by substitution
 //      | P  T T  |   T <- T - P P' a tile a warp, on the tensor cores
 //
+// The first warp takes the next D from T and factors it while the others take the rest of T (look-ahead).
+//
 // The inverse, for those who need it, replaces the factor: diagonal tiles by substitution, a column a lane,
 // then block row by block row V_ij = -V_ii sum_k L_ik V_kj. Flops u^3 / 3, twice that with the inverse; what
 // it takes is the latency of u column steps.
@@ -37,21 +39,25 @@ RLSEDIT_DEVICE void for_each_element(int side, const F& f) {
   }
 }
 
-// T_ij -= P_i P_j' behind block column k; tiles are dealt out to the warps.
+// T_ij -= P_i P_j' behind block column k, by a warp.
+template <class E>
+RLSEDIT_DEVICE void update_tile(typename E::T* tiles, int k, int i, int j) {
+  using T = typename E::T;
+  T sum[2][4][4];
+  clear(sum);
+  multiply<E, 2, 4, false>(sum, tile_of(tiles, i, k), kTileLd, tile_of(tiles, j, k), kTileLd, kSide);
+  T* to = tile_of(tiles, i, j);
+  for_each_sum(sum, [&](int r, int c, T value) { to[r * kTileLd + c] -= value; });
+}
+
+// All of them but the first, dealt out to the warps but the first.
 template <class E>
 RLSEDIT_DEVICE void update_trailing(typename E::T* tiles, int k, int side) {
-  using T = typename E::T;
   const int n = side - 1 - k;
-  for (int index = warp_index(); index < n * (n + 1) / 2; index += kWarps) {
+  for (int index = warp_index(); index < n * (n + 1) / 2; index += kWarps - 1) {
     int i, j;
     lower_tile(index, i, j);
-    i += k + 1;
-    j += k + 1;
-    T sum[2][4][4];
-    clear(sum);
-    multiply<E, 2, 4, false>(sum, tile_of(tiles, i, k), kTileLd, tile_of(tiles, j, k), kTileLd, kSide);
-    T* to = tile_of(tiles, i, j);
-    for_each_sum(sum, [&](int r, int c, T value) { to[r * kTileLd + c] -= value; });
+    update_tile<E>(tiles, k, i + k + 1, j + k + 1);
   }
 }
 
@@ -116,14 +122,20 @@ __global__ void __launch_bounds__(kThreads)
     tile_of(tiles, i, j)[r * kTileLd + c] = value;
   });
   int bad = 0;
-  for (int k = 0; k < side; ++k) {
-    __syncthreads();
-    if (warp_index() == 0) factor_triangle(tile_of(tiles, k, k), k * kSide, bad);
+  __syncthreads();
+  if (warp_index() == 0) factor_triangle(tiles, 0, bad);
+  for (int k = 0; k + 1 < side; ++k) {
     __syncthreads();
     for (int r = static_cast<int>(threadIdx.x); r < (side - 1 - k) * kSide; r += kThreads)
       solve_row(tile_of(tiles, k + 1 + r / kSide, k) + r % kSide * kTileLd, tile_of(tiles, k, k));
     __syncthreads();
-    update_trailing<E>(tiles, k, side);
+    if (warp_index() > 0) {
+      update_trailing<E>(tiles, k, side);
+      continue;
+    }
+    update_tile<E>(tiles, k, k + 1, k + 1);
+    __syncwarp();
+    factor_triangle(tile_of(tiles, k + 1, k + 1), (k + 1) * kSide, bad);
   }
   __syncthreads();
   if (L != nullptr) store(tiles, side, u, L + b * u * u);
