@@ -7,8 +7,8 @@ With a = R[j, j] >= 0 and x the rows' column j: r = hypot(a, |x|), y = x / (a + 
 
     R_new = R + tau (y'K - y'y R),   K_new = K - y (R + R_new);   on the diagonal R_new = a + x'x / (a + r)
 
-A column step waits for one sum over the rows: x'K, of which the columns in front, reflectors by now, give the Gram
-products of y, and column j gives x'x. For the panel, X = [y_1 .. y_N], S upper triangular:
+A column step waits for one sum over the rows: x'K, of which the columns in front give the Gram products of y, each
+times its 1 / (a + r), and column j gives x'x. For the panel, X = [y_1 .. y_N], S upper triangular:
 
     R_new = R + (X S)'K - E R,   K_new = K - X (R + R_new)
     S'^-1 = strictly lower X'X + diagonal 1 / tau,   E = 2 I - S': -S' off the diagonal, |y_j|^2 tau_j on it
@@ -67,39 +67,41 @@ def _reflected(R, X, Y, largest, col, d, r_r, r_c, N: tl.constexpr):
     sign = tl.full((N,), 1.0, dtype=dtype)
     X *= scale[None, :]
     Y *= scale[None, :]
+    overs = tl.zeros((N,), dtype=dtype)
     e = tl.zeros((N,), dtype=dtype)
     A = tl.zeros((N, N), dtype=dtype)
     S = tl.zeros((N, N), dtype=dtype)
     for j in range(0, N):
+        one = tl.where(c == j, 1.0, 0.0).to(dtype)  # products and not selects: fewer instructions
         a = tl.load(here + (col + j) * r_r, mask=(c >= j) & (col + c < d), other=0.0) * scale
-        x = tl.sum(tl.where(c[None, :] == j, X, 0.0), axis=1)
-        y = tl.sum(tl.where(c[None, :] == j, Y, 0.0), axis=1)
+        x = tl.sum(X * one[None, :], axis=1)
+        y = tl.sum(Y * one[None, :], axis=1)
         g = tl.sum(x[:, None] * X + y[:, None] * Y, axis=0)
-        alpha = tl.sum(tl.where(c == j, a, 0.0), axis=0)
+        alpha = tl.sum(a * one, axis=0)
         turned = tl.where(alpha < 0.0, -1.0, 1.0).to(dtype)
         sign = tl.where(c == j, turned, sign)
         a *= turned
         alpha *= turned
-        square = tl.sum(tl.where(c == j, g, 0.0), axis=0)
+        square = tl.sum(g * one, axis=0)
         gone = square < tiny  # not for a NaN
-        wide = alpha.to(tl.float64)
-        wide = wide + tl.sqrt(wide * wide + square.to(tl.float64))
-        over = tl.where(gone, 0.0, 1.0 / tl.where(gone, 1.0, wide)).to(dtype)
-        x *= over
-        y *= over
+        over = tl.where(gone, 0.0, 1.0 / tl.where(gone, 1.0, alpha + tl.sqrt(alpha * alpha + square)))
+        growth = square * over
+        size = growth * over
+        tau = 2.0 / (1.0 + size)
         g *= over
-        size = square * over * over
-        tau = (2.0 / (1.0 + size.to(tl.float64))).to(dtype)
-        new = tl.where(c > j, a + tau * (g - size * a), alpha + square * over)
+        new = tl.where(c > j, a + tau * (g - size * a), alpha + growth)
         A = tl.where(r == j, new[None, :], A)
-        change = tl.where(c > j, a + new, 0.0)[None, :]
-        X = tl.where(c[None, :] == j, x[:, None], X - x[:, None] * change)
-        Y = tl.where(c[None, :] == j, y[:, None], Y - y[:, None] * change)
+        change = tl.where(c > j, over * (a + new), 0.0)[None, :]
+        X -= x[:, None] * change
+        Y -= y[:, None] * change
         # row j of S' from the products with the reflectors in front
-        known = tl.sum(S * tl.where(c < j, g, 0.0)[None, :], axis=1)
-        column = (tl.where(tl.arange(0, N) == j, 1.0, 0.0).to(dtype) - known) * tau
-        S = tl.where(c[None, :] == j, column[:, None], S)
-        e = tl.where(c == j, size * tau, e)
+        known = tl.sum(S * (g * overs)[None, :], axis=1)
+        column = (tl.where(tl.arange(0, N) == j, 1.0, 0.0) - known) * tau
+        S += column[:, None] * one[None, :]
+        overs += over * one
+        e += size * tau * one
+    X *= overs[None, :]
+    Y *= overs[None, :]
     tl.store(here[None, :] + (col + r) * r_r, A * back[None, :], mask=(c[None, :] >= r) & (col + c[None, :] < d))
     return X, Y, S, sign, e
 
