@@ -2,15 +2,15 @@
 
          panel of N columns          a program owns the columns of a panel, or of B, and their part of the new rows:
     +---+---+---+---+ +-----+          1. for each panel p before it, as soon as p's reflectors are there:
-    | 0 | . | . | j | |  B  |               D = (X S)'K - E R,  K <- K - X (2 R + D),  R <- R + D
-    +---+---+---+ . | | .   |          2. its own columns are reduced (reflectors.py), their reflectors published
-        | 1 | . | . | | .   |
+    | 0 | . | . | j | |  B  |               W = X'K,  D = L (W + R) + tau W - tau |y|^2 R
+    +---+---+---+ . | | .   |               K <- K - X (2 R + D),  R <- R + D
+        | 1 | . | . | | .   |          2. its own columns are reduced (reflectors.py), their reflectors published
         +---+---+---+ +-----+        dataflow.py says why programs may wait for each other.
 
 Up to 128 rows at a time; more go in one after the other. The rows stay in registers, R and B are read and written once.
 The reflectors are applied as corrections of R (csrc/cpu/reflectors.h says why).
 
-Bytes: d^2 of R and 2 d v of B once; the reflectors of d / N panels, N (2 u + N) numbers each, are read from the
+Bytes: d^2 of R and 2 d v of B once; the reflectors of d / N panels, N (u + N) numbers each, are read from the
 second-level cache by every program behind. Flops 2 d u (d + 2 v). The critical path: d / N panels one after the other,
 each a flag, a correction and N column steps.
 """
@@ -44,7 +44,7 @@ def _corrected(
 ):  # fmt: skip
     """Columns [first, first + N) below `last` of A, and of the new rows [X; Y] (2 U, N), after `panels` panels.
 
-    h: the block reflectors of the panels, `size` apart, each N signs, X, X S and E; flags: theirs, `batches` apart.
+    h: the block reflectors of the panels, `size` apart; flags: theirs, `batches` apart.
     """
     dtype = A.dtype.element_ty
     n = tl.arange(0, N).to(tl.int64)
@@ -55,16 +55,17 @@ def _corrected(
         inside = (row < height) & (j < last)
         top = tl.load(A + row * a_r + j * a_c, mask=inside, other=0.0)
         wait_for(flags, p * batches)
+        at = h + 3 * N + k[None, :] * N + n[:, None]
+        W = tl.dot(tl.load(at), X, input_precision=PRECISION, out_dtype=dtype)
+        W += tl.dot(tl.load(at + U * N), Y, input_precision=PRECISION, out_dtype=dtype)
         top *= tl.load(h + n)[:, None]
-        at = h + N + 2 * U * N + k[None, :] * N + n[:, None]
-        change = tl.dot(tl.load(at), X, input_precision=PRECISION, out_dtype=dtype)
-        change += tl.dot(tl.load(at + U * N), Y, input_precision=PRECISION, out_dtype=dtype)
-        e = tl.load(h + N + 4 * U * N + n[:, None] * N + n[None, :])
-        change -= tl.dot(e, top, input_precision=PRECISION, out_dtype=dtype)
+        lower = tl.load(h + 3 * N + 2 * U * N + n[:, None] * N + n[None, :])
+        change = tl.dot(lower, W + top, input_precision=PRECISION, out_dtype=dtype)
+        change += tl.load(h + N + n)[:, None] * W - tl.load(h + 2 * N + n)[:, None] * top
         new = top + change
         tl.store(A + row * a_r + j * a_c, new, mask=inside)
         new += top
-        at = h + N + k[:, None] * N + n[None, :]
+        at = h + 3 * N + k[:, None] * N + n[None, :]
         X -= tl.dot(tl.load(at), new, input_precision=PRECISION, out_dtype=dtype)
         Y -= tl.dot(tl.load(at + U * N), new, input_precision=PRECISION, out_dtype=dtype)
         h += size
@@ -79,7 +80,7 @@ def append_kernel(
 ):  # fmt: skip
     """A ticket's columns: those of a panel of R, panel by panel, then of B; matrices of a batch side by side.
 
-    work (b, panels, size): the block reflectors.
+    work (b, panels, size): the block reflectors, each 3 N numbers (signs, tau, tau |y|^2), X and L.
     """
     number = take_ticket(flags)
     own = number % batches
@@ -94,7 +95,7 @@ def append_kernel(
         Y = _rows(K, U, first, d, u, k_r, k_c, N, U)
         largest = column_sizes(R, first.to(tl.int64), d, r_r, r_c, N)
         X, Y = _corrected(R, X, Y, first, d, d, h, flags + own, place, batches, r_r, r_c, size, N, U, PRECISION)
-        reduce_panel(R, X, Y, largest, first.to(tl.int64), d, h + place.to(tl.int64) * size, r_r, r_c, N, U, PRECISION)
+        reduce_panel(R, X, Y, largest, first.to(tl.int64), d, h + place.to(tl.int64) * size, r_r, r_c, N, U)
         publish(flags, number)
     else:
         first = (place - panels) * N
@@ -125,7 +126,7 @@ def _append_rows(
     v = 0 if B is None else B.shape[-1]
     B, V = (R, K) if B is None or V is None else (B, V)
     U = launch.power_of_two(launch.ceil_div(u, 2))
-    panels, size = launch.ceil_div(d, n), n + 4 * U * n + n * n
+    panels, size = launch.ceil_div(d, n), 3 * n + 2 * U * n + n * n
     tickets = (panels + launch.ceil_div(v, n)) * batch
     work = torch.empty(batch, panels, size, dtype=R.dtype, device=R.device)
     append_kernel[(tickets,)](

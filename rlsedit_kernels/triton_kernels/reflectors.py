@@ -10,8 +10,10 @@ With a = R[j, j] >= 0 and x the rows' column j: r = hypot(a, |x|), y = x / (a + 
 A column step waits for one sum over the rows: x'K, of which the columns in front give the Gram products of y, each
 times its 1 / (a + r), and column j gives x'x. For the panel, X = [y_1 .. y_N], S upper triangular:
 
-    R_new = R + (X S)'K - E R,   K_new = K - X (R + R_new)
-    S'^-1 = strictly lower X'X + diagonal 1 / tau,   E = 2 I - S': -S' off the diagonal, |y_j|^2 tau_j on it
+    R_new = R + S'X'K - E R,   K_new = K - X (R + R_new)
+    S'^-1 = strictly lower X'X + diagonal 1 / tau,   E = 2 I - S': -S' off the diagonal, tau_j |y_j|^2 on it
+
+or, without E, with L = strictly lower S' and W = X'K:  R_new - R = L (W + R) + tau W - tau |y|^2 R.
 
 Columns are scaled by powers of two, which change no reflector, so that x'K neither overflows nor vanishes; what is left
 of a column below 1e-15 of its largest element (float64: 1e-145) counts as nothing.
@@ -54,7 +56,7 @@ def column_sizes(R, col, d, r_r, r_c, N: tl.constexpr):
 
 @triton.jit
 def _reflected(R, X, Y, largest, col, d, r_r, r_c, N: tl.constexpr):
-    """The block of R from (col, col) on after the rows [X; Y] have gone in: reflectors, S, signs, diagonal of E.
+    """The block of R from (col, col) on after the rows [X; Y] have gone in; reflectors, S, signs, tau, tau |y|^2.
 
     Rows of R with a negative diagonal, of sign -1, are turned. largest: `column_sizes`.
     """
@@ -68,7 +70,8 @@ def _reflected(R, X, Y, largest, col, d, r_r, r_c, N: tl.constexpr):
     X *= scale[None, :]
     Y *= scale[None, :]
     overs = tl.zeros((N,), dtype=dtype)
-    e = tl.zeros((N,), dtype=dtype)
+    taus = tl.zeros((N,), dtype=dtype)
+    shrink = tl.zeros((N,), dtype=dtype)
     A = tl.zeros((N, N), dtype=dtype)
     S = tl.zeros((N, N), dtype=dtype)
     for j in range(0, N):
@@ -99,24 +102,25 @@ def _reflected(R, X, Y, largest, col, d, r_r, r_c, N: tl.constexpr):
         column = (tl.where(tl.arange(0, N) == j, 1.0, 0.0) - known) * tau
         S += column[:, None] * one[None, :]
         overs += over * one
-        e += size * tau * one
+        taus += tau * one
+        shrink += tau * size * one
     X *= overs[None, :]
     Y *= overs[None, :]
     tl.store(here[None, :] + (col + r) * r_r, A * back[None, :], mask=(c[None, :] >= r) & (col + c[None, :] < d))
-    return X, Y, S, sign, e
+    return X, Y, S, sign, taus, shrink
 
 
 @triton.jit
-def reduce_panel(R, X, Y, largest, col, d, h, r_r, r_c, N: tl.constexpr, U: tl.constexpr, PRECISION: tl.constexpr):
-    """Columns [col, col + N), with the rows [X; Y]: their block of R, and into h signs, X, X S and E."""
+def reduce_panel(R, X, Y, largest, col, d, h, r_r, r_c, N: tl.constexpr, U: tl.constexpr):
+    """Columns [col, col + N), with the rows [X; Y]: their block of R, and into h signs, tau, tau |y|^2, X and L."""
     n = tl.arange(0, N)
     k = tl.arange(0, U)
-    X, Y, S, sign, diagonal = _reflected(R, X, Y, largest, col, d, r_r, r_c, N)
+    X, Y, S, sign, tau, shrink = _reflected(R, X, Y, largest, col, d, r_r, r_c, N)
     tl.store(h + n, sign)
-    at = h + N + k[:, None] * N + n[None, :]
+    tl.store(h + N + n, tau)
+    tl.store(h + 2 * N + n, shrink)
+    at = h + 3 * N + k[:, None] * N + n[None, :]
     tl.store(at, X)
     tl.store(at + U * N, Y)
-    tl.store(at + 2 * U * N, tl.dot(X, S, input_precision=PRECISION, out_dtype=X.dtype))
-    tl.store(at + 3 * U * N, tl.dot(Y, S, input_precision=PRECISION, out_dtype=X.dtype))
-    e = tl.where(n[:, None] == n[None, :], diagonal[None, :], -S)
-    tl.store(h + N + 4 * U * N + n[:, None] + n[None, :] * N, e)  # transposed
+    lower = tl.where(n[:, None] < n[None, :], S, 0.0)  # transposed
+    tl.store(h + 3 * N + 2 * U * N + n[:, None] + n[None, :] * N, lower)
