@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from rlsedit_kernels.triton_kernels import launch
+from rlsedit_kernels.triton_kernels.blocks import load, store
 from rlsedit_kernels.triton_kernels.dataflow import board, publish, take_ticket, wait_for
 from rlsedit_kernels.triton_kernels.reflectors import column_sizes, reduce_panel
 
@@ -34,7 +35,7 @@ def _rows(K, start, first, last, u, k_r, k_c, N: tl.constexpr, U: tl.constexpr):
     """Rows [start, start + U) and columns [first, first + N) of the new rows."""
     k = (start + tl.arange(0, U)).to(tl.int64)[:, None]
     j = (first + tl.arange(0, N)).to(tl.int64)[None, :]
-    return tl.load(K + k * k_r + j * k_c, mask=(k < u) & (j < last), other=0.0)
+    return load(K, k, j, u, last, k_r, k_c)
 
 
 @triton.jit
@@ -52,8 +53,7 @@ def _corrected(
     j = (first + tl.arange(0, N)).to(tl.int64)[None, :]
     for p in range(0, panels):
         row = p * N + n[:, None]
-        inside = (row < height) & (j < last)
-        top = tl.load(A + row * a_r + j * a_c, mask=inside, other=0.0)
+        top = load(A, row, j, height, last, a_r, a_c)
         wait_for(flags, p * batches)
         at = h + 3 * N + k[None, :] * N + n[:, None]
         W = tl.dot(tl.load(at), X, input_precision=PRECISION, out_dtype=dtype)
@@ -63,7 +63,7 @@ def _corrected(
         change = tl.dot(lower, W + top, input_precision=PRECISION, out_dtype=dtype)
         change += tl.load(h + N + n)[:, None] * W - tl.load(h + 2 * N + n)[:, None] * top
         new = top + change
-        tl.store(A + row * a_r + j * a_c, new, mask=inside)
+        store(A, new, row, j, height, last, a_r, a_c)
         new += top
         at = h + 3 * N + k[:, None] * N + n[None, :]
         X -= tl.dot(tl.load(at), new, input_precision=PRECISION, out_dtype=dtype)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from rlsedit_kernels.triton_kernels import launch
-from rlsedit_kernels.triton_kernels.blocks import lower_inverse
+from rlsedit_kernels.triton_kernels.blocks import load, lower_inverse, store
 from rlsedit_kernels.triton_kernels.dataflow import board, publish, take_ticket, wait_for
 
 SIDE = {4: 64, 8: 32}  # by bytes of an element
@@ -60,28 +60,20 @@ def solve_kernel(
     k = (own // batches * U + tl.arange(0, U)).to(tl.int64)[:, None]
     n = tl.arange(0, N)
     p = blocks - 1 - place if TURNED else place
-    j = (p * N + n).to(tl.int64)
-    inside = (k < u) & (j[None, :] < d)
-    if TURNED:
-        x = tl.load(gain + j[None, :] * u + k, mask=inside, other=0.0)
-    else:
-        x = tl.load(K + b * k_b + k * k_r + j[None, :] * k_c, mask=inside, other=0.0)
+    j = (p * N + n).to(tl.int64)[None, :]
+    x = load(gain, j, k, d, u, u, 1) if TURNED else load(K + b * k_b, k, j, u, d, k_r, k_c)
     A, inverse = _diagonal_block(R, p * N, d, r_r, r_c, TURNED, N)
     for before in range(0, place):
         q = blocks - 1 - before if TURNED else before
         i = (q * N + n).to(tl.int64)
-        both = (i[:, None] < d) & (j[None, :] < d)
-        if TURNED:
-            block = tl.load(R + j[None, :] * r_r + i[:, None] * r_c, mask=both, other=0.0)
-        else:
-            block = tl.load(R + i[:, None] * r_r + j[None, :] * r_c, mask=both, other=0.0)
+        block = load(R, j, i[:, None], d, d, r_r, r_c) if TURNED else load(R, i[:, None], j, d, d, r_r, r_c)
         wait_for(flags, before * share + own)
-        solved = tl.load(gain + i[None, :] * u + k, mask=(k < u) & (i[None, :] < d), other=0.0)
+        solved = load(gain, i[None, :], k, d, u, u, 1)
         x -= tl.dot(solved, block, input_precision=PRECISION, out_dtype=x.dtype)
     y = tl.dot(x, inverse, input_precision=PRECISION, out_dtype=x.dtype)
     x -= tl.dot(y, A, input_precision=PRECISION, out_dtype=x.dtype)
     y += tl.dot(x, inverse, input_precision=PRECISION, out_dtype=x.dtype)
-    tl.store(gain + j[None, :] * u + k, y, mask=inside)
+    store(gain, y, j, k, d, u, u, 1)
     publish(flags, number)
 
 
