@@ -33,6 +33,7 @@ BACKENDS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=sorted(BACKENDS), help="where the tests of the ops run")
     parser.addoption("--emulate-cuda", action="store_true", help="test the ops on emulated CUDA kernels too")
+    parser.addoption("--pretend-cuda", action="store_true", help="with --device cuda: a rehearsal without a GPU")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
         emulated.install()
         BACKENDS["cpu"] = (*BACKENDS["cpu"], "cuda")
     device = config.getoption("--device")
+    if config.getoption("--pretend-cuda"):
+        if device != "cuda" or torch.cuda.is_available():
+            raise pytest.UsageError("--pretend-cuda goes with --device cuda, where there is no GPU")
+        from support import pretended_cuda
+
+        pretended_cuda.install()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no GPU here (--pretend-cuda rehearses without one)")
     if device != "cpu":
         torch.set_default_device(device)
 

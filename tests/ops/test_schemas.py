@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import builders
+from support import builders, pretended
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.ops.schemas import SCHEMAS, is_in_place
@@ -21,6 +21,10 @@ PARTS = {
     "test": "tests/ops/test_{op}.py",
     "benchmark": "bench/ops/bench_{op}.py",
 }
+
+on_a_true_device = pytest.mark.skipif(
+    pretended.active(), reason="torch.compile and the autograd engine want a device that is there, not a pretended one"
+)
 
 
 def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = ()) -> tuple[object, ...]:
@@ -68,9 +72,14 @@ def test_registered_schema_is_the_table(op: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["single", "batched"])
 def test_opcheck(op: str, dtype: torch.dtype, batch: tuple[int, ...], backend: str) -> None:
-    torch.library.opcheck(getattr(torch.ops.rlsedit_kernels, op).default, arguments(op, dtype, batch))
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if not pretended.active():
+        checks.append("test_aot_dispatch_dynamic")
+    function = getattr(torch.ops.rlsedit_kernels, op).default
+    torch.library.opcheck(function, arguments(op, dtype, batch), test_utils=checks)
 
 
+@on_a_true_device
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_compiles_without_a_break(op: str, backend: str) -> None:
     function = getattr(rk.ops, op)
@@ -82,6 +91,7 @@ def test_compiles_without_a_break(op: str, backend: str) -> None:
     torch.testing.assert_close(compiled_in, eager_in, rtol=0.0, atol=0.0)
 
 
+@on_a_true_device
 @pytest.mark.parametrize("op", ["gain_products", "cholesky", "gain_solve", "qr_gain"])
 def test_backward_raises(op: str) -> None:
     first, *rest = arguments(op, torch.float64)

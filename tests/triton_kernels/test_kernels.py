@@ -113,7 +113,7 @@ def test_kernels_run_on_the_device_of_their_tensors(monkeypatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    A = torch.eye(3)
+    A = torch.eye(3, device="cpu")
     launch.on_its_device(lambda first: None)(A)
     assert entered == []
     launch.on_its_device(lambda first: None)(A.as_subclass(There))
@@ -138,7 +138,7 @@ def test_programs_wait_for_lower_tickets() -> None:
     count = sized(20_000, 50)
     out = torch.full((count,), -7, dtype=torch.int32)
     _chain[(count,)](dataflow.board(count, out), out)
-    assert torch.equal(out.cpu(), torch.arange(1, count + 1, dtype=torch.int32))
+    assert torch.equal(out, torch.arange(1, count + 1, dtype=torch.int32))
 
 
 def _gain() -> tuple[torch.Tensor, ...]:
