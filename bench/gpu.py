@@ -1,20 +1,26 @@
 """What does a batch of edits cost on a GPU, beside AlphaEdit's solve and plain torch, and how far from the floors?
 
 Device events, the back ends and their rivals taking turns, medians with spread; beside each time its error against
-float64 and the floor from bytes and flops (docs/cuda.md). What fails is recorded with its message and the run goes on.
+float64 and the floor from bytes and flops (docs/cuda.md). What fails is recorded with its message and the run goes on;
+what hangs ends it, with what was measured until then. Kernels that wait for each other (appends) come last.
 `--device cpu` with small sizes runs the same code anywhere, for checking the benchmark itself; `--emulate-cuda` adds
-the CUDA kernels under their emulator.
+the CUDA kernels under their emulator, and `--pretend-cuda` makes of that a GPU with events and graphs.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import checkout  # noqa: F401
 import torch
 from harness import arguments, report
 
@@ -27,6 +33,9 @@ BYTES, FLOPS = 4.3e12, 130e12
 
 # Cycles by which the host may run ahead of the device, about 1 ms: 300 launches.
 HEAD_START = 2_000_000
+
+SECTIONS = ("ceilings", "updates", "parts", "factors", "layers", "appends")
+"""Of a run, in this order: kernels that wait for each other at the end."""
 
 
 def seconds(function: Function, device: str) -> float:
@@ -77,6 +86,8 @@ class Bench:
     budget: float
     begin: float = field(default_factory=time.monotonic)
     rows: list[dict[str, object]] = field(default_factory=list)
+    target: Path | None = None
+    doing: tuple[float, dict[str, object]] | None = None  # since when, and what
 
     def compare(self, what: str, shape: dict[str, int], entries: Sequence[Entry], least: float | None = None) -> None:
         """Time the entries in turns; each leaves one row, with its failure where it fails."""
@@ -85,16 +96,20 @@ class Bench:
         for entry in entries:
             if time.monotonic() - self.begin > self.budget:
                 self.rows.append({**base, "name": entry.name, "failed": "not run: the time is used up"})
-            elif (failure := self._attempt(entry)) is not None:
+                continue
+            self.doing = time.monotonic(), {**base, "name": entry.name}
+            if (failure := self._attempt(entry)) is not None:
                 self.rows.append({**base, "name": entry.name, "failed": failure})
             else:
                 alive.append(entry)
         times: dict[str, list[float]] = {entry.name: [] for entry in alive}
         for i in range(self.repetitions):
             for entry in alive:
+                self.doing = time.monotonic(), {**base, "name": entry.name}
                 if i < entry.most and (time.monotonic() - self.begin < self.budget or not times[entry.name]):
                     times[entry.name].append(1e3 * seconds(entry.run, self.device))
         for entry in alive:
+            self.doing = time.monotonic(), {**base, "name": entry.name}
             ordered = sorted(times[entry.name])
             row = {
                 **base,
@@ -111,6 +126,32 @@ class Bench:
                 row["failed"] = f"error against float64: {_text(failure)}"
             self.rows.append(row)
             print(f"{what} {shape} {entry.name}: {row['median_ms']:.3f} ms", file=sys.stderr, flush=True)
+        self.doing = time.monotonic(), {"what": f"after {what}", **shape}
+        if self.target is not None:  # should the process be killed
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.target.write_text(json.dumps({"unfinished": self.rows}) + "\n", encoding="utf-8")
+
+    def section(self, function: Callable[..., None], *arguments: object) -> None:
+        """A part of the run; one that fails between its comparisons is a row too."""
+        self.doing = time.monotonic(), {"what": function.__name__}
+        try:
+            function(self, *arguments)
+        except Exception as failure:
+            traceback.print_exc()
+            self.rows.append({"what": function.__name__, "failed": _text(failure)})
+
+    def watch(self, limit: float, give_up: Callable[[], None]) -> None:
+        """From a thread of its own: `give_up` once a call takes longer than `limit` seconds."""
+
+        def look() -> None:
+            while True:
+                time.sleep(min(1.0, limit / 4))
+                if (doing := self.doing) is not None and time.monotonic() - doing[0] > limit:
+                    self.rows.append({**doing[1], "failed": f"hangs: no answer in {limit:g} s"})
+                    give_up()
+                    return
+
+        threading.Thread(target=look, daemon=True).start()
 
     def _attempt(self, entry: Entry) -> str | None:
         """Two calls to warm up; the message of what went wrong."""
@@ -169,39 +210,55 @@ def main() -> None:
     parser.add_argument("--factors", type=int, nargs="*", default=[32, 64, 128, 256, 512])
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--budget", type=float, default=450.0, help="seconds after which nothing more is started")
+    parser.add_argument("--hang", type=float, default=90.0, help="seconds of one call after which the run ends")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections, for a second run")
     parser.add_argument("--emulate-cuda", action="store_true", help="the CUDA kernels under their emulator")
+    parser.add_argument("--pretend-cuda", action="store_true", help="a rehearsal on a pretended GPU, with small sizes")
     options = parser.parse_args()
+    if options.pretend_cuda:
+        from support import pretended_cuda
+
+        pretended_cuda.install()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here; --device cpu with small sizes checks the benchmark itself")
     if options.emulate_cuda:
-        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
         from support import emulated
 
         emulated.install()
-    bench = Bench(options.device, options.repetitions, options.budget)
-    gpu_cases.ceilings(bench, options.d)
-    for u in options.u:
-        problem = Problem(options.d, u, options.v, options.device)
-        gpu_cases.updates(bench, problem)
-        gpu_cases.parts(bench, problem)
-        gpu_cases.appends(bench, problem)
-        del problem
-    gpu_cases.factors(bench, options.factors)
-    gpu_cases.layers(bench, max(options.d // 4, 16), options.u[0])
-    gpu_cases.targets(bench, options.d, options.u, options.factors)
+    bench = Bench(options.device, options.repetitions, options.budget, target=options.json)
     card = torch.cuda.get_device_name() if options.device == "cuda" else "none"
-    settings = {
-        "gpu": card,
-        "cuda": torch.version.cuda,
-        "d": options.d,
-        "v": options.v,
-        "dtype": "float32",
-        "tf32 of torch": torch.backends.cuda.matmul.allow_tf32,
-        "floors": f"{BYTES / 1e12:g} TB/s, {FLOPS / 1e12:g} TFLOP/s",
-        "back ends": {row.name: row.reason or "available" for row in rk.backends()},
-        "seconds": round(time.monotonic() - bench.begin, 1),
+
+    def finish() -> None:
+        bench.section(gpu_cases.targets, options.d, options.u, options.factors)
+        settings = {
+            "gpu": card,
+            "cuda": torch.version.cuda,
+            "d": options.d,
+            "v": options.v,
+            "dtype": "float32",
+            "tf32 of torch": torch.backends.cuda.matmul.allow_tf32,
+            "floors": f"{BYTES / 1e12:g} TB/s, {FLOPS / 1e12:g} TFLOP/s",
+            "back ends": {row.name: row.reason or "available" for row in rk.backends()},
+            "seconds": round(time.monotonic() - bench.begin, 1),
+        }
+        report("gpu", settings, bench.rows, options.json)
+
+    def give_up() -> None:
+        finish()
+        sys.stdout.flush()
+        os._exit(1)  # the interpreter would wait for the device
+
+    if options.device == "cuda":
+        bench.watch(options.hang, give_up)
+    given = {
+        "ceilings": [(options.d,)],
+        "factors": [(options.factors,)],
+        "layers": [(max(options.d // 4, 16), options.u[0])],
     }
-    report("gpu", settings, bench.rows, options.json)
+    for name in (name for name in SECTIONS if name in options.only):
+        for arguments_of in given.get(name, [(name, options.d, u, options.v) for u in options.u]):
+            bench.section(getattr(gpu_cases, name if name in given else "with_problem"), *arguments_of)
+    finish()
 
 
 if __name__ == "__main__":

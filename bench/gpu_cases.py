@@ -13,6 +13,11 @@ Errors = Callable[[str], dict[str, float]]
 """The errors against float64 of the back end of a name."""
 
 
+def with_problem(bench: Bench, section: str, d: int, u: int, v: int) -> None:
+    """A section that wants a problem of these sizes."""
+    {"updates": updates, "parts": parts, "appends": appends}[section](bench, Problem(d, u, v, bench.device))
+
+
 def ceilings(bench: Bench, d: int) -> None:
     """What the card does at best: the state read and written once, and an IEEE product of d x d matrices."""
     A, B = torch.randn(d, d, device=bench.device), torch.empty(d, d, device=bench.device)

@@ -2,7 +2,8 @@
 
 Candidates are compiled first, by several processes at once, at a small size of the same divisibility, so that the
 timing finds them in Triton's cache; one that does not compile or does not fit in shared memory is left out. Nothing is
-written: a row goes into the table (`triton_kernels/tuning.py`) by hand, with the device it was measured on.
+written: a row goes into the table (`triton_kernels/tuning.py`) by hand, with the device it was measured on. What fails
+is said and the run goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+import checkout  # noqa: F401
 import torch
 from gpu import Problem, seconds
 from harness import arguments
@@ -75,13 +77,24 @@ def compiled(kernel: str, size: str, chosen: Tiles, d: int, device: str) -> str:
     return ""
 
 
+def _pretend() -> None:
+    from support import pretended_cuda
+
+    pretended_cuda.install()
+
+
 def prepared(jobs: list[tuple[str, str, Tiles]], options: argparse.Namespace) -> list[tuple[str, str, Tiles]]:
     """The jobs that compile, in their order."""
     begin, good = time.monotonic(), set()
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+    start = _pretend if options.pretend_cuda else None
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), start) as pool:
         futures = {pool.submit(compiled, *job, options.d, options.device): job for job in jobs}
         for future in as_completed(futures):
-            if failure := future.result():
+            try:
+                failure = future.result()
+            except Exception as error:  # its process died
+                failure = f"{type(error).__name__}: {error}"
+            if failure:
                 print(f"{futures[future]}: {failure}", file=sys.stderr, flush=True)
             else:
                 good.add(futures[future])
@@ -98,7 +111,12 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1000, help="candidates of each kernel and size")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that compile at the same time")
     parser.add_argument("--budget", type=float, default=450.0, help="seconds after which nothing more is timed")
+    parser.add_argument("--pretend-cuda", action="store_true", help="a rehearsal, with TRITON_INTERPRET=1 and --d 48")
     options = parser.parse_args()
+    if options.pretend_cuda:
+        _pretend()
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here")
     begin = time.monotonic()
     jobs = [
         (kernel, size, tiles)
@@ -111,8 +129,12 @@ def main() -> None:
         problem, found = Problem(options.d, SIZES[size], 16, options.device), []
         for _, _, tiles in (job for job in ready if job[:2] == (kernel, size)):
             if time.monotonic() - begin < options.budget:
-                times = attempt(kernel, problem, tiles, options.repetitions, options.device)
-                found.append((statistics.median(times), tiles))
+                try:
+                    times = attempt(kernel, problem, tiles, options.repetitions, options.device)
+                except Exception as failure:
+                    print(f"{kernel} {tiles}: {type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
+                else:
+                    found.append((statistics.median(times), tiles))
         present = tuning.tiles(kernel, torch.empty(0), SIZES[size])
         for place, (median, tiles) in enumerate(sorted(found, key=lambda pair: pair[0])):
             if place < 3 or tiles == present:

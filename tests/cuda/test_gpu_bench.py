@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import gpu
 
     yield gpu
-    for name in ("gpu", "gpu_cases", "harness"):
+    for name in ("checkout", "gpu", "gpu_cases", "harness"):
         sys.modules.pop(name, None)
 
 
@@ -51,6 +53,43 @@ def test_nothing_is_started_when_the_time_is_used_up(gpu) -> None:
     bench = gpu.Bench("cpu", 3, -1.0)
     bench.compare("something", {}, [gpu.Entry("late", broken)])
     assert bench.rows == [{"what": "something", "name": "late", "failed": "not run: the time is used up"}]
+
+
+def test_a_section_that_fails_is_a_row_and_what_was_measured_is_kept(gpu, tmp_path) -> None:
+    bench = gpu.Bench("cpu", 3, 60.0, target=tmp_path / "new" / "gpu.json")
+
+    def half(bench: Any) -> None:
+        bench.compare("something", {}, [gpu.Entry("good", lambda: None)])
+        raise MemoryError("no room\nfor more")
+
+    bench.section(half)
+    assert bench.rows[1:] == [{"what": "half", "failed": "MemoryError: no room"}]
+    assert json.loads(bench.target.read_text())["unfinished"] == bench.rows[:1]
+
+
+def test_a_call_that_hangs_ends_the_run(gpu) -> None:
+    bench, gave_up = gpu.Bench("cpu", 3, 60.0), threading.Event()
+    bench.watch(0.05, gave_up.set)
+    bench.compare("something", {"u": 4}, [gpu.Entry("stuck", lambda: gave_up.wait(20.0))])
+    assert gave_up.is_set()
+    assert bench.rows[0] == {"what": "something", "u": 4, "name": "stuck", "failed": "hangs: no answer in 0.05 s"}
+
+
+def test_the_whole_run_on_a_pretended_gpu(tmp_path) -> None:
+    """In a process of its own, in another folder: every back end, with events and graphs."""
+    target = tmp_path / "gpu.json"
+    words = f"--pretend-cuda --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1 --json {target}"
+    command = [sys.executable, str(BENCH / "gpu.py"), *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "CannotEmulate" in done.stderr:
+        pytest.skip("CUDA kernels on the CPU: there is no C++ compiler")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(target.read_text(encoding="utf-8"))
+    assert result["settings"]["gpu"] == "pretended GPU"
+    assert not [row for row in result["rows"] if "failed" in row]
+    names = {row["name"] for row in result["rows"] if row["what"] == "update of state and weight"}
+    assert names >= {"cuda", "cuda, in a graph", "torch", "AlphaEdit solve"}
+    assert all(row["measured"] is not None for row in result["rows"] if row["what"] == "target")
 
 
 def test_the_whole_run_on_the_cpu(gpu, tmp_path, capsys, monkeypatch) -> None:
