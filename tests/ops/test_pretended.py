@@ -28,6 +28,7 @@ def test_a_forgotten_cpu_shows() -> None:
             take()
     assert there().cpu().numpy().tolist() == there().tolist() == [0.0, 1.0, 2.0, 3.0]
     assert float(there().sum()) == 6.0
+    assert repr(there()) == "pretended tensor([0., 1., 2., 3.])"
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,9 @@ class Pretended(torch.Tensor):
             "Use Tensor.cpu() to copy the tensor to host memory first."
         )
 
+    def __repr__(self, **_: Any) -> str:
+        return f"pretended {self.inside!r}"
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
