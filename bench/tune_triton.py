@@ -68,8 +68,10 @@ def attempt(kernel: str, problem: Problem, chosen: Tiles, repetitions: int, devi
         tuning.tiles = kept
 
 
-def compiled(kernel: str, size: str, chosen: Tiles, d: int, device: str) -> str:
+def compiled(kernel: str, size: str, chosen: Tiles, d: int, device: str, until: float) -> str:
     """In a process of its own: compile; what went wrong, or nothing."""
+    if time.time() > until:
+        return "not compiled: the time for it is used up"
     try:
         attempt(kernel, Problem(512 + d % 256, SIZES[size], 16, device), chosen, 0, device)
     except Exception as failure:  # too much shared memory, or Triton cannot compile it: no candidate
@@ -83,12 +85,23 @@ def _pretend() -> None:
     pretended_cuda.install()
 
 
+def planned(options: argparse.Namespace) -> list[tuple[str, str, Tiles]]:
+    """The present row of each kernel and size, then its candidates; all in turns, should the time not last."""
+    groups = []
+    for kernel, size in itertools.product(options.kernels, SIZES):
+        present = tuning.tiles(kernel, torch.empty(0), SIZES[size])
+        tiles = itertools.islice(dict.fromkeys([present, *candidates(kernel, size)]), options.most)
+        groups.append([(kernel, size, each) for each in tiles])
+    return [job for turn in itertools.zip_longest(*groups) for job in turn if job is not None]
+
+
 def prepared(jobs: list[tuple[str, str, Tiles]], options: argparse.Namespace) -> list[tuple[str, str, Tiles]]:
     """The jobs that compile, in their order."""
     begin, good = time.monotonic(), set()
     start = _pretend if options.pretend_cuda else None
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), start) as pool:
-        futures = {pool.submit(compiled, *job, options.d, options.device): job for job in jobs}
+        until = time.time() + options.compile_budget
+        futures = {pool.submit(compiled, *job, options.d, options.device, until): job for job in jobs}
         for future in as_completed(futures):
             try:
                 failure = future.result()
@@ -111,6 +124,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1000, help="candidates of each kernel and size")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that compile at the same time")
     parser.add_argument("--budget", type=float, default=450.0, help="seconds after which nothing more is timed")
+    parser.add_argument("--compile-budget", type=float, default=240.0, help="seconds after which none is compiled")
     parser.add_argument("--pretend-cuda", action="store_true", help="a rehearsal, with TRITON_INTERPRET=1 and --d 48")
     options = parser.parse_args()
     if options.pretend_cuda:
@@ -118,12 +132,7 @@ def main() -> None:
     elif options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here")
     begin = time.monotonic()
-    jobs = [
-        (kernel, size, tiles)
-        for kernel in options.kernels
-        for size in SIZES
-        for tiles in itertools.islice(candidates(kernel, size), options.most)
-    ]
+    jobs = planned(options)
     ready = prepared(jobs, options)
     for kernel, size in itertools.product(options.kernels, SIZES):
         problem, found = Problem(options.d, SIZES[size], 16, options.device), []
