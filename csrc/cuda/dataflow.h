@@ -85,7 +85,7 @@ RLSEDIT_DEVICE void publish(unsigned* done, unsigned count) {
   __syncthreads();
   if (threadIdx.x == 0) {
 #ifdef RLSEDIT_EMULATE
-    *done = count;
+    __atomic_store_n(done, count, __ATOMIC_RELEASE);
 #else
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(done), "r"(count) : "memory");
 #endif

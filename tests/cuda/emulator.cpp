@@ -60,6 +60,29 @@ void chain_kernel(unsigned* counters, float* sums, int by_ticket, int waits) {
   publish(done, number + 1);
 }
 
+// A lane takes what the next one has written. kind 0: after __syncwarp; 1: after a shuffle, which in the
+// emulator comes to the same and on a GPU orders nothing; 2: after nothing.
+void lane_kernel(float* out, int kind) {
+  float* room = shared_memory<float>();
+  const int i = lane_index();
+  room[i] = static_cast<float>(i);
+  float word = 0.0f;
+  if (kind == 0) __syncwarp();
+  if (kind == 1) word = __shfl_xor_sync(0xffffffffu, 1.0f, 1) - 1.0f;
+  out[i] = room[(i + 1) % 32] + word;
+}
+
+// A thread takes what the next one has copied, both having waited for their own copies only.
+void borrowing_kernel(const float* from, float* out, int waits) {
+  float* room = shared_memory<float>();
+  const int i = static_cast<int>(threadIdx.x);
+  copy_async<4>(room + i, from + i, 4);
+  copy_commit();
+  copy_wait<0>();
+  if (waits) __syncthreads();
+  out[i] = room[(i + 1) % 64];
+}
+
 template <class E, bool TURNED>
 void tile_kernel(const typename E::T* A, const typename E::T* B, typename E::T* out, int depth) {
   typename E::T sum[1][1][4];
@@ -89,6 +112,12 @@ const char* too_much() {
 }
 const char* copied(const float* from, float* out, int kind) {
   return said([&] { launch(copy_kernel, dim3(1), 32, 128, 0, from, out, kind); });
+}
+const char* lanes(float* out, int kind) {
+  return said([&] { launch(lane_kernel, dim3(1), 32, 128, 0, out, kind); });
+}
+const char* borrowed(const float* from, float* out, int waits) {
+  return said([&] { launch(borrowing_kernel, dim3(1), 64, 256, 0, from, out, waits); });
 }
 void beside(int blocks) {
   emulate::Machine::here().beside = static_cast<unsigned>(blocks);

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from support import builders, emulated, tolerances
+from support.kernel_cases import ENGINES as ENGINE_TABLE
+from support.kernel_cases import arguments
 from support.views import LAYOUTS, View
 
 import rlsedit_kernels as rk
@@ -19,33 +21,11 @@ from rlsedit_kernels.backends import cuda
 from rlsedit_kernels.ops.schemas import SCHEMAS
 
 error = tolerances.relative_error
-ENGINES = pytest.mark.parametrize(
-    ("dtype", "precision"),
-    [(torch.float32, "tf32x3"), (torch.float32, "ieee"), (torch.float64, "ieee")],
-    ids=["tf32x3", "float32", "float64"],
-)
+ENGINES = pytest.mark.parametrize(("dtype", "precision"), ENGINE_TABLE.values(), ids=ENGINE_TABLE.keys())
 
 
 def test_every_op_has_a_kernel(kernels) -> None:
     assert set(cuda.implemented("CPU")) == {*SCHEMAS, cuda.WEIGHT_UPDATE}
-
-
-def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int = 77, u: int = 21) -> tuple[Any, ...]:
-    C, K = builders.symmetric(batch, d, dtype, 0), builders.key_batch(batch, u, d, dtype, 1)
-    Z, R = builders.columns(batch, d, u, dtype, 2), builders.triangular(batch, d, dtype, 3)
-    B, V = builders.columns(batch, d, 9, dtype, 4), builders.key_batch(batch, u, 9, dtype, 5)
-    return {
-        "gain_products": (C, K),
-        "cholesky": (builders.symmetric(batch, d, dtype, 6),),
-        "gain_solve": (Z, builders.symmetric(batch, u, dtype, 7), 0.5),
-        "downdate_": (C, Z, -0.5),
-        "downdate_gain_products_": (C, 0.1 * Z, K, -0.5),
-        "rls_update_": (C, K, 0.5, 0.9),
-        "qr_append_": (R, K),
-        "qr_append_rhs_": (R, B, K, V),
-        "qr_gain": (R, K),
-        cuda.WEIGHT_UPDATE: (B, K, V, Z),
-    }[op]
 
 
 def results(op: str, given: tuple[Any, ...], precision: str) -> list[torch.Tensor]:

@@ -2,7 +2,8 @@
 //
 // It is meant to be strict where a GPU may be lenient:
 //   - shared memory holds NaN at the start of a block and is followed by a guard that is checked at its end;
-//   - a copy that was started with cp.async takes place when it is waited for, not before;
+//   - a copy that was started with cp.async takes place when it is waited for, not before, and until then
+//     its target holds NaN;
 //   - a barrier that not all threads reach is an error (every thread of a block takes part in __syncthreads);
 //   - blocks, warps and lanes run in ascending or in descending order (`descending`), on until they have to
 //     wait: a missing barrier, or a block that needs another one of its launch, shows as a difference;
@@ -10,27 +11,28 @@
 //     another (dataflow.h) or takes a ticket, the youngest first and as far as it can go: a block that does
 //     not wait for what it reads shows as a difference. If all of them wait, there is an error: no block may
 //     need one that starts after it.
+// Compiled with -fsanitize=thread, it reports every pair of accesses that nothing orders (fibers.h).
 //
 // Tensor-core products round as Hopper's may: exact products of tf32 operands (their last 13 bits are
 // ignored), summed with the accumulator and truncated, not rounded, to float. So do its approximate
 // functions: `rough` leaves two bits out.
 #pragma once
 
-#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <ucontext.h>
-
 #include <cmath>
+
+#include "fibers.h"
 
 namespace rlsedit {
 namespace emulate {
@@ -43,7 +45,11 @@ struct Index {
 constexpr size_t kMostShared = 227 * 1024;  // what a block may have on sm_90
 constexpr int kProcessors = 132;
 constexpr size_t kGuard = 256;
-constexpr size_t kStack = 256 * 1024;
+#ifdef __SANITIZE_THREAD__
+constexpr bool kRenewed = true;  // a block's shared memory is not what another block had
+#else
+constexpr bool kRenewed = false;
+#endif
 constexpr int kWords = 8;  // that a lane can show to its warp at once
 
 struct Copy {
@@ -54,6 +60,7 @@ struct Copy {
 
 struct Barrier {
   std::vector<int> waiting;
+  Order order;
 };
 
 struct Warp {
@@ -62,10 +69,7 @@ struct Warp {
 };
 
 struct Fiber {
-  std::unique_ptr<char[]> stack;
-  ucontext_t start;
-  jmp_buf place;
-  bool started = false;
+  Context context;
   Index thread;
   int turn = 0;                           // parity of the warp's exchanges
   std::vector<std::vector<Copy>> groups;  // committed, not yet waited for
@@ -77,7 +81,8 @@ struct Place {
   Index block;
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Warp> warps;
-  std::vector<unsigned char> memory;
+  std::unique_ptr<unsigned char[]> memory;
+  size_t room = 0;
   unsigned char* shared = nullptr;
   std::deque<int> ready;
   Barrier barrier;
@@ -85,13 +90,16 @@ struct Place {
   bool paused = false;
 
   void fit(int threads, size_t bytes) {
-    while (static_cast<int>(fibers.size()) < threads) {
-      fibers.push_back(std::make_unique<Fiber>());
-      fibers.back()->stack.reset(new char[kStack]);
-    }
+    while (static_cast<int>(fibers.size()) < threads) fibers.push_back(std::make_unique<Fiber>());
     warps.resize(static_cast<size_t>(threads / 32));
-    if (memory.size() < bytes + kGuard + 16) memory.resize(bytes + kGuard + 16);
-    shared = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16;
+    const size_t needed = bytes + kGuard + 16;
+    if (kRenewed || room < needed) {
+      memory.reset(new unsigned char[needed]);
+      room = needed;
+    }
+    shared = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
+    barrier.order.renew();
+    for (Warp& warp : warps) warp.barrier.order.renew();
   }
 };
 
@@ -105,6 +113,12 @@ class Machine {
   static Machine& here() {
     static thread_local Machine machine;
     return machine;
+  }
+
+  ~Machine() {
+    const Aside aside;
+    running_.clear();
+    idle_.clear();
   }
 
   void run(Index grid_size, int threads, size_t shared, std::function<void()> kernel) {
@@ -121,6 +135,7 @@ class Machine {
     bytes_ = shared;
     const size_t all = size_t(grid.x) * grid.y * grid.z;
     size_t started = 0;
+    ended_.reset(new char[1]);
     while (started < all || !running_.empty()) {
       moved_ = false;
       try {
@@ -137,13 +152,17 @@ class Machine {
         throw;
       }
     }
+    comes_behind(ended_.get());
   }
 
   Fiber& current() { return *at_->fibers[static_cast<size_t>(at_->current)]; }
   unsigned char* shared() { return at_->shared; }
 
-  void wait_for_block() { wait(at_->barrier, threads_); }
-  void wait_for_warp() { wait(at_->warps[static_cast<size_t>(at_->current / 32)].barrier, 32); }
+  void wait_for_block(const char* file, int line) { wait(at_->barrier, threads_, orders(file, line)); }
+  void wait_for_warp(const char* file, int line) { wait_for_warp(orders(file, line)); }
+  void wait_for_warp(bool orders) {
+    wait(at_->warps[static_cast<size_t>(at_->current / 32)].barrier, 32, orders);
+  }
 
   // Every lane shows some words; afterwards every lane may read those of all.
   auto show(const void* words, size_t bytes) -> uint64_t (*)[kWords] {
@@ -152,7 +171,7 @@ class Machine {
     const int turn = fiber.turn;
     fiber.turn ^= 1;
     std::memcpy(warp.words[turn][at_->current % 32], words, bytes);
-    wait_for_warp();
+    wait_for_warp(false);  // registers are exchanged, memory is not ordered
     return warp.words[turn];
   }
 
@@ -160,12 +179,13 @@ class Machine {
   void pause() {
     at_->ready.push_front(at_->current);
     at_->paused = true;
-    if (_setjmp(current().place) == 0) _longjmp(main_, 1);
+    Context::go(current().context, main_);
   }
   void moved() { moved_ = true; }
 
  private:
   void start(size_t number) {
+    const Aside aside;
     if (idle_.empty()) idle_.push_back(std::make_unique<Place>());
     running_.push_back(std::move(idle_.back()));
     idle_.pop_back();
@@ -178,7 +198,9 @@ class Machine {
     place.ready.clear();
     place.finished = 0;
     for (int i = 0; i < threads_; ++i) {
-      place.fibers[static_cast<size_t>(i)]->thread = Index(static_cast<unsigned>(i), 0, 0);
+      Fiber& fiber = *place.fibers[static_cast<size_t>(i)];
+      fiber.thread = Index(static_cast<unsigned>(i), 0, 0);
+      fiber.context.start(&Machine::body);
       place.ready.push_back(descending ? threads_ - 1 - i : i);
     }
     moved_ = true;
@@ -186,10 +208,11 @@ class Machine {
 
   // A block until it pauses or has finished.
   void go_on(size_t number) {
+    const Aside aside;
     at_ = running_[number].get();
     block = at_->block;
     at_->paused = false;
-    if (_setjmp(main_) == 0) resume_next();
+    Context::go(main_, next());
     if (at_->paused) return;
     if (at_->finished != threads_) throw std::runtime_error("a barrier that not all threads reach");
     for (size_t i = 0; i < kGuard; ++i)
@@ -200,6 +223,7 @@ class Machine {
       open = open || !fiber->open.empty();
       fiber->groups.clear();
       fiber->open.clear();
+      fiber->context.end();
     }
     if (pending) throw std::runtime_error("a copy that nobody waited for");
     if (open) throw std::runtime_error("a copy that was not committed");
@@ -208,41 +232,48 @@ class Machine {
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(number));
   }
 
-  void wait(Barrier& barrier, int all) {
-    barrier.waiting.push_back(at_->current);
-    if (static_cast<int>(barrier.waiting.size()) < all) {
-      if (_setjmp(current().place) == 0) resume_next();
-      return;
+  void wait(Barrier& barrier, int all, bool orders) {
+    const bool odd = barrier.order.odd();
+    if (orders) barrier.order.arrive();
+    {
+      const Aside aside;
+      barrier.waiting.push_back(at_->current);
+      if (static_cast<int>(barrier.waiting.size()) < all) {
+        Context& mine = current().context;  // before `next` makes another one the current
+        Context::go(mine, next());
+      } else {
+        for (int i = 0; i < all; ++i) {
+          const int other = barrier.waiting[static_cast<size_t>(descending ? all - 1 - i : i)];
+          if (other != at_->current) at_->ready.push_back(other);
+        }
+        barrier.waiting.clear();
+        barrier.order.turn();
+      }
     }
-    for (int i = 0; i < all; ++i) {
-      const int other = barrier.waiting[static_cast<size_t>(descending ? all - 1 - i : i)];
-      if (other != at_->current) at_->ready.push_back(other);
-    }
-    barrier.waiting.clear();
+    if (orders) barrier.order.leave(odd);
   }
 
-  [[noreturn]] void resume_next() {
-    if (at_->ready.empty()) _longjmp(main_, 1);
+  // The thread of this block that goes on now, or, if all wait or have finished, the machine.
+  Context& next() {
+    if (at_->ready.empty()) return main_;
     at_->current = at_->ready.front();
     at_->ready.pop_front();
-    Fiber& fiber = current();
-    if (fiber.started) _longjmp(fiber.place, 1);
-    fiber.started = true;
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
-    fiber.start.uc_stack.ss_size = kStack;
-    fiber.start.uc_link = nullptr;
-    makecontext(&fiber.start, &Machine::body, 0);
-    setcontext(&fiber.start);
-    std::abort();
+    return current().context;
   }
 
   static void body() {
     for (;;) {
       Machine& machine = here();
       machine.kernel_();
-      ++machine.at_->finished;
-      if (_setjmp(machine.current().place) == 0) machine.resume_next();
+      comes_before(machine.ended_.get());
+      Context *mine, *other;
+      {
+        const Aside aside;
+        ++machine.at_->finished;
+        mine = &machine.current().context;
+        other = &machine.next();
+      }
+      Context::go(*mine, *other);
     }
   }
 
@@ -252,7 +283,8 @@ class Machine {
   std::function<void()> kernel_;
   std::vector<std::unique_ptr<Place>> idle_, running_;  // running: in the order of their start
   Place* at_ = nullptr;
-  jmp_buf main_;
+  Context main_;
+  std::unique_ptr<char[]> ended_;  // the threads that have finished come before what follows the launch
 };
 
 inline void copy_async(void* to, const void* from, int bytes, int valid) {
@@ -261,37 +293,52 @@ inline void copy_async(void* to, const void* from, int bytes, int valid) {
     std::fprintf(stderr, "cp.async: misaligned address\n");
     std::abort();
   }
+  std::memset(to, 0xff, static_cast<size_t>(bytes));
+  const Aside aside;
   Machine::here().current().open.push_back({to, from, bytes, valid});
 }
 
 inline void copy_commit() {
+  const Aside aside;
   Fiber& fiber = Machine::here().current();
   fiber.groups.push_back(std::move(fiber.open));
   fiber.open.clear();
 }
 
 inline void copy_wait(size_t left) {
-  Fiber& fiber = Machine::here().current();
-  if (fiber.groups.size() <= left) return;
-  const size_t done = fiber.groups.size() - left;
-  for (size_t i = 0; i < done; ++i)
-    for (const Copy& copy : fiber.groups[i]) {
+  std::vector<std::vector<Copy>> done;
+  {
+    const Aside aside;
+    auto& groups = Machine::here().current().groups;
+    if (groups.size() <= left) return;
+    const auto behind = groups.begin() + static_cast<std::ptrdiff_t>(groups.size() - left);
+    done.assign(std::make_move_iterator(groups.begin()), std::make_move_iterator(behind));
+    groups.erase(groups.begin(), behind);
+  }
+  for (const auto& group : done)
+    for (const Copy& copy : group) {
       std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
       std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.valid));
     }
-  fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
 // The count that a block waits for, once it is there.
 inline unsigned awaited(const unsigned* done, unsigned count) {
-  while (*done < count) Machine::here().pause();
-  Machine::here().moved();
-  return *done;
+  for (;;) {
+    const unsigned seen = __atomic_load_n(done, __ATOMIC_ACQUIRE);
+    const Aside aside;
+    if (seen >= count) {
+      Machine::here().moved();
+      return seen;
+    }
+    Machine::here().pause();
+  }
 }
 
 template <class T>
 T exchange(T value, int from) {
   T result;
+  const Aside aside;
   std::memcpy(&result, Machine::here().show(&value, sizeof(T))[from & 31], sizeof(T));
   return result;
 }
@@ -327,6 +374,7 @@ inline float rough(float exact) {
 
 // mma.m16n8k8, tf32: a lane's fragments as in mma.h.
 inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const Aside aside;  // fragments are registers
   uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   auto words = Machine::here().show(mine, sizeof mine);
   const int lane = static_cast<int>(Machine::here().current().thread.x) & 31, g = lane >> 2, t = lane & 3;
@@ -349,6 +397,7 @@ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 
 // mma.m8n8k4, f64.
 inline void mma_f64(double& d0, double& d1, double a, double b) {
+  const Aside aside;
   const double mine[2] = {a, b};
   auto words = Machine::here().show(mine, sizeof mine);
   const int lane = static_cast<int>(Machine::here().current().thread.x) & 31, g = lane >> 2, t = lane & 3;
@@ -391,8 +440,8 @@ struct alignas(16) int4 {
 };
 
 inline unsigned atomicAdd(unsigned* counter, unsigned more) {
-  const unsigned before = *counter;
-  *counter += more;
+  const unsigned before = __atomic_fetch_add(counter, more, __ATOMIC_RELAXED);
+  const rlsedit::emulate::Aside aside;
   rlsedit::emulate::Machine::here().moved();
   rlsedit::emulate::Machine::here().pause();
   return before;
@@ -405,8 +454,8 @@ inline unsigned atomicAdd(unsigned* counter, unsigned more) {
 #define threadIdx (::rlsedit::emulate::Machine::here().current().thread)
 #define blockIdx (::rlsedit::emulate::Machine::here().block)
 #define gridDim (::rlsedit::emulate::Machine::here().grid)
-#define __syncthreads() (::rlsedit::emulate::Machine::here().wait_for_block())
-#define __syncwarp() (::rlsedit::emulate::Machine::here().wait_for_warp())
+#define __syncthreads() (::rlsedit::emulate::Machine::here().wait_for_block(__FILE__, __LINE__))
+#define __syncwarp() (::rlsedit::emulate::Machine::here().wait_for_warp(__FILE__, __LINE__))
 using std::fabs;
 using std::fma;
 using std::fmax;

@@ -36,14 +36,18 @@ def active() -> bool:
     return bool(_active)
 
 
-def compile_for_cpu(sources: list[Path], target: Path, *, with_torch: bool = True) -> Path:
-    """A shared library of CUDA sources for the CPU; once for the same sources, also beside other processes."""
+def compile_for_cpu(sources: list[Path], target: Path, *, with_torch: bool = True, races: bool = False) -> Path:
+    """A shared library of CUDA sources for the CPU; once for the same sources, also beside other processes.
+
+    With `races` it reports accesses that nothing orders; it loads where ThreadSanitizer's runtime is loaded first.
+    """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise CannotEmulate("there is no C++ compiler")
     package = Path(torch.__file__).parent
     command = [compiler, "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-pthread"]
     command += ["-DRLSEDIT_EMULATE", f"-I{SOURCES}", "-Wno-unknown-pragmas"]
+    command += ["-fsanitize=thread", "-g1"] if races else []
     command += ["-x", "c++", *map(str, sources)]
     if with_torch:
         command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{package / 'include'}"]
@@ -66,14 +70,22 @@ def compile_for_cpu(sources: list[Path], target: Path, *, with_torch: bool = Tru
     return library
 
 
+def compile_kernels(*, races: bool = False) -> Path:
+    """All kernels as one library for the CPU."""
+    name = "kernels_races" if races else "kernels"
+    return compile_for_cpu(sorted(SOURCES.glob("*.cu")), ROOT / "build" / "emulated" / name, races=races)
+
+
 @cache
 def load() -> Path:
     """The emulated kernels, loaded for the dispatch key CPU of the private namespace.
 
+    In a process that began with ThreadSanitizer's runtime (`support.races`) they report their races.
+
     Raises:
         CannotEmulate: there is no compiler.
     """
-    library = compile_for_cpu(sorted(SOURCES.glob("*.cu")), ROOT / "build" / "emulated" / "kernels")
+    library = compile_kernels(races=hasattr(ctypes.CDLL(None), "__tsan_init"))
     available, reason = cuda.load_library(library, library, "CPU")
     assert available, reason
     return library

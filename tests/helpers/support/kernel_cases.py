@@ -1,0 +1,36 @@
+"""Arguments for every kernel of the private namespace, by dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlsedit_kernels.backends import cuda
+from support import builders
+
+ENGINES = {
+    "tf32x3": (torch.float32, "tf32x3"),
+    "float32": (torch.float32, "ieee"),
+    "float64": (torch.float64, "ieee"),
+}
+"""How products are formed: dtype and `input_precision`."""
+
+
+def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int = 77, u: int = 21) -> tuple[Any, ...]:
+    """What an op takes: matrices of `batch`, d x d, with u keys; nine targets."""
+    C, K = builders.symmetric(batch, d, dtype, 0), builders.key_batch(batch, u, d, dtype, 1)
+    Z, R = builders.columns(batch, d, u, dtype, 2), builders.triangular(batch, d, dtype, 3)
+    B, V = builders.columns(batch, d, 9, dtype, 4), builders.key_batch(batch, u, 9, dtype, 5)
+    return {
+        "gain_products": (C, K),
+        "cholesky": (builders.symmetric(batch, d, dtype, 6),),
+        "gain_solve": (Z, builders.symmetric(batch, u, dtype, 7), 0.5),
+        "downdate_": (C, Z, -0.5),
+        "downdate_gain_products_": (C, 0.1 * Z, K, -0.5),
+        "rls_update_": (C, K, 0.5, 0.9),
+        "qr_append_": (R, K),
+        "qr_append_rhs_": (R, B, K, V),
+        "qr_gain": (R, K),
+        cuda.WEIGHT_UPDATE: (B, K, V, Z),
+    }[op]
