@@ -33,6 +33,9 @@ def _reads_better_by_rows(C: torch.Tensor) -> bool:
 
 def cholesky(A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     L, info = torch.linalg.cholesky_ex(A)
+    if A.device.type != "cpu":  # LAPACK reports NaN, cuSOLVER does not (pytorch issue 64818)
+        lost = L.diagonal(dim1=-2, dim2=-1).isnan().to(torch.int32)
+        info = torch.where(info == 0, torch.where(lost.any(-1), lost.argmax(-1) + 1, 0), info)
     return L.contiguous(), info.to(torch.int32)
 
 

@@ -148,6 +148,8 @@ def dispatched(func: Any, args: Any, kwargs: Any) -> Any:
     if target == "cuda" and asked is not None:
         inner_kwargs["device"] = torch.device("cpu")
     result = noted(lambda: func(*inner_args, **inner_kwargs), (inner_args, inner_kwargs), func._schema.is_mutable)
+    if name == "linalg_cholesky_ex":  # cuSOLVER reports no NaN (pytorch issue 64818)
+        result[1].masked_fill_(inner_args[0].isnan().flatten(-2).any(-1), 0)
     if target != "cuda" or (name == "copy_" and not isinstance(args[0], Pretended)):
         return args[0] if name == "copy_" else result
     known = {id(tensor.inside): tensor for tensor in given if isinstance(tensor, Pretended)}
