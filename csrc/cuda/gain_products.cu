@@ -14,7 +14,10 @@
 // once per block from the second-level cache; flops 2 d^2 u + d u^2.
 #include "gain_products.h"
 
+#include <type_traits>
+
 #include "tile.h"
+#include "warpgroup_product.h"
 
 namespace rlsedit {
 namespace {
@@ -51,6 +54,27 @@ __global__ void __launch_bounds__(256) add_parts_kernel(const T* parts, T* Y, in
   T sum = from[0];
   for (int s = 1; s < splits; ++s) sum += from[s * count];
   Y[b * count + i] = sum;
+}
+
+template <class T>
+void add_parts(Call& call, const T* parts, T* Y, int64_t count, int splits) {
+  launch(add_parts_kernel<T>,
+         dim3(static_cast<unsigned>(ceil_div(count, 256)), 1, static_cast<unsigned>(call.batch())), 256, 0,
+         call.stream(), parts, Y, count, splits);
+}
+
+// By wgmma, where it is to be had (Hopper); whether Y was formed.
+template <class E>
+bool form_by_warpgroups(Call& call, const Matrices<const typename E::T>& C,
+                        const Matrices<const typename E::T>& K, int64_t d, int64_t u, typename E::T* Y) {
+  if constexpr (std::is_same_v<E, Tf32x3>) {
+    if (!takes_warpgroups(call, C, u)) return false;
+    int splits = 1;
+    const float* parts = warpgroup_products(call, C, K, d, d, u, Y, splits);
+    if (splits > 1) add_parts(call, parts, Y, d * u, splits);
+    return true;
+  }
+  return false;
 }
 
 template <class E>
@@ -92,22 +116,6 @@ __global__ void __launch_bounds__(256) add_gram_kernel(const T* parts, T* G, int
   G[b * u * u + j * u + i] = static_cast<T>(sum);
 }
 
-// Into how many parts a walk is cut, so that `blocks` fill a GPU that holds `places` of them, in whole
-// rounds; a part more costs about a hundredth. The same on the same device: so are the bits of the result.
-int64_t best_splits(int64_t blocks, int64_t places, int64_t most) {
-  int64_t best = 1;
-  double least = 0.0;
-  for (int64_t splits = 1; splits <= lesser<int64_t>(most, 8); ++splits) {
-    const double rounds = static_cast<double>(ceil_div(blocks * splits, places));
-    const double cost = rounds / static_cast<double>(splits) * (1.0 + 0.01 * static_cast<double>(splits));
-    if (splits == 1 || cost < least) {
-      least = cost;
-      best = splits;
-    }
-  }
-  return best;
-}
-
 template <class E, int NT>
 void form_products(Call& call, Matrices<const typename E::T> C, Matrices<const typename E::T> K, int64_t d,
                    int64_t u, typename E::T* Y) {
@@ -124,13 +132,24 @@ void form_products(Call& call, Matrices<const typename E::T> C, Matrices<const t
   const int stages = call.stages(P::kBufferBytes);
   launch(product_kernel<E, NT>, grid, P::kThreads, stages * P::kBufferBytes, call.stream(), C, K, parts, d, u,
          static_cast<int>(splits), depth, stages);
-  if (splits > 1)
-    launch(add_parts_kernel<T>,
-           dim3(static_cast<unsigned>(ceil_div(d * u, 256)), 1, static_cast<unsigned>(batch)), 256, 0,
-           call.stream(), static_cast<const T*>(parts), Y, d * u, static_cast<int>(splits));
+  if (splits > 1) add_parts(call, static_cast<const T*>(parts), Y, d * u, static_cast<int>(splits));
 }
 
 }  // namespace
+
+int64_t best_splits(int64_t blocks, int64_t places, int64_t most) {
+  int64_t best = 1;
+  double least = 0.0;
+  for (int64_t splits = 1; splits <= lesser<int64_t>(most, 8); ++splits) {
+    const double rounds = static_cast<double>(ceil_div(blocks * splits, places));
+    const double cost = rounds / static_cast<double>(splits) * (1.0 + 0.01 * static_cast<double>(splits));
+    if (splits == 1 || cost < least) {
+      least = cost;
+      best = splits;
+    }
+  }
+  return best;
+}
 
 template <class E>
 void form_gram(Call& call, Matrices<const typename E::T> K, const typename E::T* Y, int64_t d, int64_t u,
@@ -153,7 +172,9 @@ template <class E>
 void form_gain_products(Call& call, Matrices<const typename E::T> C, Matrices<const typename E::T> K,
                         int64_t d, int64_t u, typename E::T* Y, typename E::T* G) {
   C = by_rows(C);
-  if (u <= 16)
+  if (form_by_warpgroups<E>(call, C, K, d, u, Y))
+    ;
+  else if (u <= 16)
     form_products<E, 1>(call, C, K, d, u, Y);
   else if (u <= 32)
     form_products<E, 2>(call, C, K, d, u, Y);

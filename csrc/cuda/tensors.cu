@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #endif
 
+#include <cstring>
 #include <sstream>
 
 namespace rlsedit {
@@ -99,6 +100,9 @@ int64_t Call::most_shared() const {
 int64_t Call::processors() const {
   return emulate::kProcessors;
 }
+bool Call::has_warpgroups() const {
+  return true;
+}
 #else
 namespace {
 int64_t attribute(const Tensor& t, cudaDeviceAttr wanted) {
@@ -113,6 +117,12 @@ int64_t Call::most_shared() const {
 }
 int64_t Call::processors() const {
   return attribute(first_, cudaDevAttrMultiProcessorCount);
+}
+
+bool Call::has_warpgroups() const {
+  return std::strstr(RLSEDIT_CUDA_ARCHITECTURES, "90a") != nullptr &&
+         attribute(first_, cudaDevAttrComputeCapabilityMajor) == 9 &&
+         attribute(first_, cudaDevAttrComputeCapabilityMinor) == 0;
 }
 #endif
 

@@ -75,6 +75,7 @@ class __attribute__((visibility("hidden"))) Call {
   int stages(size_t buffer) const { return static_cast<int64_t>(3 * buffer) <= most_shared() ? 3 : 2; }
   int64_t most_shared() const;  // bytes of shared memory that a block may have
   int64_t processors() const;   // multiprocessors of the device
+  bool has_warpgroups() const;  // wgmma: the device is Hopper's, and the library was built for sm_90a
   bool is_double() const { return first_.scalar_type() == torch::headeronly::ScalarType::Double; }
 
  private:

@@ -5,8 +5,11 @@
 //   3. W: a block takes a tile of 128 x 64, adds gain E
 // W (d, v) in row form with adjacent columns, or adjacent rows (the transpose of the weight of an nn.Linear).
 // Bytes: 3 d v; flops 4 d v u.
+#include <type_traits>
+
 #include "tensors.h"
 #include "tile.h"
+#include "warpgroup_product.h"
 
 namespace rlsedit {
 namespace {
@@ -44,7 +47,8 @@ __global__ void __launch_bounds__(256)
   });
 }
 
-template <class T>
+// The parts are (b, splits, u, v), or (b, splits, v, u) where TURNED; threads go along them.
+template <class T, bool TURNED>
 __global__ void __launch_bounds__(256)
     innovation_kernel(Matrices<const T> V, const T* parts, T* E, int64_t u, int64_t v, int splits) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x, b = blockIdx.z;
@@ -52,7 +56,34 @@ __global__ void __launch_bounds__(256)
   const T* from = parts + b * splits * u * v + i;
   T sum = from[0];
   for (int s = 1; s < splits; ++s) sum += from[s * u * v];
-  E[b * u * v + i] = V[b].at(i / v, i % v) - sum;
+  const int64_t row = TURNED ? i % u : i / v, column = TURNED ? i / u : i % v;
+  E[(b * u + row) * v + column] = V[b].at(row, column) - sum;
+}
+
+template <class T, bool TURNED>
+void subtract_parts(Call& call, Matrices<const T> V, const T* parts, T* errors, int64_t u, int64_t v,
+                    int splits) {
+  launch(innovation_kernel<T, TURNED>,
+         dim3(static_cast<unsigned>(ceil_div(u * v, 256)), 1, static_cast<unsigned>(call.batch())), 256, 0,
+         call.stream(), V, parts, errors, u, v, splits);
+}
+
+// (K W)' = W' K' by wgmma, where W' has adjacent columns (the weight of an nn.Linear); whether it was formed.
+template <class E>
+bool form_by_warpgroups(Call& call, const Matrices<const typename E::T>& W,
+                        const Matrices<const typename E::T>& K, const Matrices<const typename E::T>& V,
+                        int64_t d, int64_t u, int64_t v, typename E::T* errors) {
+  if constexpr (std::is_same_v<E, Tf32x3>) {
+    Matrices<const float> turned = W;
+    turned.rs = W.cs;
+    turned.cs = W.rs;
+    if (!takes_warpgroups(call, turned, u)) return false;
+    int splits = 1;
+    const float* parts = warpgroup_products(call, turned, K, v, d, u, nullptr, splits);
+    subtract_parts<float, true>(call, V, parts, errors, u, v, splits);
+    return true;
+  }
+  return false;
 }
 
 template <class E>
@@ -103,8 +134,7 @@ void form_innovation(Call& call, Matrices<const typename E::T> W, Matrices<const
          dim3(static_cast<unsigned>(across), static_cast<unsigned>(down * splits), z), P::kThreads,
          stages * P::kBufferBytes, call.stream(), K, W, parts, d, u, v, static_cast<int>(splits), depth,
          stages);
-  launch(innovation_kernel<T>, dim3(static_cast<unsigned>(ceil_div(u * v, 256)), 1, z), 256, 0, call.stream(),
-         V, static_cast<const T*>(parts), errors, u, v, static_cast<int>(splits));
+  subtract_parts<T, false>(call, V, static_cast<const T*>(parts), errors, u, v, static_cast<int>(splits));
 }
 
 template <class E>
@@ -119,7 +149,9 @@ void update_weight(Call& call, Matrices<typename E::T> W, Matrices<const typenam
     from.strides[i] = W.strides[i];
   }
   const bool by_columns = W.rs == 1 && W.cs != 1;
-  if (u <= 16)
+  if (form_by_warpgroups<E>(call, from, K, V, d, u, v, errors))
+    ;
+  else if (u <= 16)
     by_columns ? form_innovation<E, true, false>(call, from, K, V, d, u, v, errors)
                : form_innovation<E, true, true>(call, from, K, V, d, u, v, errors);
   else

@@ -33,7 +33,7 @@ def imports(path: Path) -> set[str]:
 
 def test_every_switch_is_documented_and_none_is_invented() -> None:
     documented = set(re.findall(r"`(RLSEDIT_[A-Z_]+)`", (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")))
-    sources = [*KERNELS, *EDITOR, ROOT / "setup.py", *ROOT.glob("csrc/**/*.cpp")]
+    sources = [*KERNELS, *EDITOR, ROOT / "setup.py", *ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.cu")]
     read = {
         name for path in sources for pair in SWITCH.findall(path.read_text(encoding="utf-8")) for name in pair if name
     }

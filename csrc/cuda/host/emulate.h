@@ -11,6 +11,7 @@
 //     another (dataflow.h) or takes a ticket, the youngest first and as far as it can go: a block that does
 //     not wait for what it reads shows as a difference. If all of them wait, there is an error: no block may
 //     need one that starts after it.
+// Hopper's own instructions are in warpgroup.h beside this.
 // Compiled with -fsanitize=thread, it reports every pair of accesses that nothing orders (fibers.h).
 //
 // Tensor-core products round as Hopper's may: exact products of tf32 operands (their last 13 bits are
@@ -28,6 +29,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cmath>
@@ -68,12 +70,15 @@ struct Warp {
   uint64_t words[2][32][kWords];
 };
 
+struct Wgmmas;  // what a thread takes part in of its warpgroup's products (warpgroup.h)
+
 struct Fiber {
   Context context;
   Index thread;
   int turn = 0;                           // parity of the warp's exchanges
   std::vector<std::vector<Copy>> groups;  // committed, not yet waited for
   std::vector<Copy> open;
+  std::shared_ptr<Wgmmas> wgmmas;
 };
 
 // What a running block occupies.
@@ -85,7 +90,7 @@ struct Place {
   size_t room = 0;
   unsigned char* shared = nullptr;
   std::deque<int> ready;
-  Barrier barrier;
+  Barrier barrier, groups[8];  // of the block, and of its warpgroups
   int current = 0, finished = 0;
   bool paused = false;
 
@@ -99,9 +104,12 @@ struct Place {
     }
     shared = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
     barrier.order.renew();
+    for (Barrier& group : groups) group.order.renew();
     for (Warp& warp : warps) warp.barrier.order.renew();
   }
 };
+
+inline std::string left_open(Place& place, int threads, size_t bytes);  // warpgroup.h
 
 class Machine {
  public:
@@ -156,22 +164,44 @@ class Machine {
   }
 
   Fiber& current() { return *at_->fibers[static_cast<size_t>(at_->current)]; }
+  int thread() const { return at_->current; }
   unsigned char* shared() { return at_->shared; }
+  size_t shared_bytes() const { return bytes_; }
 
   void wait_for_block(const char* file, int line) { wait(at_->barrier, threads_, orders(file, line)); }
   void wait_for_warp(const char* file, int line) { wait_for_warp(orders(file, line)); }
-  void wait_for_warp(bool orders) {
-    wait(at_->warps[static_cast<size_t>(at_->current / 32)].barrier, 32, orders);
+  void wait_for_warp(bool orders, bool ahead = false) {
+    wait(at_->warps[static_cast<size_t>(at_->current / 32)].barrier, 32, orders, ahead);
+  }
+
+  // A warpgroup goes on as far as it can before another one does.
+  void wait_for_group(int group) { wait(at_->groups[group], 128, true, true); }
+
+  // A thread that waits for another one to wake it.
+  void park() {
+    Context& mine = current().context;
+    Context::go(mine, next());
+  }
+  void wake(int thread) { at_->ready.push_back(thread); }
+  void let_others() {
+    wake(thread());
+    park();
+  }
+
+  // A mistake of the kernel: the launch ends with it.
+  void fail(const char* what) {
+    failure_ = what;
+    Context::go(current().context, main_);
   }
 
   // Every lane shows some words; afterwards every lane may read those of all.
-  auto show(const void* words, size_t bytes) -> uint64_t (*)[kWords] {
+  auto show(const void* words, size_t bytes, bool ahead = false) -> uint64_t (*)[kWords] {
     Warp& warp = at_->warps[static_cast<size_t>(at_->current / 32)];
     Fiber& fiber = current();
     const int turn = fiber.turn;
     fiber.turn ^= 1;
     std::memcpy(warp.words[turn][at_->current % 32], words, bytes);
-    wait_for_warp(false);  // registers are exchanged, memory is not ordered
+    wait_for_warp(false, ahead);  // registers are exchanged, memory is not ordered
     return warp.words[turn];
   }
 
@@ -213,6 +243,7 @@ class Machine {
     block = at_->block;
     at_->paused = false;
     Context::go(main_, next());
+    if (failure_ != nullptr) throw std::runtime_error(std::exchange(failure_, nullptr));
     if (at_->paused) return;
     if (at_->finished != threads_) throw std::runtime_error("a barrier that not all threads reach");
     for (size_t i = 0; i < kGuard; ++i)
@@ -227,12 +258,14 @@ class Machine {
     }
     if (pending) throw std::runtime_error("a copy that nobody waited for");
     if (open) throw std::runtime_error("a copy that was not committed");
+    const std::string what = left_open(*at_, threads_, bytes_);
+    if (!what.empty()) throw std::runtime_error(what);
     moved_ = true;
     idle_.push_back(std::move(running_[number]));
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(number));
   }
 
-  void wait(Barrier& barrier, int all, bool orders) {
+  void wait(Barrier& barrier, int all, bool orders, bool ahead = false) {
     const bool odd = barrier.order.odd();
     if (orders) barrier.order.arrive();
     {
@@ -243,8 +276,12 @@ class Machine {
         Context::go(mine, next());
       } else {
         for (int i = 0; i < all; ++i) {
-          const int other = barrier.waiting[static_cast<size_t>(descending ? all - 1 - i : i)];
-          if (other != at_->current) at_->ready.push_back(other);
+          const int other = barrier.waiting[static_cast<size_t>(descending != ahead ? all - 1 - i : i)];
+          if (other == at_->current) continue;
+          if (ahead)
+            at_->ready.push_front(other);
+          else
+            at_->ready.push_back(other);
         }
         barrier.waiting.clear();
         barrier.order.turn();
@@ -280,6 +317,7 @@ class Machine {
   int threads_ = 0;
   size_t bytes_ = 0;
   bool moved_ = false;
+  const char* failure_ = nullptr;
   std::function<void()> kernel_;
   std::vector<std::unique_ptr<Place>> idle_, running_;  // running: in the order of their start
   Place* at_ = nullptr;
@@ -413,6 +451,11 @@ inline void mma_f64(double& d0, double& d1, double a, double b) {
 }
 
 }  // namespace emulate
+}  // namespace rlsedit
+
+#include "warpgroup.h"
+
+namespace rlsedit {
 
 using Stream = int;
 using dim3 = emulate::Index;
