@@ -18,6 +18,7 @@ from harness import ROOT, arguments, report
 LIBRARY = ROOT / "rlsedit_kernels" / "_C_cuda.so"
 COUNTED = {
     "HMMA tf32": re.compile(r"HMMA\.1688\.F32\.TF32"),
+    "HGMMA tf32": re.compile(r"\bHGMMA\.\S*\.F32\.TF32"),
     "DMMA": re.compile(r"\bDMMA\b"),
     "FFMA": re.compile(r"\bFFMA\b"),
     "LDGSTS": re.compile(r"\bLDGSTS"),
