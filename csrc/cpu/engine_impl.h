@@ -264,15 +264,22 @@ struct Kernels {
     store(y + W, (load(y + W) - acc[1]) / splat(pivot));
   }
 
-  // Right-looking on the transposed copy: the inner loop runs along contiguous memory.
+  // Left-looking on the transposed copy: the inner loop runs along contiguous memory, and what an element
+  // loses to the rows above is summed from zero and subtracted once (solve_columns says why).
   static int64_t factor(T* A, int64_t ld, int64_t n) {
     T t[kFactorBlock * kFactorBlock];
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j <= i; ++j) t[j * kFactorBlock + i] = A[i * ld + j];
     int64_t info = 0;
     for (int64_t j = 0; j < n; ++j) {
-      T* row = t + j * kFactorBlock;
-      const T pivot = row[j];
+      T lost[kFactorBlock] = {};
+      for (int64_t k = 0; k < j; ++k) {
+        const T* __restrict above = t + k * kFactorBlock;
+        const T factor = above[j];
+        for (int64_t p = j; p < n; ++p) lost[p] += factor * above[p];
+      }
+      T* __restrict row = t + j * kFactorBlock;
+      const T pivot = row[j] - lost[j];
       if (!(pivot > T(0)) || pivot - pivot != T(0)) {  // not positive, NaN or infinite
         info = j + 1;
         break;
@@ -280,12 +287,7 @@ struct Kernels {
       const T root = sizeof(T) == 4 ? static_cast<T>(__builtin_sqrtf(static_cast<float>(pivot)))
                                     : static_cast<T>(__builtin_sqrt(static_cast<double>(pivot)));
       row[j] = root;
-      for (int64_t i = j + 1; i < n; ++i) row[i] /= root;
-      for (int64_t i = j + 1; i < n; ++i) {
-        const T factor = row[i];
-        T* __restrict below = t + i * kFactorBlock;
-        for (int64_t p = i; p < n; ++p) below[p] -= factor * row[p];
-      }
+      for (int64_t i = j + 1; i < n; ++i) row[i] = (row[i] - lost[i]) / root;
     }
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j <= i; ++j) A[i * ld + j] = t[j * kFactorBlock + i];
@@ -404,7 +406,8 @@ struct Kernels {
     }
   }
 
-  // Column by column, by substitution: what has been solved is subtracted, then divided by the pivot.
+  // Column by column, by substitution. What the solved ones take is summed from zero and subtracted once:
+  // with a factor near the identity the sum is small, and so are its roundings.
   static void solve_columns(T* X, int64_t ldx, int64_t u, const T* A, int64_t ld, int64_t n,
                             bool transposed) {
     for (int64_t s = 0; s < n; ++s) {
@@ -412,10 +415,10 @@ struct Kernels {
       const int64_t first = transposed ? j + 1 : 0, last = transposed ? n : j;
       const V pivot = splat(A[j * ld + j]);
       for (int64_t p = 0; p < u; p += W) {
-        V x = load(X + j * ldx + p);
+        V lost = splat(T(0));
         for (int64_t i = first; i < last; ++i)
-          x -= (transposed ? A[j * ld + i] : A[i * ld + j]) * load(X + i * ldx + p);
-        store(X + j * ldx + p, x / pivot);
+          lost += (transposed ? A[j * ld + i] : A[i * ld + j]) * load(X + i * ldx + p);
+        store(X + j * ldx + p, (load(X + j * ldx + p) - lost) / pivot);
       }
     }
   }

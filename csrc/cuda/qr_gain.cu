@@ -48,11 +48,12 @@ struct Room {
 };
 
 // row <- row D^-1 for a triangle D of 32, upper, or, BACK, lower (from the last element back); `over`: 1 /
-// D[j][j].
+// D[j][j]. What an element loses to others is summed from zero and taken off once: with a factor near the
+// identity the sums are small, and taking them off term by term would round 32 times at full size.
 template <bool BACK, class T>
 RLSEDIT_DEVICE void substitute(T* row, const T* D, int ld, const T* over) {
   using W = Wide<T>;
-  T x[kSide];
+  T x[kSide], lost[kSide];
 #pragma unroll
   for (int j = 0; j < kSide; j += W::kCount) {
     const W some = *reinterpret_cast<const W*>(row + j);
@@ -62,10 +63,10 @@ RLSEDIT_DEVICE void substitute(T* row, const T* D, int ld, const T* over) {
 #pragma unroll
   for (int step = 0; step < kSide; ++step) {
     const int j = BACK ? kSide - 1 - step : step;
-    x[j] *= over[j];
+    x[j] = (step == 0 ? x[j] : x[j] - lost[j]) * over[j];
 #pragma unroll
     for (int c = 0; c < kSide; ++c)
-      if (BACK ? c < j : c > j) x[c] -= x[j] * D[j * ld + c];
+      if (BACK ? c < j : c > j) lost[c] = step == 0 ? x[j] * D[j * ld + c] : lost[c] + x[j] * D[j * ld + c];
   }
 #pragma unroll
   for (int j = 0; j < kSide; j += W::kCount) {
@@ -138,20 +139,16 @@ __global__ void __launch_bounds__(kThreads, E::kBlocks)
     if (r == c) room.over()[r] = T(1) / value;
   }
   const int m = 16 * (warp_index() & 3), n = kWide / 2 * (warp_index() >> 2);
-  T sum[1][kTiles][4];  // the negative of what is left
+  T sum[1][kTiles][4];  // what is taken off the ticket's own part, once
+  clear(sum);
   {
     const Matrix<const T> given = BACK ? Matrix<const T>{slot_of(turn), kWide, 1} : Ks[b];
     const int64_t first_row = BACK ? 0 : key, first = BACK ? 0 : column;
     const int64_t rows = BACK ? kKeys : u, columns = BACK ? kWide : d;
-    const int lane_row = lane_index() >> 2, lane_column = 2 * (lane_index() & 3);
-#pragma unroll
-    for (int k = 0; k < kTiles; ++k)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t r = first_row + m + lane_row + 8 * (i >> 1),
-                      c = first + n + 8 * k + lane_column + (i & 1);
-        sum[0][k][i] = r < rows && c < columns ? -given.at(r, c) : T(0);
-      }
+    for_each_sum(sum, [&](int i, int j, T) {  // read again by this thread alone, until all meet
+      const int64_t r = first_row + m + i, c = first + n + j;
+      room.own()[(m + i) * In::kLd + n + j] = r < rows && c < columns ? given.at(r, c) : T(0);
+    });
   }
   unsigned* done = counters + (1 + chain) * kCounterSize;
   Awaited solved(done);
@@ -173,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, E::kBlocks)
       for (int i = 0; i < 4; ++i) sum[0][k][i] += part[0][k][i];
   }
   copy_wait<0>();
-  for_each_sum(sum, [&](int i, int j, T value) { room.own()[(m + i) * In::kLd + n + j] = -value; });
+  for_each_sum(sum, [&](int i, int j, T value) { room.own()[(m + i) * In::kLd + n + j] -= value; });
   __syncthreads();
   solve<E, BACK>(room);
   T* slot = slot_of(turn);

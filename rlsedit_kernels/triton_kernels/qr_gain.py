@@ -63,13 +63,15 @@ def solve_kernel(
     j = (p * N + n).to(tl.int64)[None, :]
     x = load(gain, j, k, d, u, u, 1) if TURNED else load(K + b * k_b, k, j, u, d, k_r, k_c)
     A, inverse = _diagonal_block(R, p * N, d, r_r, r_c, TURNED, N)
+    lost = tl.zeros_like(x)  # what x loses, taken off once: near the identity it is small, and so are its roundings
     for before in range(0, place):
         q = blocks - 1 - before if TURNED else before
         i = (q * N + n).to(tl.int64)
         block = load(R, j, i[:, None], d, d, r_r, r_c) if TURNED else load(R, i[:, None], j, d, d, r_r, r_c)
         wait_for(flags, before * share + own)
         solved = load(gain, i[None, :], k, d, u, u, 1)
-        x -= tl.dot(solved, block, input_precision=PRECISION, out_dtype=x.dtype)
+        lost -= tl.dot(solved, block, input_precision=PRECISION, out_dtype=x.dtype)
+    x += lost
     y = tl.dot(x, inverse, input_precision=PRECISION, out_dtype=x.dtype)
     x -= tl.dot(y, A, input_precision=PRECISION, out_dtype=x.dtype)
     y += tl.dot(x, inverse, input_precision=PRECISION, out_dtype=x.dtype)

@@ -37,6 +37,20 @@ def test_each_row_solves_its_own_nearby_problem(dtype, backend) -> None:
 
 
 @dtypes
+def test_near_the_identity_a_gain_is_as_exact_as_two_solves_of_torch(dtype, backend) -> None:
+    """What an element loses is small there, and taken off once: a rounding each would double the error."""
+    d = sized(300, 130)
+    R = builders.triangular((), d, torch.float64, 8).triu(1) * 0.3
+    R = (R + torch.eye(d)).to(dtype)
+    K = builders.key_batch((), 40, d, dtype, 9)
+    exact = rk.reference.qr_gain(R, K)
+    half = torch.linalg.solve_triangular(R.mT, K.mT, upper=False)
+    plain = torch.linalg.solve_triangular(R, half, upper=True)
+    error = tolerances.relative_error
+    assert error(rk.ops.qr_gain(R, K), exact) <= 2.0 * error(plain, exact)
+
+
+@dtypes
 def test_gain_after_the_append_is_that_of_the_covariance(dtype, backend) -> None:
     """Fact 1: g = C_new K'; the covariance op and the triangular factor agree."""
     C = builders.symmetric((), 64, dtype, 4)
