@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from gpu import Bench, Entry, Problem, backends_of, error, floor
@@ -27,9 +29,35 @@ def ceilings(bench: Bench, d: int) -> None:
     bench.compare("IEEE product", {"d": n}, [Entry("torch.mm", lambda: torch.mm(A, A, out=B), most=5)])
 
 
+WGMMA = "cuda, wgmma"
+"""The CUDA back end with products by Hopper's wgmma, which docs/environment.md has as a switch."""
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """The back end of an entry, with what its name says beside it."""
+    before = os.environ.get("RLSEDIT_CUDA_WGMMA")
+    os.environ["RLSEDIT_CUDA_WGMMA"] = "1" if name == WGMMA else "0"
+    try:
+        with rk.use_backend(name.partition(",")[0]):
+            yield
+    finally:
+        if before is None:
+            del os.environ["RLSEDIT_CUDA_WGMMA"]
+        else:
+            os.environ["RLSEDIT_CUDA_WGMMA"] = before
+
+
+def variants(device: str) -> list[str]:
+    """Entries of the recursion: the back ends, and wgmma where the device has it."""
+    names = backends_of(device)
+    hopper = device == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+    return [*names, WGMMA] if "cuda" in names and hopper else names
+
+
 def weight_update(name: str) -> Callable[..., object] | None:
     """The back end's own update of a weight, if it has one."""
-    if name == "cuda":
+    if name in ("cuda", WGMMA):
         from rlsedit_kernels.backends import cuda
 
         return cuda.kernel(cuda.WEIGHT_UPDATE)
@@ -43,7 +71,7 @@ def weight_update(name: str) -> Callable[..., object] | None:
 def whole_update(name: str, C: torch.Tensor, W: torch.Tensor, p: Problem) -> torch.Tensor:
     """State and weight by one back end; the gain."""
     own = weight_update(name)
-    with rk.use_backend(name):
+    with forced(name):
         gain = torch.ops.rlsedit_kernels.rls_update_(C, p.K, 1.0, 1.0)[0]
         if own is not None:
             own(W, p.K, p.V, gain)
@@ -84,7 +112,7 @@ def updates(bench: Bench, p: Problem) -> None:
         system.diagonal().add_(1.0)
         return torch.linalg.solve(system, p.C @ (p.K.mT @ (p.V - p.K @ p.W)))
 
-    entries = [by(name) for name in backends_of(bench.device)]
+    entries = [by(name) for name in variants(bench.device)]
     if "cuda" in backends_of(bench.device) and bench.device == "cuda":
         entries.insert(1, Entry("cuda, in a graph", captured(p)))
     entries.append(Entry("plain torch Woodbury", woodbury, lambda: errors_of(*woodbury())))
@@ -110,6 +138,10 @@ def captured(p: Problem) -> Callable[[], object]:
     return run
 
 
+BY_WGMMA = ("gain_products", "rls_update_")
+"""Ops that have a product by wgmma."""
+
+
 def by_backend(
     bench: Bench, op: str, given: Sequence[object], errors: Callable[[str], dict[str, float]]
 ) -> list[Entry]:
@@ -117,12 +149,12 @@ def by_backend(
 
     def entry(name: str) -> Entry:
         def run() -> object:
-            with rk.use_backend(name):
+            with forced(name):
                 return getattr(torch.ops.rlsedit_kernels, op)(*given)
 
         return Entry(name, run, lambda: errors(name))
 
-    return [entry(name) for name in backends_of(bench.device)]
+    return [entry(name) for name in (variants if op in BY_WGMMA else backends_of)(bench.device)]
 
 
 def parts(bench: Bench, p: Problem) -> None:
@@ -134,12 +166,12 @@ def parts(bench: Bench, p: Problem) -> None:
     exact_Y = p.C.double() @ p.K.double().mT
     Z = 1e-3 * Y
 
-    def forced(name: str, op: str, *given: object) -> object:
-        with rk.use_backend(name):
+    def called(name: str, op: str, *given: object) -> object:
+        with forced(name):
             return getattr(ops, op)(*given)
 
     def products(name: str) -> dict[str, float]:
-        return {"error": error(forced(name, "gain_products", p.C, p.K)[0], exact_Y)}  # type: ignore[index]
+        return {"error": error(called(name, "gain_products", p.C, p.K)[0], exact_Y)}  # type: ignore[index]
 
     entries = by_backend(bench, "gain_products", (p.C, p.K), products)
     entries.append(Entry("plain torch", lambda: p.K @ (p.C @ p.K.mT), lambda: {"error": error(p.C @ p.K.mT, exact_Y)}))
@@ -148,7 +180,7 @@ def parts(bench: Bench, p: Problem) -> None:
     exact_gain = torch.linalg.solve(G.double() + torch.eye(u, device=bench.device).double(), Y.double().mT).mT
 
     def solved(name: str) -> dict[str, float]:
-        return {"error": error(forced(name, "gain_solve", Y, G, 1.0)[0], exact_gain)}  # type: ignore[index]
+        return {"error": error(called(name, "gain_solve", Y, G, 1.0)[0], exact_gain)}  # type: ignore[index]
 
     entries = by_backend(bench, "gain_solve", (Y, G, 1.0), solved)
     bench.compare("gain_solve", shape, entries, floor(12.0 * d * u, 2.0 * d * u * u))
@@ -159,16 +191,41 @@ def parts(bench: Bench, p: Problem) -> None:
     def changed(op: str, *more: object) -> Callable[[str], dict[str, float]]:
         def errors(name: str) -> dict[str, float]:
             fresh = p.C.clone()
-            forced(name, op, fresh, Z, *more, -1.0)
+            called(name, op, fresh, Z, *more, -1.0)
             return {"error": error(fresh[rows], exact_rows)}
 
         return errors
+
+    weights(bench, p, exact_gain)
 
     C = p.C.clone()
     entries = by_backend(bench, "downdate_", (C, Z, -1e-6), changed("downdate_"))
     bench.compare("downdate_", shape, entries, floor(1.5 * 4 * d * d, 1.0 * d * d * u))
     entries = by_backend(bench, "downdate_gain_products_", (C, Z, p.K, -1e-6), changed("downdate_gain_products_", p.K))
     bench.compare("downdate_gain_products_", shape, entries, floor(2.0 * 4 * d * d, 3.0 * d * d * u))
+
+
+def weights(bench: Bench, p: Problem, gain: torch.Tensor) -> None:
+    """W <- W + gain (V - K W), W being the transpose of the weight of an nn.Linear."""
+    (d, v), u = p.W.shape, p.K.shape[0]
+    gain, own = gain.float(), {name: weight_update(name) for name in variants(bench.device)}
+    exact = p.W.double() + gain.double() @ (p.V.double() - p.K.double() @ p.W.double())
+
+    def update(name: str, W: torch.Tensor) -> torch.Tensor:
+        function = own.get(name)
+        with forced(name):
+            if function is not None:
+                function(W, p.K, p.V, gain)
+            else:
+                W.addmm_(gain, torch.addmm(p.V, p.K, W, alpha=-1.0))
+        return W
+
+    def entry(name: str) -> Entry:
+        W = p.W.mT.contiguous().mT
+        return Entry(name, lambda: update(name, W), lambda: {"error": error(update(name, p.W.mT.clone().mT), exact)})
+
+    entries = [entry(name) for name in own if name == "torch" or own[name] is not None]
+    bench.compare("weight_update_", {"d": d, "u": u, "v": v}, entries, floor(12.0 * d * v, 4.0 * d * u * v))
 
 
 def appends(bench: Bench, p: Problem) -> None:
@@ -246,6 +303,24 @@ def layers(bench: Bench, d: int, u: int, count: int = 5) -> None:
     bench.compare("rls_update_ of layers", {"count": count, "d": d, "u": u}, entries, least)
 
 
+def worst_error(bench: Bench, name: str) -> float | None:
+    """The largest error of an entry by that of torch on the same problem, over all comparisons and results."""
+    keys = ("what", "d", "u", "v", "count")
+    plain = {
+        tuple(row.get(k) for k in keys): row
+        for row in bench.rows
+        if row.get("name") in ("torch", "torch.linalg.cholesky_ex") and "error" in row
+    }
+    ratios = [
+        float(row[key]) / float(rival[key])  # type: ignore[arg-type]
+        for row in bench.rows
+        if row.get("name") == name and (rival := plain.get(tuple(row.get(k) for k in keys))) is not None
+        for key in ("error", "error_C", "error_W")
+        if isinstance(row.get(key), float) and isinstance(rival.get(key), float) and rival[key]
+    ]
+    return max(ratios, default=None)
+
+
 def targets(bench: Bench, d: int, sizes: Sequence[int], factor_sizes: Sequence[int]) -> None:
     """The figures to reach, each with what was measured; nothing where either side is missing."""
 
@@ -254,8 +329,9 @@ def targets(bench: Bench, d: int, sizes: Sequence[int], factor_sizes: Sequence[i
         return rival / ours if ours and rival else None
 
     u, update = sizes[0], "update of state and weight"
+    ours = bench.median(update, "cuda", u=u)
     found: list[tuple[str, float, float | None, bool]] = []  # name, wanted, got, whether less is better
-    found.append(("ms of the whole update", 1.3, bench.median(update, "cuda", u=u), True))
+    found.append(("ms of the whole update", 1.3, ours, True))
     for rival, wanted in (("AlphaEdit solve", 100.0), ("plain torch Woodbury", 3.0)):
         found.append((f"times {rival}", wanted, ratio(update, "cuda", bench.median(update, rival, u=u), u=u), False))
     once = bench.median("read and write once", "copy", d=d)
@@ -277,6 +353,14 @@ def targets(bench: Bench, d: int, sizes: Sequence[int], factor_sizes: Sequence[i
     append = bench.median("qr_append_", "torch.linalg.qr of the stack", u=u)
     found.append(("times torch.linalg.qr", 20.0, ratio("qr_append_", "cuda", append, u=u), False))
     found.append(("ms of an append", 12.0, bench.median("qr_append_", "cuda", u=u), True))
+    triton = bench.median(update, "triton", u=u)
+    found.append(("Triton: ms of the whole update by CUDA's", 1.5, triton / ours if triton and ours else None, True))
+    rival_ms = bench.median(update, "AlphaEdit solve", u=u)
+    found.append(("Triton: times AlphaEdit solve", 60.0, rival_ms / triton if triton and rival_ms else None, False))
+    for name in ("cuda", WGMMA, "triton"):
+        worst = worst_error(bench, name)
+        if name != WGMMA or worst is not None:
+            found.append((f"{name}: largest error by torch's in IEEE float32", 2.0, worst, True))
     for name, wanted, got, less in found:
         met = None if got is None else (got <= wanted if less else got >= wanted)
         bench.rows.append({"what": "target", "name": name, "wanted": wanted, "measured": got, "met": met})

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpu_tables import comparison, targets
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
@@ -318,9 +320,19 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
     ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
+    ("docs/cuda.md", "gpu"): ((("gpu.json",), partial(comparison, backend="cuda")), (("gpu.json",), targets)),
+    ("docs/triton.md", "gpu"): ((("gpu.json",), partial(comparison, backend="triton")),),
     ("docs/stability.md", "forms"): ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys)),
 }
 """By page and marker: files under bench/results/ and what makes text of them."""
+
+AWAITED = frozenset({"gpu.json"})
+"""Results that need a machine which is not always at hand: None where they are not there yet."""
+
+
+def _result(file: str) -> Any:
+    path = RESULTS / file
+    return None if file in AWAITED and not path.exists() else json.loads(path.read_text(encoding="utf-8"))
 
 
 def draw() -> None:
@@ -349,7 +361,7 @@ def pages() -> dict[Path, str]:
     texts: dict[Path, str] = {}
     for (page, name), parts in SECTIONS.items():
         path = ROOT / page
-        results = [[json.loads((RESULTS / file).read_text(encoding="utf-8")) for file in files] for files, _ in parts]
+        results = [[_result(file) for file in files] for files, _ in parts]
         body = "\n".join(make(*given) for given, (_, make) in zip(results, parts, strict=True))
         texts[path] = fill(texts.get(path) or path.read_text(encoding="utf-8"), name, body)
     return texts

@@ -89,7 +89,8 @@ def test_the_whole_run_on_a_pretended_gpu(tmp_path) -> None:
     assert not [row for row in result["rows"] if "failed" in row]
     names = {row["name"] for row in result["rows"] if row["what"] == "update of state and weight"}
     assert names >= {"cuda", "cuda, in a graph", "torch", "AlphaEdit solve"}
-    assert all(row["measured"] is not None for row in result["rows"] if row["what"] == "target")
+    found = [row for row in result["rows"] if row["what"] == "target"]
+    assert all(row["measured"] is not None for row in found if "triton" not in row["name"].lower())
 
 
 def test_the_whole_run_on_the_cpu(gpu, tmp_path, capsys, monkeypatch) -> None:
@@ -103,4 +104,4 @@ def test_the_whole_run_on_the_cpu(gpu, tmp_path, capsys, monkeypatch) -> None:
     whole = [row for row in rows if row["what"] == "update of state and weight" and "error_W" in row]
     assert whole
     assert all(max(row["error"], row["error_C"], row["error_W"]) < 1e-5 for row in whole)
-    assert len([row for row in rows if row["what"] == "target"]) == 9
+    assert len([row for row in rows if row["what"] == "target"]) == 13
