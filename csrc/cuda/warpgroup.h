@@ -3,17 +3,15 @@
 //
 // A warpgroup is 4 warps, the first of them a multiple of 4. It multiplies a left operand of 64 x 8 tf32
 // numbers in registers by a right one of 8 x N in shared memory, asynchronously. PTX ISA 9.0:
-//     9.7.15.5.1.1.2  fragments of m64nNk8: warp w holds rows [16 w, 16 w + 16), its lanes A and D as in
-//     mma.h 9.7.15.5.1.2    "K-major": a column of the right operand lies in one row of 128 bytes; swizzled
-//     by 128
-//                     bytes, chunk c (16 bytes) of row r is at c ^ (r & 7), in groups of 8 rows, 1024 bytes,
-//                     which start at multiples of 1024
-//     9.7.15.5.1.2.2  the descriptor: bits 0-13 start / 16, 16-29 leading offset / 16 (1: not used by
-//     swizzled
-//                     K-major layouts), 32-45 offset from 8 rows to the next 8 / 16, 62-63 swizzle (1: 128
-//                     bytes). The swizzle is one of address bits, so that 8 terms further is 32 bytes
-//                     further.
-//     9.7.15.7        fence, commit_group, wait_group
+//   - 9.7.15.5.1.1.2, fragments of m64nNk8: warp w holds rows [16 w, 16 w + 16), its lanes A and D as in
+//     mma.h;
+//   - 9.7.15.5.1.2, "K-major": a column of the right operand lies in one row of 128 bytes; swizzled by 128
+//     bytes, chunk c (16 bytes) of row r is at c ^ (r & 7), in groups of 8 rows, 1024 bytes, which start at
+//     multiples of 1024;
+//   - 9.7.15.5.1.2.2, the descriptor: bits 0-13 start / 16; 16-29 leading offset / 16 (1: swizzled K-major
+//     layouts do not use it); 32-45 offset from 8 rows to the next 8 / 16; 62-63 swizzle (1: 128 bytes). The
+//     swizzle is one of address bits, so that 8 terms further is 32 bytes further;
+//   - 9.7.15.7, fence, commit_group, wait_group.
 // Only sm_90a has these: elsewhere a kernel that uses them is compiled without its body.
 #pragma once
 

@@ -2,16 +2,13 @@
 //
 // As strict as the rest of it (emulate.h):
 //   - a bulk copy takes place when its barrier is waited for, and until then its target holds NaN; one that
-//   is
-//     never waited for is an error, and so is a barrier that another proxy uses before it was fenced;
-//   - wgmma reads shared memory and yields its sums when it is waited for: until then they are NaN. It has
-//   its
-//     left operand from the moment when it was issued;
+//     is never waited for is an error, and so is a barrier that another proxy uses before it was fenced;
+//   - wgmma reads shared memory and yields its sums when it is waited for: until then they are NaN. Its
+//     left operand is what it was when issued;
 //   - the descriptor is decoded bit by bit, and the swizzle is one of addresses, as in the PTX ISA. Shared
 //     memory starts at an address that is no multiple of 1024;
 //   - without a fence before it, or where the warps of a warpgroup do not all issue the same products, there
-//   is
-//     an error.
+//     is an error.
 // Not noticed: ordinary stores that wgmma reads without fence.proxy.async, and registers of the left operand
 // that are changed too early, which the compiler looks after.
 #pragma once
