@@ -37,7 +37,7 @@ PREDICTIONS = (
     Prediction("gain_products", {"u": 100}, {"cuda": (0.5, 0.55), "cuda, wgmma": (0.35, 0.4)}),
     Prediction("gain_solve", {"u": 100}, {"cuda": (0.03, 0.04), "triton": (0.05, 0.06)}),
     Prediction("weight_update_", {"u": 100}, {"cuda": (0.3, 0.3), "cuda, wgmma": (0.24, 0.24)}),
-    Prediction("downdate_", {"u": 100}, {"cuda": (0.4, 0.4)}),
+    Prediction("downdate_", {"u": 100}, {"cuda": (0.33, 0.4)}),
     Prediction(WHOLE, {"u": 1}, {"cuda": (0.8, 0.85)}, "state and weight"),
     Prediction("downdate_gain_products_", {"u": 1}, {"cuda": (0.45, 0.45)}),
     Prediction("cholesky", {"count": 5, "u": 128}, {"cuda": (0.015, 0.015)}),

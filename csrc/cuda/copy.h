@@ -73,4 +73,24 @@ RLSEDIT_DEVICE void copy_tile(T* to, int height, const Matrix<const T>& A, bool 
   }
 }
 
+// What is read later than a product is formed: its lines begin to come into the second-level cache now. A
+// tile (ROWS x COLUMNS) of a matrix with adjacent elements along either index; nothing for others.
+template <int ROWS, int COLUMNS, int THREADS, class T>
+RLSEDIT_DEVICE void prefetch_tile(const Matrix<T>& A, int64_t row, int64_t column, int64_t rows,
+                                  int64_t columns) {
+#ifndef RLSEDIT_EMULATE
+  constexpr int kLine = 128 / sizeof(T);
+  const bool down = A.rs == 1 && A.cs != 1;
+  if (!down && A.cs != 1) return;
+  const int lines = (down ? ROWS : COLUMNS) / kLine, count = lines * (down ? COLUMNS : ROWS);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += THREADS) {
+    const int64_t along = i % lines * kLine, across = i / lines;
+    const int64_t r = row + (down ? along : across), c = column + (down ? across : along);
+    if (r < rows && c < columns) asm volatile("prefetch.global.L2 [%0];" ::"l"(&A.at(r, c)));
+  }
+#else
+  (void)A, (void)row, (void)column, (void)rows, (void)columns;
+#endif
+}
+
 }  // namespace rlsedit

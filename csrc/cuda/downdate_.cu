@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(Change<E>::kThreads, E::kBlocks)
   lower_tile(static_cast<int>(blockIdx.x), i0, j0);
   const int64_t row = static_cast<int64_t>(i0) * P::kRows, column = static_cast<int64_t>(j0) * P::kColumns;
   T* memory = shared_memory<T>();
+  prefetch_tile<P::kRows, P::kColumns, P::kThreads>(Cs[b], row, column, d, d);
   P product;
   clear(product.sum);
   product.add(Z[b], row, d, Z[b], column, d, 0, u, memory, stages);

@@ -94,11 +94,12 @@ __global__ void __launch_bounds__(Update<E>::kThreads)
   using P = Update<E>;
   const int64_t b = blockIdx.z, row = static_cast<int64_t>(blockIdx.y) * P::kRows;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * P::kColumns;
+  const Matrix<T> W = Ws[b];
+  prefetch_tile<P::kRows, P::kColumns, P::kThreads>(W, row, column, d, v);
   P product;
   clear(product.sum);
   product.add(gain[b], row, d, Matrix<const T>{errors + b * u * v, v, 1}, column, v, 0, u, shared_memory<T>(),
               stages);
-  const Matrix<T> W = Ws[b];
   if (row + P::kRows <= d && column + P::kColumns <= v) {
     // All loads before the first store (downdate_.cu says why).
     product.each([&](int i, int j, T& value) { value += W.at(row + i, column + j); });

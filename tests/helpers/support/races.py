@@ -48,10 +48,12 @@ def watched(command: list[str]) -> tuple[str, list[str]]:
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parents[1]), str(emulated.ROOT), os.environ.get("PYTHONPATH", "")]
     )
-    fixed = ["setarch", "-R"] if shutil.which("setarch") else []  # it wants its memory at fixed addresses
-    done = subprocess.run(
-        [*fixed, sys.executable, *command], capture_output=True, text=True, env=environment, check=False
-    )
+    for fixed in ([], ["setarch", "-R"]):  # it wants its memory at addresses that randomisation may have taken
+        done = subprocess.run(
+            [*fixed, sys.executable, *command], capture_output=True, text=True, env=environment, check=False
+        )
+        if "FATAL: ThreadSanitizer" not in done.stderr or shutil.which("setarch") is None:
+            break
     if "FATAL: ThreadSanitizer" in done.stderr:
         raise emulated.CannotEmulate(done.stderr.strip().splitlines()[0])
     found = re.findall(r"^WARNING: ThreadSanitizer: .*?^SUMMARY: .*?$", done.stderr, re.MULTILINE | re.DOTALL)
