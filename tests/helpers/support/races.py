@@ -4,7 +4,9 @@
 blocks, and launches; a shuffle or a product of the tensor cores does not. Every pair of accesses without an order is
 reported, whatever its result was. Blocks run beside each other, in both orders.
 
-`python -m support.races [OP ...]` with `tests/helpers` on the path prints what is found.
+`python -m support.races [OP ...]` with `tests/helpers` on the path runs them where the runtime is loaded already;
+`python -m support.races --barriers` lets each barrier of the sources order nothing, in turns, and prints which are
+missed (half an hour).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlsedit_kernels.backends import cuda
@@ -106,6 +109,44 @@ def main(ops: list[str]) -> None:
             print(op, name, *batch, d, u, emulated.launches() - before, flush=True)
 
 
+USERS = {
+    "cholesky.cu": ("cholesky", "gain_solve"),
+    "triangle.h": ("cholesky", "gain_solve"),
+    "gain_solve.cu": ("gain_solve",),
+    "downdate_.cu": ("downdate_",),
+    "downdate_gain_products_.cu": ("downdate_gain_products_",),
+    "tile.h": ("downdate_", "gain_products"),
+    "qr_append_rhs_.cu": ("qr_append_", "qr_append_rhs_"),
+    "reflectors.h": ("qr_append_",),
+    "qr_gain.cu": ("qr_gain",),
+    "dataflow.h": ("qr_append_", "qr_gain"),
+}
+"""Ops that run the barriers of a source."""
+
+
+def barriers() -> Iterator[tuple[str, int, str]]:
+    """Source, line and text of every barrier."""
+    for source in USERS:
+        for number, line in enumerate((emulated.SOURCES / source).read_text(encoding="utf-8").splitlines(), 1):
+            if re.match(r"[^/]*__sync(threads|warp)\(\)", line):
+                yield source, number, line.strip()
+
+
+def missed() -> None:
+    """Print for every barrier the races that there are where it orders nothing."""
+    for source, number, line in barriers():
+        os.environ["RLSEDIT_UNORDERED"] = f"{source}:{number}"
+        counts = {}
+        for op in USERS[source]:
+            counts[op] = len(found_in([op])[1])
+            if counts[op]:
+                break
+        print(f"{source}:{number}", "missed:" if any(counts.values()) else "NOT MISSED:", counts, line, flush=True)
+
+
 if __name__ == "__main__":
-    emulated.load()
-    main(sys.argv[1:])
+    if sys.argv[1:] == ["--barriers"]:
+        missed()
+    else:
+        emulated.load()
+        main(sys.argv[1:])
