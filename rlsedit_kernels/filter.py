@@ -49,7 +49,8 @@ class RLSFilter:
     Args:
         weight: W_0, (d, v) for layout "in_out" (row form, `Conv1D`), (v, d) for "out_in" (`nn.Linear`). Kept
             in the dtype of the state: a float16 or bfloat16 weight gets a float32 master.
-        prior: S_0 of the recursion.
+        prior: S_0 of the recursion. The state lives where the weight does; the prior may lie on the CPU all the same
+            (`CovarianceState`, `device`).
         state: "covariance" (`CovarianceState`) or "square_root" (`SquareRootState`, streaming QR: for a prior too weak
             for a covariance in this dtype, or none at all).
         layout: "in_out" or "out_in"; never guessed, because a square weight would hide a mistake.

@@ -31,7 +31,7 @@ BACKENDS = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", choices=sorted(BACKENDS), help="where the tests of the ops run")
+    parser.addoption("--device", default="cpu", choices=sorted(BACKENDS), help="of the ops' tests and test_on_a_gpu.py")
     parser.addoption("--emulate-cuda", action="store_true", help="test the ops on emulated CUDA kernels too")
     parser.addoption("--pretend-cuda", action="store_true", help="with --device cuda: a rehearsal without a GPU")
 

@@ -21,6 +21,7 @@ from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
 from rlsedit_kernels.states.health import Health
+from rlsedit_kernels.states.keys import located
 
 __all__ = ["PreparedBatches", "StateBank"]
 
@@ -94,7 +95,7 @@ class StateBank:
     ) -> None:
         self._ranks = Ranks(ranks) if isinstance(ranks, DeviceMesh) else ranks
         self.dtype = dtype
-        self.device = torch.device(device or (self._ranks.device if self._ranks is not None else "cpu"))
+        self.device = located(device or (self._ranks.device if self._ranks is not None else "cpu"))
         with self._confirmed("StateBank") as agreed:
             self.keys: tuple[Any, ...] = tuple(priors)
             self._check(priors, form, dtype, work)

@@ -51,14 +51,13 @@ class ShardedFactor(PriorFactor):
     weights: torch.Tensor | None = None
     C: torch.Tensor | None = None
 
-    def covariance(self) -> torch.Tensor:
+    def covariance(self, device: torch.device | None = None) -> torch.Tensor:
         """Rows (d_p, d) of C_0, float64."""
-        if self.scale is not None:
-            return identity_rows(self.ranks, self.d, torch.float64, self.scale**2)
-        assert self.C is not None
-        return self.C
+        C = self.C if self.scale is None else identity_rows(self.ranks, self.d, torch.float64, self.scale**2)
+        assert C is not None
+        return C.to(device or C.device)
 
-    def precision(self) -> torch.Tensor:
+    def precision(self, device: torch.device | None = None) -> torch.Tensor:
         """Raises:
         RuntimeError: always: it would take all rows on one rank.
         """

@@ -60,21 +60,21 @@ class PriorFactor:
         """Ratio of the extreme eigenvalues of C_0 on its range."""
         return self.largest / self.smallest
 
-    def covariance(self) -> torch.Tensor:
-        """C_0 (d, d) float64."""
+    def covariance(self, device: torch.device | None = None) -> torch.Tensor:
+        """C_0 (d, d) float64, worked out where the root lies and brought to `device`; None leaves it there."""
         if self.root is None:
             assert self.scale is not None
-            return torch.eye(self.d, dtype=torch.float64) * self.scale**2
+            return torch.eye(self.d, dtype=torch.float64, device=device or "cpu").mul_(self.scale**2)
         product = self.root @ self.root.mT
-        return (product + product.mT).mul_(0.5)
+        return (product + product.mT).mul_(0.5).to(device or product.device)
 
-    def precision(self) -> torch.Tensor:
-        """S_0 (d, d) float64; on the range of C_0 where that is a proper subspace (pseudo-inverse)."""
+    def precision(self, device: torch.device | None = None) -> torch.Tensor:
+        """S_0 (d, d) float64 likewise; on the range of C_0 where that is a proper subspace (pseudo-inverse)."""
         if self.root_inverse is None:
             assert self.scale is not None
-            return torch.eye(self.d, dtype=torch.float64) / self.scale**2
+            return torch.eye(self.d, dtype=torch.float64, device=device or "cpu").div_(self.scale**2)
         product = self.root_inverse.mT @ self.root_inverse
-        return (product + product.mT).mul_(0.5)
+        return (product + product.mT).mul_(0.5).to(device or product.device)
 
 
 def scalar(d: int, scale: float) -> PriorFactor:
@@ -174,7 +174,7 @@ def _by_cholesky(S: torch.Tensor) -> PriorFactor | None:
 def _power(apply, S: torch.Tensor) -> float:  # type: ignore[no-untyped-def]
     """Largest eigenvalue by block power iteration from a fixed start, with its usual margin of a few percent."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(S.shape[-1], 4, dtype=S.dtype, generator=generator).to(S.device)
+    x = torch.randn(S.shape[-1], 4, dtype=S.dtype, generator=generator, device="cpu").to(S.device)
     for _ in range(_POWER_STEPS):
         x, _r = torch.linalg.qr(apply(x))
     return float(torch.linalg.eigvalsh(x.mT @ apply(x))[-1])

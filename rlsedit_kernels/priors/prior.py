@@ -171,8 +171,8 @@ class Prior:
 
     def signature(self) -> dict[str, object]:
         """A short description by which a saved state recognises the prior that it was made with."""
-        probe = torch.cos(torch.arange(self.d, dtype=torch.float64) * 0.7)
-        sums = {name: float((A.to("cpu") @ probe[: A.shape[1]]).square().sum()) for name, A in self.arrays.items()}
+        probe = torch.cos(torch.arange(self.d, dtype=torch.float64, device="cpu") * 0.7).to(self._device())
+        sums = {name: float((A @ probe[: A.shape[1]]).square().sum()) for name, A in self.arrays.items()}
         return {"kind": self.kind, "d": self.d, "lam": self.lam, "mu": self.mu, "l2": self.l2, "sums": sums}
 
     def _device(self) -> torch.device:

@@ -65,7 +65,7 @@ class Problem:
         generator = torch.Generator().manual_seed(seed)
 
         def randn(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float32)
+            return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
 
         self._mirrors = [self._unit(randn(d)) for _ in range(_REFLECTIONS)]
         self.weight = self._own(randn(d, v) / math.sqrt(d))
@@ -75,7 +75,7 @@ class Problem:
     @property
     def spectrum(self) -> torch.Tensor:
         """Eigenvalues s (d,) of the anchor S_0, float64."""
-        return torch.logspace(0.0, -math.log10(CONDITION), self.d, dtype=torch.float64)
+        return torch.logspace(0.0, -math.log10(CONDITION), self.d, dtype=torch.float64, device="cpu")
 
     def batch(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (u, d) and targets (u, v) of batch i of the stream; they come again after a while."""
@@ -150,7 +150,7 @@ class Problem:
 
     def _orthogonal(self) -> torch.Tensor:
         """H (d, d) float64, dense and orthogonal."""
-        H = torch.eye(self.d, dtype=torch.float64)
+        H = torch.eye(self.d, dtype=torch.float64, device="cpu")
         for w in self._mirrors:
             H.addr_(w, w @ H, alpha=-2.0)
         return H
@@ -165,4 +165,4 @@ class Problem:
         return A.add_(A.mT.clone()).mul_(0.5)
 
     def _mask(self) -> torch.Tensor:
-        return (torch.arange(self.d) < self.free).double()
+        return (torch.arange(self.d, device="cpu") < self.free).double()

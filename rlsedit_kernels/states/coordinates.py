@@ -15,24 +15,28 @@ def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return A @ x if x.shape[1] > _NARROW else (x.mT.contiguous() @ A.mT).mT
 
 
-def _at(A: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A where `like` is; a factor that has to be brought over is d x d, so callers do that rarely."""
-    return A if A.device == like.device else A.to(like.device)
+def _applied(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A x where x is. A prior on the host and a state on a GPU: the smaller of the two goes to the other."""
+    if A.device == x.device:
+        return product(A, x)
+    if x.shape[1] > _NARROW:
+        return product(A.to(x.device), x)
+    return product(A, x.to(A.device)).to(x.device)
 
 
 def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
     """T^-1 z."""
-    return z / (factor.scale or 1.0) if factor.root_inverse is None else product(_at(factor.root_inverse, z), z)
+    return z / (factor.scale or 1.0) if factor.root_inverse is None else _applied(factor.root_inverse, z)
 
 
 def unwhiten(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
     """T x."""
-    return x * (factor.scale or 1.0) if factor.root is None else product(_at(factor.root, x), x)
+    return x * (factor.scale or 1.0) if factor.root is None else _applied(factor.root, x)
 
 
 def unwhiten_transposed(factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:
     """T' y."""
-    return y * (factor.scale or 1.0) if factor.root is None else product(_at(factor.root, y).mT, y)
+    return y * (factor.scale or 1.0) if factor.root is None else _applied(factor.root.mT, y)
 
 
 def whitened64(C: torch.Tensor, factor: PriorFactor) -> torch.Tensor:

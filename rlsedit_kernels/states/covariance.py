@@ -21,7 +21,7 @@ from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
-from rlsedit_kernels.states.keys import checked_basis, checked_keys, largest_norm
+from rlsedit_kernels.states.keys import checked_basis, checked_keys, largest_norm, located
 from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.plain import PlainForm
 from rlsedit_kernels.states.products import Change
@@ -75,7 +75,9 @@ class CovarianceState(Moving):
             would hold (`states/choice.py`); `health()` says what was taken and why.
         dtype: torch.float32 or torch.float64, of keys and gains, and of the covariance unless "auto" finds
             float32 too narrow for it.
-        device: where the state lives; None for the CPU.
+        device: where the state lives; None for the CPU. The prior's arrays may lie elsewhere, as when they come from a
+            file: it is factored where they lie, and the state takes what it needs over once, rounded to `dtype`. The
+            float64 factor stays there: checks send a few vectors to it.
         guard: "auto" checks the state as the stream goes on (`states/guard.py`): one that drifts is rebuilt from
             `history`, or moves to a safer form where the form is automatic; one that is broken and cannot be repaired
             refuses further batches. "off" leaves it to the caller to ask `health()`.
@@ -106,7 +108,7 @@ class CovarianceState(Moving):
             raise TypeError(f"CovarianceState: dtype must be torch.float32 or torch.float64, got {dtype}")
         self.prior = prior
         self.dtype = dtype
-        self.device = torch.device(device or "cpu")
+        self.device = located(device)
         self._requested = form
         self._counters = Counters()
         self._writes = 0
@@ -274,7 +276,7 @@ class CovarianceState(Moving):
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
         """
-        information = self.prior.factor.precision().to(self.device)
+        information = self.prior.factor.precision(self.device)
         fresh = Counters()
         probes = Probes.start(self._factor, self.device)
         for K, noise in written:
@@ -294,13 +296,13 @@ class CovarianceState(Moving):
         """C (d, d), exactly symmetric, in the dtype of the state; a copy."""
         with ieee_products():
             if self._form is None:
-                return self._factor.covariance().to(device=self.device, dtype=self.dtype)
+                return self._factor.covariance(self.device).to(self.dtype)
             return self._form.covariance(self.dtype)
 
     def precision(self) -> torch.Tensor:
         """S = C^-1 (d, d) float64, by one dense inversion; the pseudo-inverse where C is singular by design."""
         if self._form is None:
-            return self._factor.precision().to(self.device)
+            return self._factor.precision(self.device)
         return report.precision(self._form, self._factor, singular=self._counters.singular_writes > 0)
 
     def health(self, *, thorough: bool = False) -> Health:
@@ -363,7 +365,7 @@ class CovarianceState(Moving):
             raise TypeError(f"CovarianceState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
         self._settle()
         twin = self.clone()
-        twin.device = torch.device(device or self.device)
+        twin.device = located(device or self.device)
         twin.dtype = dtype or self.dtype
         twin._probes = self._probes.to(twin.device)
         if twin._form is not None:

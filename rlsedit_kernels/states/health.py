@@ -113,11 +113,12 @@ class Probes:
     @classmethod
     def start(cls, factor: PriorFactor, device: torch.device, seed: int = 20) -> Probes:
         """Images under S_0 of the prior itself."""
-        x = _directions(factor.rank, seed).to(device)
+        x = _directions(factor.rank, seed)
         if factor.root is None or factor.root_inverse is None:
             scale = factor.scale or 1.0
-            return cls(x * scale, _image(factor, x))
-        return cls(factor.root.to(device) @ x, _image(factor, x))
+            return cls((x * scale).to(device), _image(factor, x).to(device))
+        x = x.to(factor.root.device)
+        return cls((factor.root @ x).to(device), _image(factor, x).to(device))
 
     def to(self, device: torch.device) -> Probes:
         """An independent copy on a device."""
@@ -186,10 +187,10 @@ def _image(factor: PriorFactor, x: torch.Tensor) -> torch.Tensor:
     """S_0 T x = T^-1' x."""
     if factor.root_inverse is None:
         return x / (factor.scale or 1.0)
-    return factor.root_inverse.to(x.device).mT @ x
+    return (factor.root_inverse.mT @ x.to(factor.root_inverse.device)).to(x.device)
 
 
 def _directions(rank: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rank, min(PROBES, rank), dtype=torch.float64, generator=generator)
+    x = torch.randn(rank, min(PROBES, rank), dtype=torch.float64, generator=generator, device="cpu")
     return x / x.norm(dim=0)

@@ -7,6 +7,12 @@ import math
 import torch
 
 
+def located(device: torch.device | str | None) -> torch.device:
+    """A device as its tensors name it, None for the CPU: "cuda" is the current GPU, such as "cuda:0"."""
+    asked = torch.device("cpu" if device is None else device)
+    return asked if asked.type == "cpu" or asked.index is not None else torch.empty(0, device=asked).device
+
+
 def checked_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Keys (u, d) of a stream, finite, in the dtype of the state."""
     if not isinstance(K, torch.Tensor):

@@ -26,7 +26,7 @@ class PlainForm:
     @classmethod
     def start(cls, factor: PriorFactor, dtype: torch.dtype, device: torch.device) -> PlainForm:
         """C_0 from the float64 factor of the prior, rounded once."""
-        return cls(factor.covariance().to(device=device, dtype=dtype))
+        return cls(factor.covariance(device).to(dtype))
 
     @classmethod
     def from_covariance(

@@ -185,7 +185,7 @@ def _thorough(
     found: _Findings, form: _Form | TriangularForm | None, probes: Probes, factor: PriorFactor
 ) -> dict[str, float]:
     """Spectrum, asymmetry and S-norm error of the probes, from C~ in float64."""
-    matrix = _whitened(form, factor).to(torch.float64)
+    matrix = _whitened(form, factor, probes.z.device).to(torch.float64)
     symmetric = (matrix + matrix.mT) * 0.5
     values, vectors = torch.linalg.eigh(symmetric)
     low, high = float(values[0]), float(values[-1])
@@ -206,7 +206,7 @@ def _thorough(
     }
 
 
-def _whitened(form: _Form | TriangularForm | None, factor: PriorFactor) -> torch.Tensor:
+def _whitened(form: _Form | TriangularForm | None, factor: PriorFactor, device: torch.device) -> torch.Tensor:
     if form is None:
-        return torch.eye(factor.rank, dtype=torch.float64)
+        return torch.eye(factor.rank, dtype=torch.float64, device=device)
     return whitened64(form.covariance64(), factor) if isinstance(form, TriangularForm) else form.whitened64(factor)

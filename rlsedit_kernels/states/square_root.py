@@ -19,7 +19,7 @@ from rlsedit_kernels.states import conversion, report, saving, triangular
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.keys import checked_basis, checked_keys, finite, largest_norm
+from rlsedit_kernels.states.keys import checked_basis, checked_keys, finite, largest_norm, located
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class SquareRootState:
         prior: what is known before the first batch; any prior of which a factor exists, and `Prior.ridge(d, 0.0)`:
             nothing. A state that starts from nothing has a gain once d independent keys have arrived.
         dtype: torch.float32 or torch.float64, of keys, gains and R.
-        device: where the state lives; None for the CPU.
+        device: where the state lives; None for the CPU. As for `CovarianceState`, the prior may lie elsewhere.
         guard, history: as for `CovarianceState`. There is no safer form to move to: a state that drifts is rebuilt
             from its history, one that is broken refuses.
 
@@ -99,7 +99,7 @@ class SquareRootState:
             raise TypeError(f"SquareRootState: dtype must be torch.float32 or torch.float64, got {dtype}")
         self.prior = prior
         self.dtype = dtype
-        self.device = torch.device(device or "cpu")
+        self.device = located(device)
         self._writes = 0
         self._watch = Watch(guard, history)
         self._start()
@@ -410,7 +410,7 @@ class SquareRootState:
         if dtype is not None and dtype not in _checks.DTYPES:
             raise TypeError(f"SquareRootState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
         twin = self.clone()
-        twin.device, twin.dtype = torch.device(device or self.device), dtype or self.dtype
+        twin.device, twin.dtype = located(device or self.device), dtype or self.dtype
         twin._form = twin._form.to(twin.device, twin.dtype)
         twin._probes = twin._probes.to(twin.device)
         return twin
