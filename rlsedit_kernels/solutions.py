@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from rlsedit_kernels.states.keys import squared_norm
 
 _ROWS = 64
 _COLUMNS = 1024
+_ELEMENTS = 1 << 22
 _HEADROOM = 0.125
 
 Written = tuple[torch.Tensor, torch.Tensor, float]
@@ -211,13 +212,16 @@ def carried64(
 
 def _after(factored: BatchFactor, innovation: torch.Tensor) -> tuple[float, float]:
     """|root' E| and |E - G root root' E|, the residual, block of columns by block: no buffer of the size of E."""
-    whitened_norms, residual_norms = [], []
-    for block in innovation.split(_COLUMNS, dim=1):
-        error = block.to(factored.G.dtype)
-        whitened = factored.root.mT @ error
-        whitened_norms.append(norm(whitened))
-        residual_norms.append(norm(torch.addmm(error, factored.G, factored.root @ whitened, alpha=-1.0)))
-    return math.hypot(*whitened_norms), math.hypot(*residual_norms)
+
+    def both() -> Iterator[torch.Tensor]:
+        for block in innovation.split(_COLUMNS, dim=1):
+            error = block.to(factored.G.dtype)
+            whitened = factored.root.mT @ error
+            yield whitened
+            yield torch.addmm(error, factored.G, factored.root @ whitened, alpha=-1.0)
+
+    found = norms(both())
+    return math.hypot(*found[::2]), math.hypot(*found[1::2])
 
 
 def _inner(A: torch.Tensor, B: torch.Tensor) -> float:
@@ -226,4 +230,16 @@ def _inner(A: torch.Tensor, B: torch.Tensor) -> float:
 
 def norm(A: torch.Tensor) -> float:
     """Frobenius norm, accumulated in float64, without a float64 copy of A."""
-    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in A.split(_ROWS)))
+    return norms([A])[0]
+
+
+def norms(matrices: Iterable[torch.Tensor]) -> list[float]:
+    """`norm` of each, taken one after the other; the host waits once for all of them."""
+    parts = [[torch.linalg.vector_norm(part, dtype=torch.float64) for part in _blocks(A)] for A in matrices]
+    found = iter(torch.stack([part for row in parts for part in row]).tolist())
+    return [math.hypot(*(next(found) for _ in row)) for row in parts]
+
+
+def _blocks(A: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Blocks of rows: small ones fit a CPU's cache, and each is a launch on a GPU."""
+    return A.split(_ROWS if A.device.type == "cpu" else max(_ROWS, _ELEMENTS // A.shape[1]))

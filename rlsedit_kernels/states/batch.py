@@ -51,18 +51,29 @@ class BatchFactor:
     rank: int
 
 
-def needs_care(G: torch.Tensor, noise: float) -> bool:
+def needs_care(G: torch.Tensor, noise: float, largest: float | None = None) -> bool:
     """Whether this batch tells so much more than the state knew that working precision would not do.
 
     The update is a difference, C - Y (noise I + G)^-1 Y'; with s = max(G) / noise it leaves about C / s in the
     direction of the keys, at a rounding error of eps |C|. Stored values may well be of working precision: errors
     that C brings along are contracted by the update, those of the difference itself are not.
+
+    `largest` is max(G), where it is known.
     """
-    eps = 0.5 * torch.finfo(G.dtype).eps
-    return G.dtype == torch.float32 and noise > 0.0 and eps * float(G.diagonal().max()) > CAREFUL_FROM * noise
+    if G.dtype != torch.float32 or noise == 0.0:
+        return False
+    largest = float(G.diagonal().max()) if largest is None else largest
+    return 0.5 * torch.finfo(G.dtype).eps * largest > CAREFUL_FROM * noise
 
 
-def factor(products: Products, noise: float, eps: float) -> BatchFactor:
+def figures(G: torch.Tensor, K: torch.Tensor) -> tuple[float, float, float]:
+    """Sum and largest diagonal element of G, and the norm of the largest key, read from the device at once."""
+    asked = [G.sum(), G.diagonal().max(), torch.linalg.vector_norm(K.detach(), dim=1).max()]
+    total, largest, longest = torch.stack(asked).tolist()
+    return total, largest, longest
+
+
+def factor(products: Products, noise: float, eps: float, largest: float | None = None) -> BatchFactor:
     """Factor noise I + G; for noise = 0, or a system singular to rounding, on the range of G.
 
     With L L' = noise I + G a covariance changes by Z Z', Z = Y L^-T, and a root of it by X F',
@@ -72,19 +83,21 @@ def factor(products: Products, noise: float, eps: float) -> BatchFactor:
         products: of the batch.
         noise: >= 0.
         eps: machine epsilon of the form they were made with (they may be wider).
+        largest: largest diagonal element of G, where it is known.
 
     Raises:
         BreakdownError: G has a negative eigenvalue beyond its rounding error: the covariance is broken.
     """
     Y, G, F = products.Y, products.G, products.F
     u = G.shape[-1]
-    largest = float(G.diagonal().max())
     if noise > 0.0:
+        largest = float(G.diagonal().max()) if largest is None else largest
         shifted = G.clone()
         shifted.diagonal().add_(noise)
         L, info = ops.cholesky(shifted)
-        if int(info) == 0:
-            pivot = float(L.diagonal().min()) ** 2
+        failed, smallest = torch.stack([info.to(torch.float64), L.diagonal().min().to(torch.float64)]).tolist()
+        if failed == 0:
+            pivot = smallest**2
             if pivot >= noise - PIVOT_SLACK * u * eps * largest:
                 gain, Z, _ = ops.gain_solve(Y, G, noise)
                 identity = torch.eye(u, dtype=G.dtype, device=G.device)

@@ -419,13 +419,15 @@ class CovarianceState(Moving):
         form = self._choose(K)
         inner = form.coordinates(K.to(form.dtype))
         products = form.products(inner)
-        if not bool(torch.isfinite(products.G).all()):
+        total, largest, longest = batches.figures(products.G, inner)
+        if not math.isfinite(total) and not bool(torch.isfinite(products.G).all()):
             raise ValueError(
                 f"{op}: K C K' overflows {self.dtype}: keys of size {float(K.abs().max()):.1e} are too large"
             )
-        if batches.needs_care(products.G, forget * noise):
-            products = form.products64(form.coordinates64(K))
-        return form, batches.factor(products, forget * noise, torch.finfo(form.dtype).eps), largest_norm(inner)
+        known: float | None = largest
+        if batches.needs_care(products.G, forget * noise, largest):
+            products, known = form.products64(form.coordinates64(K)), None
+        return form, batches.factor(products, forget * noise, torch.finfo(form.dtype).eps, known), longest**2
 
     def _removal(self, K: torch.Tensor, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""

@@ -75,7 +75,8 @@ def after(L: torch.Tensor, innovation: torch.Tensor, noise: float, forget: float
     """
     E = innovation.to(torch.float64)
     residual = torch.cholesky_solve(E, L) * (forget * noise)
-    return float((E * residual).sum()) / noise, float(residual.norm())
+    inner, size = torch.stack([(E * residual).sum(), residual.norm()]).tolist()
+    return inner / noise, size
 
 
 def leverage(X: torch.Tensor, eps: float) -> tuple[torch.Tensor, float]:

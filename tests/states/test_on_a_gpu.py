@@ -6,6 +6,7 @@ the product makes where nobody asked for it shows.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -288,6 +289,45 @@ def test_keys_of_the_other_device_are_refused() -> None:
     K, Y = batches(GPU, torch.float64)[0]
     with pytest.raises(ValueError, match="V must be on the device of the state, cuda:0, got cpu"):
         filtered.update(K, Y.cpu())
+
+
+def waits(update: Callable[[int], Any]) -> int:
+    """How often the host waits for the GPU in the sixth batch, before which the guard does not look."""
+    for i in range(5):
+        update(i)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            update(5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in found)
+
+
+@pytest.mark.parametrize("u", [5, 130])
+@pytest.mark.parametrize(
+    ("form", "allowed"), [("auto", 6), ("plain", 5), ("whitened", 5), ("inverse_root", 5), ("square_root", 5)]
+)
+def test_a_batch_waits_for_the_gpu_a_few_times(form: str, allowed: int, u: int) -> None:
+    """Whatever its size: nothing is read block by block. More than that is a slower step, and should have a reason."""
+    d, rng = 200, random(7)
+    state = state_of(form, rk.Prior.precision(4.0 * np.eye(d)), torch.float32, GPU)
+    stream = [given(builders.keys(u, d, rng), GPU, torch.float32) for _ in range(6)]
+    assert waits(lambda i: state.update(stream[i])) <= allowed
+
+
+@pytest.mark.parametrize("u", [5, 130])
+@pytest.mark.parametrize("options", FILTERS[1:], ids=["covariance", "carried", "gain"])
+def test_a_batch_of_a_filter_waits_for_the_gpu_a_few_times(options: dict[str, Any], u: int) -> None:
+    d, v, rng = 200, 150, random(7)
+    W, prior = given(np.zeros((d, v)), GPU, torch.float32), rk.Prior.precision(4.0 * np.eye(d))
+    filtered = rk.RLSFilter(W, prior, layout="in_out", **options)
+    stream = [
+        (given(builders.keys(u, d, rng), GPU, torch.float32), given(rng.standard_normal((u, v)), GPU, torch.float32))
+        for _ in range(6)
+    ]
+    assert waits(lambda i: filtered.update(*stream[i])) <= 13
 
 
 class TestDropIn:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +175,8 @@ def _check(func: Any, name: str, args: Any, kwargs: Any, given: list[torch.Tenso
         host_waits(name)
         if STATE.debug == "error":
             raise RuntimeError(f"called a synchronizing CUDA operation ({name})")
+        if STATE.debug == "warn":
+            warnings.warn(f"called a synchronizing CUDA operation ({name})", stacklevel=2)
     generator = kwargs.get("generator")
     if generator is not None and not generator.initial_seed() & MARK:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
