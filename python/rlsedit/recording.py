@@ -79,7 +79,7 @@ class Recorder:
         if self.width is None or self.width >= outputs:
             return None
         generator = torch.Generator().manual_seed(self.seed)
-        bits = torch.randint(2, (outputs, self.width), generator=generator, dtype=torch.int64)
+        bits = torch.randint(2, (outputs, self.width), generator=generator, dtype=torch.int64, device="cpu")
         return (2 * bits - 1).double() / self.width**0.5
 
     def save(self, path: Path, note: str = "") -> None:

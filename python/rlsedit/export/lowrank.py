@@ -106,7 +106,8 @@ def _triplets(change: Tensor, edge: float, dense: int) -> tuple[Tensor, Tensor, 
 
 def _sketch(change: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator(device="cpu").manual_seed(0)
-    start = torch.randn(change.shape[1], size, dtype=torch.float64, generator=generator).to(change.device)
+    start = torch.randn(change.shape[1], size, dtype=torch.float64, generator=generator, device="cpu")
+    start = start.to(change.device)
     basis = torch.linalg.qr(change @ start)[0]
     for _ in range(2):
         basis = torch.linalg.qr(change @ torch.linalg.qr(change.T @ basis)[0])[0]

@@ -114,7 +114,7 @@ class LangEditSolver:
 def _turned(old: Tensor, new: Tensor) -> bool:
     """Whether a part of the space of `new` lies outside of that of `old`, by a few random directions of it."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(new.shape[1], PROBES, dtype=new.dtype, generator=generator).to(new.device)
+    x = torch.randn(new.shape[1], PROBES, dtype=new.dtype, generator=generator, device="cpu").to(new.device)
     inside = new @ x
     outside = inside - old @ (old.T @ inside)
     return float(outside.norm() / inside.norm()) > TURNED

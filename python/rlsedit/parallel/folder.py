@@ -217,7 +217,7 @@ def _gathered(processes: Processes, mine: Tensor, part: Part) -> Tensor:
     if not processes.writes:
         ranks.send(mine.contiguous(), 0)
         return mine.new_empty(0)
-    whole = torch.empty(part.d, part.v, dtype=mine.dtype)
+    whole = torch.empty(part.d, part.v, dtype=mine.dtype, device="cpu")
     part.of(whole).copy_(mine)
     edges = bounds(part.d if part.kind == "rows" else part.v, ranks.size)
     for rank in range(1, ranks.size):

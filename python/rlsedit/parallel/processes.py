@@ -119,7 +119,7 @@ class Processes(OneProcess):
 
     def total(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The sums over the ranks, added in their order."""
-        return tuple(self.ranks.ordered_sum(value) for value in values)
+        return tuple(self.ranks.ordered_sum(value.to(self.ranks.device)).to(value.device) for value in values)
 
     def inputs(self, local: Tensor, width: int) -> Tensor:
         """Inputs (..., d): gathered from the shards (one all-gather), or those of rank 0 (one broadcast)."""
@@ -134,7 +134,7 @@ class Processes(OneProcess):
         found: list[Tensor] = []
         shared: list[int] = []
         for parameter in parameters:
-            index = torch.arange(0, parameter.numel(), max(1, parameter.numel() // count))
+            index = torch.arange(0, parameter.numel(), max(1, parameter.numel() // count), device="cpu")
             if not isinstance(parameter, DTensor) or all(isinstance(p, Replicate) for p in parameter.placements):
                 value = parameter.to_local() if isinstance(parameter, DTensor) else parameter
                 found.append(flat(value).cpu()[index].double())
@@ -163,8 +163,9 @@ class Processes(OneProcess):
 
     def _broadcast(self, value: Tensor) -> Tensor:
         kind = value.dtype
-        sent = value.detach().to(torch.uint8 if kind == torch.bool else kind, copy=True)
-        return self.ranks.broadcast(sent.contiguous(), 0).to(kind)
+        # NCCL sends nothing from the host, where figures and drawn tokens may lie
+        sent = value.detach().to(self.ranks.device, torch.uint8 if kind == torch.bool else kind, copy=True)
+        return self.ranks.broadcast(sent.contiguous(), 0).to(value.device, kind)
 
 
 def spread(model: nn.Module, layers: nn.ModuleList, module: nn.Module, ranks: Ranks | None = None) -> OneProcess:
@@ -222,6 +223,6 @@ def _mine(parameter: DTensor, dim: int, index: Tensor, rank: int, size: int) -> 
     at = index // inner % shape[dim]
     here = (at >= first) & (at < last)
     place = (index // (inner * shape[dim]) * (last - first) + at - first) * inner + index % inner
-    values = torch.zeros(len(index), dtype=torch.float64)
+    values = torch.zeros(len(index), dtype=torch.float64, device="cpu")
     values[here] = flat(parameter.to_local()).cpu()[place[here]].double()
     return values

@@ -89,7 +89,9 @@ class Record:
     def rows_of(self, positions: set[int]) -> Tensor:
         """Indices of the rows of the facts at these positions, ascending."""
         owners = self.owners or tuple(range(len(self.facts)))
-        return torch.tensor([i for i, owner in enumerate(owners) if owner in positions], dtype=torch.int64)
+        return torch.tensor(
+            [i for i, owner in enumerate(owners) if owner in positions], dtype=torch.int64, device="cpu"
+        )
 
     def entry(self, digest: str = "") -> Entry:
         """What is kept of the record in memory."""

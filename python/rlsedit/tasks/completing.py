@@ -132,7 +132,7 @@ def _choose(logits: Tensor, batch: Sequence[_Row], temperature: float, top_p: fl
     bounds = best.cumsum(-1)
     inside = bounds - best < top_p  # the token that crosses the bound belongs to them
     whole = (best * inside).sum(-1, keepdim=True)
-    drawn = torch.tensor([[row.numbers[len(row.written)]] for row in batch if row.numbers is not None])
+    drawn = torch.tensor([[row.numbers[len(row.written)]] for row in batch if row.numbers is not None], device="cpu")
     place = (bounds <= drawn * whole).sum(-1, keepdim=True)
     place = torch.minimum(place, inside.sum(-1, keepdim=True) - 1)
     return [int(token) for token in order.gather(1, place).flatten()]
