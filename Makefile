@@ -125,6 +125,8 @@ gpu-build:
 gpu-test:
 	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops $(ON_A_GPU) $(EDITOR_THERE) --device cuda \
 	  -k "not triton" $(WORKERS) $(TIMEOUT)
+	OMP_NUM_THREADS=1 RLSEDIT_CUDA_WGMMA=1 $(PYTHON) -m pytest tests/ops --device cuda \
+	  -k "cuda and (gain_products or rls_update_)" $(WORKERS) $(TIMEOUT)
 
 gpu-bench:
 	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
