@@ -123,10 +123,10 @@ gpu-build:
 	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 
 gpu-test:
-	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops $(ON_A_GPU) $(EDITOR_THERE) --device cuda \
-	  -k "not triton" $(WORKERS) $(TIMEOUT)
-	OMP_NUM_THREADS=1 RLSEDIT_CUDA_WGMMA=1 $(PYTHON) -m pytest tests/ops --device cuda \
-	  -k "cuda and (gain_products or rls_update_)" $(WORKERS) $(TIMEOUT)
+	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py $(ON_A_GPU) $(EDITOR_THERE) \
+	  --device cuda -k "not triton" $(WORKERS) $(TIMEOUT)
+	OMP_NUM_THREADS=1 RLSEDIT_CUDA_WGMMA=1 $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py --device cuda \
+	  -k "not triton and (products or rls_update_ or weight)" $(WORKERS) $(TIMEOUT)
 
 gpu-bench:
 	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
@@ -135,8 +135,8 @@ gpu-test-triton:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS) $(TIMEOUT)
 
 gpu-rehearsal:
-	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops $(ON_A_GPU) $(EDITOR_THERE) --device cuda \
-	  --pretend-cuda -k "not triton" $(WORKERS)
+	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py $(ON_A_GPU) $(EDITOR_THERE) \
+	  --device cuda --pretend-cuda -k "not triton" $(WORKERS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda --pretend-cuda \
 	  -k triton $(WORKERS)
 	OMP_NUM_THREADS=1 $(PYTHON) bench/gpu.py --pretend-cuda --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1

@@ -1,6 +1,7 @@
 """The CUDA kernels on a CPU: every op and precision against float64, at the edges of tiles, panels and batches.
 
-`pytest tests/ops --emulate-cuda` runs the whole test suite of the ops on them; this is what the kernels add to it.
+`pytest tests/ops --emulate-cuda` runs the whole test suite of the ops on them; this is what the kernels add to it. With
+`--device cuda` it runs on a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ ENGINES = pytest.mark.parametrize(("dtype", "precision"), ENGINE_TABLE.values(),
 
 
 def test_every_op_has_a_kernel(kernels) -> None:
-    assert set(cuda.implemented("CPU")) == {*SCHEMAS, cuda.WEIGHT_UPDATE}
+    on_a_gpu = torch.get_default_device().type == "cuda" and not emulated.active()
+    assert set(cuda.implemented("CUDA" if on_a_gpu else "CPU")) == {*SCHEMAS, cuda.WEIGHT_UPDATE}
 
 
 def results(op: str, given: tuple[Any, ...], precision: str) -> list[torch.Tensor]:
@@ -37,7 +39,7 @@ def results(op: str, given: tuple[Any, ...], precision: str) -> list[torch.Tenso
 
 @ENGINES
 @pytest.mark.parametrize("op", [*SCHEMAS, cuda.WEIGHT_UPDATE])
-def test_the_order_in_which_warps_run_does_not_matter(op, dtype, precision, kernels) -> None:
+def test_the_order_in_which_warps_run_does_not_matter(op, dtype, precision, emulator) -> None:
     """A barrier that is missing shows as a difference between warps in ascending and in descending order."""
     first = results(op, arguments(op, dtype), precision)
     with emulated.descending():
@@ -115,7 +117,7 @@ def test_more_rows_than_go_in_at_a_time(u, dtype, precision, kernels) -> None:
 
 @ENGINES
 @pytest.mark.parametrize(("op", "launches"), [("qr_append_", 2), ("qr_append_rhs_", 2), ("qr_gain", 2)])
-def test_a_sweep_is_one_launch_whatever_the_order_of_its_blocks(op, launches, dtype, precision, kernels) -> None:
+def test_a_sweep_is_one_launch_whatever_the_order_of_its_blocks(op, launches, dtype, precision, emulator) -> None:
     """Up to 128 rows an append, and both ways of a gain: tickets and counts carry the order, not block numbers."""
     outcomes = []
     for order in (nullcontext, emulated.descending, lambda: emulated.beside(16)):
@@ -132,7 +134,7 @@ def test_a_sweep_is_one_launch_whatever_the_order_of_its_blocks(op, launches, dt
 def test_columns_of_very_different_sizes(dtype, precision, kernels) -> None:
     """Every column is scaled by itself: its error is small beside its own length."""
     d, u, eps = 70, 40, torch.finfo(dtype).eps
-    sizes = torch.logspace(-15, 15, d, dtype=torch.float64)[torch.randperm(d, generator=torch.manual_seed(3))]
+    sizes = builders.tensor(np.random.default_rng(3).permutation(np.logspace(-15, 15, d)), torch.float64)
     R = (builders.triangular((), d, torch.float64, 0) * sizes).to(dtype)
     K = (builders.key_batch((), u, d, torch.float64, 1) * sizes).to(dtype)
     scaled = [A.double() / sizes for A in (R, K)]
@@ -174,9 +176,9 @@ def test_update_of_a_weight(u, d, v, W_layout, dtype, precision, kernels) -> Non
     view = View(W, W_layout)
     E, *_ = results(cuda.WEIGHT_UPDATE, (view.tensor, K, V, gain), precision)
     assert E.is_contiguous()
-    assert error(E, expected.numpy()) < tolerances.product(d, dtype)
+    assert error(E, expected.cpu().numpy()) < tolerances.product(d, dtype)
     new = W.double() + gain.double() @ expected
-    assert error(view.tensor, new.numpy()) < tolerances.product(max(u, d), dtype)
+    assert error(view.tensor, new.cpu().numpy()) < tolerances.product(max(u, d), dtype)
     assert view.untouched_outside()
 
 
