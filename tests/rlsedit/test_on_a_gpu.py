@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.default_device import plain_torch_under
 from support.method_streams import CONFIG, D, V, moment, stream
 from support.published import RULES
 from support.tolerances import relative_error
 
-import rlsedit_kernels as rk
 from rlsedit.deviations import Deviations
 from rlsedit.export.lowrank import low_rank, noise_edge
 from rlsedit.facts import Fact
@@ -46,12 +46,8 @@ METHODS = [*RULES, "alphaedit_dense"]
 
 @pytest.fixture(autouse=True, params=["cpu", "cuda"], ids=["default-cpu", "default-cuda"])
 def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The device of factories that are not told one; ops in plain torch."""
-    before = torch.get_default_device()
-    torch.set_default_device(request.param)
-    with rk.use_backend("torch"):
+    with plain_torch_under(request.param):
         yield
-    torch.set_default_device(before)
 
 
 def second_moment() -> torch.Tensor:

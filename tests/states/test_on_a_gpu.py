@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support import builders
+from support.default_device import plain_torch_under
 from support.tolerances import relative_error
 from torch.utils import _pytree as pytree
 
@@ -36,12 +37,8 @@ forms = pytest.mark.parametrize("form", FORMS)
 
 @pytest.fixture(autouse=True, params=["cpu", "cuda"], ids=["default-cpu", "default-cuda"])
 def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The device of factories that are not told one, as the user's program may set it; ops in plain torch."""
-    before = torch.get_default_device()
-    torch.set_default_device(request.param)
-    with rk.use_backend("torch"):
+    with plain_torch_under(request.param):
         yield
-    torch.set_default_device(before)
 
 
 def given(A: np.ndarray, device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:

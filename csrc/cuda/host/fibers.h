@@ -30,9 +30,18 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 namespace rlsedit {
 namespace emulate {
 
-#ifdef __SANITIZE_THREAD__
+constexpr size_t kStack = 256 * 1024;
 
-constexpr size_t kStack = 128 * 1024;
+// `body`, to be begun on this stack.
+inline void prepare(ucontext_t& place, char* stack, void (*body)()) {
+  getcontext(&place);
+  place.uc_stack.ss_sp = stack;
+  place.uc_stack.ss_size = kStack;
+  place.uc_link = nullptr;
+  makecontext(&place, body, 0);
+}
+
+#ifdef __SANITIZE_THREAD__
 
 // What the emulator itself reads and writes while one of these lives is nobody's race.
 class Aside {
@@ -81,11 +90,7 @@ class Context {
   void start(void (*body)()) {
     end();
     stack_.reset(new char[kStack]);
-    getcontext(&fresh_);
-    fresh_.uc_stack.ss_sp = stack_.get();
-    fresh_.uc_stack.ss_size = kStack;
-    fresh_.uc_link = nullptr;
-    makecontext(&fresh_, body, 0);
+    prepare(fresh_, stack_.get(), body);
     is_fresh_ = true;
     known_ = __tsan_create_fiber(0);
   }
@@ -155,8 +160,6 @@ inline void comes_behind(void* mark) {
 
 #else
 
-constexpr size_t kStack = 128 * 1024;
-
 struct Aside {
   Aside() {}  // not trivial: no warning about one that is not used
 };
@@ -175,15 +178,11 @@ class Context {
   void start(void (*body)()) {
     if (stack_) return;
     stack_.reset(new char[kStack]);
-    getcontext(&fresh_);
-    fresh_.uc_stack.ss_sp = stack_.get();
-    fresh_.uc_stack.ss_size = kStack;
-    fresh_.uc_link = nullptr;
-    makecontext(&fresh_, body, 0);
+    prepare(fresh_, stack_.get(), body);
     is_fresh_ = true;
   }
   void end() {}
-  static void go(Context& from, Context& to) {  // ten times as fast as swapcontext, which calls the kernel
+  static void go(Context& from, Context& to) {
     if (_setjmp(from.place_) != 0) return;
     if (!to.is_fresh_) _longjmp(to.place_, 1);
     to.is_fresh_ = false;
