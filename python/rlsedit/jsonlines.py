@@ -38,7 +38,7 @@ def records(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
             yield f"{path}, record {number}", number, record
         return
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+        if not line.strip(" \t\r"):  # the white space of JSON, not all that Python knows
             continue
         try:
             yield f"{path}:{number}", number, json.loads(line)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import language_models as lm
 from support.editors import facts
@@ -110,6 +110,8 @@ def test_lines_of_a_stream(
 
 @settings(max_examples=150, **ONCE)  # type: ignore[arg-type]
 @given(malformed, st.integers(0, 2))
+@example(b"\x1c", 0)  # white space to Python, not to JSON
+@example("\u2028".encode(), 1)
 def test_files_of_facts(folder: Path, capsys: pytest.CaptureFixture[str], line: bytes, place: int) -> None:
     good = [json.dumps(fact.to_dict()).encode() for fact in facts(2, 10)]
     file, before = folder / "bad.jsonl", content(folder / "out")
