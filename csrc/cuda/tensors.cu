@@ -95,13 +95,13 @@ void Call::require(bool good, const char* what) const {
 
 #ifdef RLSEDIT_EMULATE
 int64_t Call::most_shared() const {
-  return static_cast<int64_t>(emulate::kMostShared);
+  return static_cast<int64_t>(emulate::Machine::here().gpu.most_shared);
 }
 int64_t Call::processors() const {
-  return emulate::kProcessors;
+  return emulate::Machine::here().gpu.processors;
 }
 bool Call::has_warpgroups() const {
-  return true;
+  return emulate::Machine::here().gpu.warpgroups;
 }
 #else
 namespace {
@@ -172,6 +172,12 @@ extern "C" __attribute__((visibility("default"))) void rlsedit_emulate_descendin
 // So many blocks are under way at a time.
 extern "C" __attribute__((visibility("default"))) void rlsedit_emulate_beside(int blocks) {
   rlsedit::emulate::Machine::here().beside = static_cast<unsigned>(blocks);
+}
+// The GPU that is emulated: bytes of shared memory that a block may have, multiprocessors, whether it has
+// wgmma.
+extern "C" __attribute__((visibility("default"))) void rlsedit_emulate_gpu(int shared, int processors,
+                                                                           int warpgroups) {
+  rlsedit::emulate::Machine::here().gpu = {static_cast<size_t>(shared), processors, warpgroups != 0};
 }
 // Kernels launched by this thread so far.
 extern "C" __attribute__((visibility("default"))) int rlsedit_emulate_launches() {

@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support import builders, emulated, tolerances
 from support.kernel_cases import ENGINES as ENGINE_TABLE
-from support.kernel_cases import arguments
+from support.kernel_cases import arguments, results
 from support.views import LAYOUTS, View
 
 import rlsedit_kernels as rk
@@ -28,13 +27,6 @@ ENGINES = pytest.mark.parametrize(("dtype", "precision"), ENGINE_TABLE.values(),
 def test_every_op_has_a_kernel(kernels) -> None:
     on_a_gpu = torch.get_default_device().type == "cuda" and not emulated.active()
     assert set(cuda.implemented("CUDA" if on_a_gpu else "CPU")) == {*SCHEMAS, cuda.WEIGHT_UPDATE}
-
-
-def results(op: str, given: tuple[Any, ...], precision: str) -> list[torch.Tensor]:
-    """What an op returns, and its arguments as it leaves them."""
-    returned = cuda.kernel(op)(*given, input_precision=precision)
-    outputs = returned if isinstance(returned, tuple) else () if returned is None else (returned,)
-    return [*outputs, *(value for value in given if isinstance(value, torch.Tensor))]
 
 
 @ENGINES

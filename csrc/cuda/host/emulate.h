@@ -44,8 +44,6 @@ struct Index {
   Index(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-constexpr size_t kMostShared = 227 * 1024;  // what a block may have on sm_90
-constexpr int kProcessors = 132;
 constexpr size_t kGuard = 256;
 #ifdef __SANITIZE_THREAD__
 constexpr bool kRenewed = true;  // a block's shared memory is not what another block had
@@ -111,8 +109,16 @@ struct Place {
 
 inline std::string left_open(Place& place, int threads, size_t bytes);  // warpgroup.h
 
+// The GPU that is emulated: an H200, unless a test asks for another one.
+struct Gpu {
+  size_t most_shared = 227 * 1024;  // bytes that a block may have
+  int processors = 132;
+  bool warpgroups = true;  // wgmma
+};
+
 class Machine {
  public:
+  Gpu gpu;
   Index block, grid;
   bool descending = false;
   unsigned beside = 1;
@@ -130,7 +136,7 @@ class Machine {
   }
 
   void run(Index grid_size, int threads, size_t shared, std::function<void()> kernel) {
-    if (shared > kMostShared)
+    if (shared > gpu.most_shared)
       throw std::runtime_error("a kernel asks for " + std::to_string(shared) + " bytes of shared memory");
     if (threads % 32 != 0 || threads > 1024) throw std::runtime_error("threads of a block");
     if (grid_size.x == 0 || grid_size.y == 0 || grid_size.z == 0 || grid_size.y > 65535 ||

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -125,6 +126,35 @@ def beside(blocks: int) -> Iterator[None]:
         yield
     finally:
         switch(1)
+
+
+class GPU(NamedTuple):
+    """What the kernels ask of a device before they are launched."""
+
+    most_shared: int
+    """Bytes of shared memory that a block may have."""
+    processors: int
+    warpgroups: bool = False
+
+
+GPUS = {
+    "H200": GPU(227 * 1024, 132, True),
+    "A100": GPU(163 * 1024, 108),
+    "RTX 4090": GPU(99 * 1024, 128),
+    "B200": GPU(227 * 1024, 148),
+    "one multiprocessor": GPU(99 * 1024, 1),
+}
+
+
+@contextmanager
+def gpu(given: GPU) -> Iterator[None]:
+    """The kernels find this GPU; without it an H200."""
+    switch = ctypes.CDLL(str(load())).rlsedit_emulate_gpu
+    switch(*given)
+    try:
+        yield
+    finally:
+        switch(*GPUS["H200"])
 
 
 def launches() -> int:

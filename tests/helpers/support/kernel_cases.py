@@ -34,3 +34,10 @@ def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int
         "qr_gain": (R, K),
         cuda.WEIGHT_UPDATE: (B, K, V, Z),
     }[op]
+
+
+def results(op: str, given: tuple[Any, ...], precision: str) -> list[torch.Tensor]:
+    """What an op returns, and its arguments as it leaves them."""
+    returned = cuda.kernel(op)(*given, input_precision=precision)
+    outputs = returned if isinstance(returned, tuple) else () if returned is None else (returned,)
+    return [*outputs, *(value for value in given if isinstance(value, torch.Tensor))]
