@@ -23,7 +23,7 @@ PARTS = {
 }
 
 on_a_true_device = pytest.mark.skipif(
-    pretended.active(), reason="torch.compile and the autograd engine want a device that is there, not a pretended one"
+    pretended.active(), reason="torch.compile wants a device that is there, not a pretended one"
 )
 
 
@@ -91,7 +91,6 @@ def test_compiles_without_a_break(op: str, backend: str) -> None:
     torch.testing.assert_close(compiled_in, eager_in, rtol=0.0, atol=0.0)
 
 
-@on_a_true_device
 @pytest.mark.parametrize("op", ["gain_products", "cholesky", "gain_solve", "qr_gain"])
 def test_backward_raises(op: str) -> None:
     first, *rest = arguments(op, torch.float64)

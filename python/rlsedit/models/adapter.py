@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..parallel import OneProcess, Part, holders, plain_class
 from .families import FAMILIES, Family
 from .probe import probe
-from .quantised import advice, check_config
+from .quantised import advice, check_config, is_subclass
 
 if TYPE_CHECKING:
     from rlsedit_kernels.distributed import Ranks
@@ -207,7 +207,7 @@ def _layout(module: nn.Module, name: str, processes: OneProcess) -> str:
     wrong = advice(module, spread=processes.many)
     if layout is None or wrong is not None or weight.dtype not in _FLOATS:
         kind = f"{getattr(weight, 'dtype', type(weight).__name__)}"
-        if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter):
+        if is_subclass(weight):
             kind = f"{type(weight).__name__}, {kind}"
         raise ValueError(
             f"Adapter: {name} must be a plain nn.Linear or Conv1D with a floating-point weight, got "

@@ -6,12 +6,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["advice", "check_config"]
+__all__ = ["advice", "check_config", "is_subclass"]
 
 _UNQUANTISED = "edit the unquantised model (dtype=torch.bfloat16) and quantise the result"
 _PLAIN = "load a quantised model unquantised (dtype=torch.bfloat16); merge adapters such as LoRA first"
 _LOADED = {"gguf"}
 """Kinds that transformers turns into plain weights when it loads them."""
+_TYPES: tuple[type, ...] = (Tensor, nn.Parameter)
+"""Types of plain weights."""
+
+
+def is_subclass(weight: Any) -> bool:
+    """Whether a weight is a tensor of another library's making: sharded, quantised, wrapped."""
+    return isinstance(weight, Tensor) and type(weight) not in _TYPES
 
 
 def check_config(config: Any) -> None:
@@ -51,7 +58,7 @@ def advice(module: nn.Module, spread: bool = False) -> str | None:
         return _LOAD["gptq"]
     if origin.startswith("peft") or hasattr(module, "base_layer"):
         return "merge the adapter first (merge_and_unload)"
-    if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter):
+    if is_subclass(weight):
         home = type(weight).__module__
         if home.startswith("torch.distributed"):
             if spread:

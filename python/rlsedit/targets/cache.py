@@ -34,7 +34,7 @@ class TargetCache:
     settings of the optimisation; taking it costs one pass over the weights for each batch.
 
     Args:
-        folder: where results are kept as safetensors; None keeps them in memory only.
+        folder: where results are kept as safetensors; None keeps them in the host's memory only.
 
     Attributes:
         hits, misses: facts found, and facts optimised.
@@ -71,7 +71,7 @@ class TargetCache:
                 adapter, tokenizer, [facts[i] for i in unknown], contexts, config, progress, stopping=stopping
             )
             for row, i in enumerate(unknown):
-                self._store(keys[i], {name: getattr(found, name)[row].clone() for name in _NAMES})
+                self._store(keys[i], {name: getattr(found, name)[row].to("cpu", copy=True) for name in _NAMES})
         elif progress is not None:
             progress(len(facts), len(facts))
         self.hits, self.misses = self.hits + len(facts) - len(unknown), self.misses + len(unknown)

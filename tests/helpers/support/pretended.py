@@ -6,8 +6,7 @@ other device, a wait for the device where `set_sync_debug_mode` or a capture for
 read before its replay (`pretended_cuda.py`).
 
 It cannot show what only a GPU and CUDA's own libraries do: launches and their order on streams, memory, time, ops that
-CUDA lacks or that are not deterministic there. `torch.compile` and the autograd engine do not work on it: those tests
-are skipped.
+CUDA lacks or that are not deterministic there. `torch.compile` does not work on it: those tests are skipped.
 """
 
 from __future__ import annotations
@@ -85,6 +84,19 @@ class Pretended(torch.Tensor):
 
     def data_ptr(self) -> int:
         return self.inside.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inside.untyped_storage()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pretended:
+        if id(self) not in memo:
+            copied = self.detach().clone().requires_grad_(self.requires_grad)
+            copied.__dict__.update({name: value for name, value in self.__dict__.items() if name != "inside"})
+            memo[id(self)] = copied
+        return memo[id(self)]
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.dim() == 0 else repr(self), spec)
 
     def numpy(self, *, force: bool = False) -> Any:
         if force:

@@ -208,4 +208,10 @@ def install() -> None:
     registry._loaded.cache_clear()
     if triton.interpreted():
         _interpret_what_is_inside()
+    # Where a module moves, its parameters become the pretended ones, tied ones together.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    with contextlib.suppress(ImportError):
+        from rlsedit.models import quantised
+
+        quantised._TYPES = (*quantised._TYPES, pretended.Pretended)
     pretended.start()
