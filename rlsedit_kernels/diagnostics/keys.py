@@ -16,7 +16,7 @@ class Mixing:
     """
 
     def __init__(self, d: int, generator: torch.Generator) -> None:
-        directions = torch.randn(REFLECTIONS, d, dtype=torch.float64, generator=generator)
+        directions = torch.randn(REFLECTIONS, d, dtype=torch.float64, device="cpu", generator=generator)
         self._directions = directions / directions.norm(dim=1, keepdim=True)
 
     def rows(self, X: torch.Tensor) -> torch.Tensor:
@@ -33,14 +33,14 @@ class Mixing:
 
     def matrix(self, values: torch.Tensor) -> torch.Tensor:
         """Q' diag(values) Q (d, d), exactly symmetric."""
-        Q = self.rows(torch.eye(values.numel(), dtype=torch.float64))
+        Q = self.rows(torch.eye(values.numel(), dtype=torch.float64, device="cpu"))
         product = Q.mT @ (values[:, None] * Q)
         return (product + product.mT) * 0.5
 
 
 def falling(d: int, decades: float) -> torch.Tensor:
     """Standard deviations from 1 down to 10^-decades, geometric."""
-    return torch.logspace(0.0, -decades, d, dtype=torch.float64)
+    return torch.logspace(0.0, -decades, d, dtype=torch.float64, device="cpu")
 
 
 def of_length(K: torch.Tensor, squared: float) -> torch.Tensor:

@@ -29,21 +29,26 @@ class CovarianceError:
     condition: float
 
 
+def on_host(A: torch.Tensor) -> torch.Tensor:
+    """A in float64 on the CPU, where the truth is worked out."""
+    return A.detach().to("cpu", torch.float64)
+
+
 def weight_errors(W: torch.Tensor, exact: Exact) -> tuple[float, float]:
     """|W - W*| / |W* - W_0| in the S-norm and in the Frobenius norm; infinite where W is not finite."""
-    error = W.detach().to(torch.float64) - exact.W
+    error = on_host(W) - exact.W
     return _ratio(exact.norm(error), exact.norm(exact.shift)), _ratio(float(error.norm()), float(exact.shift.norm()))
 
 
 def gain_errors(gain: torch.Tensor, true: torch.Tensor, exact: Exact) -> tuple[float, float]:
     """|g - g*| / |g*| in the S-norm and in the Frobenius norm."""
-    error = gain.detach().to(torch.float64) - true
+    error = on_host(gain) - true
     return _ratio(exact.norm(error), exact.norm(true)), _ratio(float(error.norm()), float(true.norm()))
 
 
 def covariance_error(C: torch.Tensor, exact: Exact) -> CovarianceError:
     """All of `CovarianceError`; infinite (smallest: -inf) where C is not finite."""
-    wide = C.detach().to(torch.float64)
+    wide = on_host(C)
     if not bool(torch.isfinite(wide).all()):
         return CovarianceError(math.inf, math.inf, -math.inf, math.inf, math.inf)
     symmetric = (wide + wide.mT) * 0.5

@@ -8,6 +8,8 @@ A step is written by its author; only `update` and `weight` are needed:
         weight: Tensor                                                    # (d, v), the weight as it is now
         def covariance(self) -> Tensor: ...                               # optional, (d, d): errors of C and gain
         def health(self) -> Health: ...                                   # optional: status and drift
+
+Batches lie where W_0 lies, on the device that `run_trials` was given; the prior lies on the CPU.
 """
 
 from __future__ import annotations
@@ -87,12 +89,12 @@ class WoodburyStep:
     """
 
     def __init__(self, stream: Stream, jitter: float | None, dtype: torch.dtype = torch.float32) -> None:
-        S = stream.prior.information()
+        S, device = stream.prior.information(), stream.W_0.device
         if jitter is None:
-            self.C = torch.linalg.inv(S).to(dtype)
+            self.C = torch.linalg.inv(S).to(device, dtype)
         else:
-            S = S.to(dtype)
-            self.C = torch.linalg.inv(S + jitter * S.diagonal().mean() * torch.eye(len(S), dtype=dtype))
+            S = S.to(device, dtype)
+            self.C = torch.linalg.inv(S + jitter * S.diagonal().mean() * torch.eye(len(S), dtype=dtype, device=device))
         self.weight = stream.W_0.to(dtype, copy=True)
 
     def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> None:
@@ -111,7 +113,7 @@ class NormalEquationsStep:
     """S <- S + K'K / noise in float32, and a Cholesky solve of S with every batch."""
 
     def __init__(self, stream: Stream, dtype: torch.dtype = torch.float32) -> None:
-        self.S = stream.prior.information().to(dtype)
+        self.S = stream.prior.information().to(stream.W_0.device, dtype)
         self.weight = stream.W_0.to(dtype, copy=True)
 
     def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> None:

@@ -73,7 +73,7 @@ class Size:
         return torch.Generator().manual_seed(1000 * self.seed + offset)
 
     def normal(self, generator: torch.Generator, rows: int | None = None) -> torch.Tensor:
-        return torch.randn(rows or self.u, self.d, dtype=torch.float64, generator=generator)
+        return torch.randn(rows or self.u, self.d, dtype=torch.float64, device="cpu", generator=generator)
 
 
 Keys = Callable[[torch.Generator, int], torch.Tensor]
@@ -122,7 +122,7 @@ def _stream(
     """A stream from rules for its keys, targets and noise."""
 
     def random(generator: torch.Generator, _t: int, K: torch.Tensor) -> torch.Tensor:
-        V = torch.randn(K.shape[0], size.v, dtype=torch.float64, generator=generator)
+        V = torch.randn(K.shape[0], size.v, dtype=torch.float64, device="cpu", generator=generator)
         return V if population is None else V + K @ population
 
     rule = targets or random
@@ -135,8 +135,12 @@ def _stream(
             yield Batch(K, V, noise(t), forget)
             t += 1
 
-    known = torch.zeros(size.d, size.v, dtype=torch.float64) if targets is None and population is None else population
-    return Stream(name, summary, prior, torch.zeros(size.d, size.v), batches, known)
+    known = (
+        torch.zeros(size.d, size.v, dtype=torch.float64, device="cpu")
+        if targets is None and population is None
+        else population
+    )
+    return Stream(name, summary, prior, torch.zeros(size.d, size.v, device="cpu"), batches, known)
 
 
 def _spread(size: Size, decades: float, squared: float) -> Keys:
@@ -179,9 +183,9 @@ def _conditioned(condition: float, level: float, shape: str = "geometric") -> Ma
 def _spectrum(d: int, condition: float, shape: str) -> torch.Tensor:
     """Eigenvalues from 1 to 1 / condition: geometric, a few massive ones above a floor, or a few weak ones below."""
     if shape == "geometric":
-        return torch.logspace(0.0, -torch.tensor(condition).log10().item(), d, dtype=torch.float64)
+        return torch.logspace(0.0, -torch.tensor(condition).log10().item(), d, dtype=torch.float64, device="cpu")
     few = max(1, d // 64)
-    values = torch.full((d,), 1.0 / condition if shape == "massive" else 1.0, dtype=torch.float64)
+    values = torch.full((d,), 1.0 / condition if shape == "massive" else 1.0, dtype=torch.float64, device="cpu")
     values[:few] = 1.0 if shape == "massive" else 1.0 / condition
     return values
 
@@ -237,7 +241,7 @@ def _sized(low: float, high: float, lam: float) -> Make:
     def make(name: str, summary: str, size: Size) -> Stream:
         def keys(generator: torch.Generator, _t: int) -> torch.Tensor:
             K = of_length(size.normal(generator), 1.0)
-            at = torch.rand(size.u, 1, dtype=torch.float64, generator=generator)
+            at = torch.rand(size.u, 1, dtype=torch.float64, device="cpu", generator=generator)
             return K * (low * (high / low) ** at)
 
         return _stream(name, summary, size, Prior.ridge(size.d, lam), keys)
@@ -249,12 +253,12 @@ def _conflict(name: str, summary: str, size: Size) -> Stream:
     """The same keys, now to V and now to -V."""
     generator = size.generator(4)
     pool = of_length(size.normal(generator, size.d), KEY)
-    wanted = torch.randn(size.d, size.v, dtype=torch.float64, generator=generator)
+    wanted = torch.randn(size.d, size.v, dtype=torch.float64, device="cpu", generator=generator)
     at: dict[int, torch.Tensor] = {}
 
     def keys(source: torch.Generator, t: int) -> torch.Tensor:
         at.clear()
-        at[t] = torch.randint(size.d, (size.u,), generator=source)
+        at[t] = torch.randint(size.d, (size.u,), generator=source, device="cpu")
         return pool[at[t]]
 
     def targets(_source: torch.Generator, t: int, _K: torch.Tensor) -> torch.Tensor:
@@ -264,7 +268,9 @@ def _conflict(name: str, summary: str, size: Size) -> Stream:
 
 
 def _consistent(name: str, summary: str, size: Size) -> Stream:
-    population = torch.randn(size.d, size.v, dtype=torch.float64, generator=size.generator(5)) / size.d**0.5
+    population = (
+        torch.randn(size.d, size.v, dtype=torch.float64, device="cpu", generator=size.generator(5)) / size.d**0.5
+    )
     keys = _spread(size, 0.5, float(size.d))
     return _stream(name, summary, size, Prior.ridge(size.d, 1.0), keys, population=population)
 
@@ -287,7 +293,7 @@ def _forgetting(forget: float, excited: float) -> Make:
 
     def make(name: str, summary: str, size: Size) -> Stream:
         mixing = Mixing(size.d, size.generator(2))
-        sigma = torch.zeros(size.d, dtype=torch.float64)
+        sigma = torch.zeros(size.d, dtype=torch.float64, device="cpu")
         sigma[: max(1, round(excited * size.d))] = 1.0
 
         def keys(generator: torch.Generator, _t: int) -> torch.Tensor:

@@ -110,14 +110,14 @@ def consistency(
     """
     stream = make_stream("consistent", d, u, v, seed)
     assert stream.population is not None
-    W, W_0 = stream.population, torch.zeros(d, v, dtype=torch.float64)
+    W, W_0 = stream.population, torch.zeros(d, v, dtype=torch.float64, device="cpu")
     generator = torch.Generator().manual_seed(seed + 77)
-    K_0 = torch.randn(d // 4, d, dtype=torch.float64, generator=generator)
+    K_0 = torch.randn(d // 4, d, dtype=torch.float64, device="cpu", generator=generator)
     M = K_0.mT @ K_0
     rls = RLSFilter(stream.W_0, stream.prior, layout="in_out")
-    S, rhs = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, v, dtype=torch.float64)
+    S, rhs = torch.zeros(d, d, dtype=torch.float64, device="cpu"), torch.zeros(d, v, dtype=torch.float64, device="cpu")
     second = _second_moment(d, seed) * u
-    eye, size = torch.eye(d, dtype=torch.float64), float(W.norm())
+    eye, size = torch.eye(d, dtype=torch.float64, device="cpu"), float(W.norm())
     tempered = torch.linalg.solve(second + eye, second @ W)
     found: dict[str, list[tuple[float, float]]] = {}
     for count, batch in enumerate(stream.batches(), start=1):
@@ -147,7 +147,7 @@ def _second_moment(d: int, seed: int) -> torch.Tensor:
     By 100,000 draws of the same rule from another seed.
     """
     mixing = Mixing(d, torch.Generator().manual_seed(1000 * seed + 2))
-    X = torch.randn(100_000, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 991))
+    X = torch.randn(100_000, d, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(seed + 991))
     X = X * falling(d, 0.5)
     X = X * (d**0.5 / X.norm(dim=1, keepdim=True))
     K = mixing.rows(X)
@@ -169,7 +169,7 @@ def limits(
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+        return torch.randn(*shape, dtype=torch.float64, device="cpu", generator=generator)
 
     written = [(normal(u, d) / d**0.5, normal(u, v)) for _ in range(max(1, min(batches, d // (2 * u))))]
     W_0, K_0 = normal(d, v), normal(d // 4, d)
@@ -192,7 +192,7 @@ def limits(
 
 def slope(pairs: Sequence[tuple[float, float]]) -> float:
     """Slope of log y over log x, least squares."""
-    x = torch.tensor([math.log(a) for a, _ in pairs], dtype=torch.float64)
-    y = torch.tensor([math.log(b) for _, b in pairs], dtype=torch.float64)
+    x = torch.tensor([math.log(a) for a, _ in pairs], dtype=torch.float64, device="cpu")
+    y = torch.tensor([math.log(b) for _, b in pairs], dtype=torch.float64, device="cpu")
     x = x - x.mean()
     return float((x * (y - y.mean())).sum() / x.square().sum())

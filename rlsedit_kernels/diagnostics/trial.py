@@ -127,11 +127,13 @@ class _Runner:
     def write(self, batch: Batch, count: int) -> None:
         if self.step is None or self.refused_at is not None:
             return
+        _settle(batch.K)
         begin = time.perf_counter()
         try:
             self.step.update(batch.K, batch.V, batch.noise, batch.forget)
         except (*_REFUSALS, ValueError, RuntimeError) as error:
             self.refused_at, self.reason = count, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        _settle(batch.K)
         self.seconds += time.perf_counter() - begin
 
     def look(self, batch: Batch, count: int, exact: Exact, true_gain: torch.Tensor | None, leverage: float) -> None:
@@ -145,7 +147,7 @@ class _Runner:
         point = Point(count, *measures.weight_errors(W, exact), leverage)
         if true_gain is not None and isinstance(self.step, HasCovariance):
             C = self.step.covariance()
-            gain = C.to(torch.float64) @ batch.K.to(torch.float64).mT / batch.noise
+            gain = measures.on_host(C) @ batch.K.to(torch.float64).mT / batch.noise
             of_gain = measures.gain_errors(gain, true_gain, exact)
             e = measures.covariance_error(C, exact)
             point = replace(
@@ -169,6 +171,7 @@ def run_trials(
     *,
     at: Sequence[int] | None = None,
     covariances: bool | None = None,
+    device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Trial]:
     """Write a stream with several steps side by side and compare each with the batch solution.
@@ -180,6 +183,8 @@ def run_trials(
         at: numbers of batches at which errors are looked at; default `checkpoints(batches)`.
         covariances: whether errors of C and gain are told too, at two dense eigendecompositions a look; None: up to
             d = `DENSE_LIMIT`.
+        device: where the steps find the first weight and the batches, and work; None for the CPU. The truth is worked
+            out on the CPU.
         progress: called with the number of batches done.
 
     Returns:
@@ -189,13 +194,15 @@ def run_trials(
         raise ValueError(f"run_trials: batches must be >= 1, got {batches}")
     looks = set(checkpoints(batches) if at is None else at)
     dense = stream.d <= DENSE_LIMIT if covariances is None else covariances
-    runners = [_made(name, make, stream) for name, make in steps.items()]
+    given = replace(stream, W_0=stream.W_0.to(device or "cpu"))
+    runners = [_made(name, make, given) for name, make in steps.items()]
     truth = Truth(stream)
     with ieee_products():
         for count, batch in enumerate(stream.batches(), start=1):
             truth.add(batch)
+            there = replace(batch, K=batch.K.to(given.W_0.device), V=batch.V.to(given.W_0.device))
             for runner in runners:
-                runner.write(batch, count)
+                runner.write(there, count)
             if count in looks:
                 exact = truth.now()
                 true_gain = exact.C @ batch.K.to(torch.float64).mT / batch.noise if dense else None
@@ -207,6 +214,12 @@ def run_trials(
             if count == batches:
                 break
     return [runner.trial(stream.name) for runner in runners]
+
+
+def _settle(tensor: torch.Tensor) -> None:
+    """What was launched on the tensor's device has ended."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 def _made(name: str, make: MakeStep, stream: Stream) -> _Runner:

@@ -82,10 +82,10 @@ class Truth:
         self._basis = prior.arrays["basis"] if prior.kind == "null_space" else None
         if self._basis is not None:
             assert prior.l2 is not None
-            self._S = prior.l2 * torch.eye(self._basis.shape[1], dtype=torch.float64)
+            self._S = prior.l2 * torch.eye(self._basis.shape[1], dtype=torch.float64, device="cpu")
         else:
             self._S = prior.factor.precision() if prior.factor.lifted else prior.information()
-        self._rhs = torch.zeros(len(self._S), stream.v, dtype=torch.float64)
+        self._rhs = torch.zeros(len(self._S), stream.v, dtype=torch.float64, device="cpu")
         self.innovations = 0.0
         """sum |V - K W_0|^2 / noise, forgotten like the rest."""
 

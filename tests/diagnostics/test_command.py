@@ -87,6 +87,8 @@ def test_names(capsys) -> None:
         (["--stream", "missing.safetensors"], "no file"),
         (["--batches", "0"], "at least 1"),
         (["--streams", ","], "at least one name"),
+        (["--device", "nowhere"], "--device"),
+        (["--device", "cpu", "--backend", "cubic"], "back end must be one of"),
     ],
 )
 def test_errors_take_one_line(arguments, message, capsys) -> None:

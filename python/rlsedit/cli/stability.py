@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import positive
+from rlsedit.cli.options import device_of, positive
 
 if TYPE_CHECKING:
     from rlsedit.report import Console
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step", action="append", default=[], metavar="MODULE:NAME", help="a step of your own, called with the stream"
     )
     parser.add_argument("--backend", help="force a back end: cpu, torch, triton, cuda")
+    parser.add_argument("--device", default="cpu", help="where the steps work: cpu, cuda, ... (default cpu)")
     parser.add_argument("--d", type=positive, default=64, metavar="N", help="dimension of a key (default %(default)s)")
     parser.add_argument("--u", type=positive, default=8, metavar="N", help="keys of a batch (default %(default)s)")
     parser.add_argument(
@@ -77,10 +78,11 @@ def run(args: argparse.Namespace) -> int:
         return _run_full(console, args)
     streams = _streams(args)
     steps = _steps(args)
-    settings = {"d": args.d, "u": args.u, "v": args.v, "batches": args.batches, "seed": args.seed} | _machine()
+    names = ("d", "u", "v", "batches", "seed", "device", "backend")
+    settings = {name: getattr(args, name) for name in names} | _machine()
     trials: list[Trial] = []
     for stream in streams:
-        trials += _follow(console, stream, steps, args.batches, 12, args.backend)
+        trials += _follow(console, stream, steps, args.batches, 12, args)
     _report(console, settings, trials, args.out)
     return 0
 
@@ -90,6 +92,8 @@ def _run_full(console: Console, args: argparse.Namespace) -> int:
     from rlsedit.report.stability import PAGE, RESULTS
     from rlsedit_kernels.diagnostics import STREAMS, load, make_steps, make_stream, save
 
+    if device_of(args.device).type != "cpu":
+        raise ValueError(f"--full: is a run on the CPU, got --device {args.device}; use --out DIR")
     if not PAGE.parent.is_dir():
         raise ValueError("--full: keeps its results in a checkout of the project, and this is none; use --out DIR")
     names = list(STREAMS) if args.streams in (None, "all") else _names(args.streams)
@@ -102,7 +106,7 @@ def _run_full(console: Console, args: argparse.Namespace) -> int:
         if not args.again and any(trial.stream == name for trial in kept):
             continue
         stream = make_stream(name, FULL["d"], FULL["u"], FULL["v"])
-        fresh = _follow(console, stream, steps, FULL["batches"], FULL["each_decade"], args.backend)
+        fresh = _follow(console, stream, steps, FULL["batches"], FULL["each_decade"], args)
         kept = load(RESULTS)[1] if RESULTS.exists() else []  # another part may have been written meanwhile
         every = {(t.stream, t.step): t for t in [*kept, *fresh]}
         save(RESULTS, settings, sorted(every.values(), key=lambda t: list(STREAMS).index(t.stream)))
@@ -147,14 +151,25 @@ def _own(name: str) -> Callable[[Any], Any]:
 
 
 def _follow(
-    console: Console, stream: Stream, steps: dict[str, Any], batches: int, each_decade: int, backend: str | None
+    console: Console,
+    stream: Stream,
+    steps: dict[str, Any],
+    batches: int,
+    each_decade: int,
+    args: argparse.Namespace,
 ) -> list[Trial]:
     import rlsedit_kernels as rk
     from rlsedit_kernels.diagnostics import checkpoints, run_trials
 
-    with rk.use_backend(backend) if backend else nullcontext(), console.bar(f"{stream.name:<16}", batches) as bar:
+    forced = rk.use_backend(args.backend) if args.backend else nullcontext()
+    with forced, console.bar(f"{stream.name:<16}", batches) as bar:
         trials = run_trials(
-            stream, steps, batches, at=checkpoints(batches, each_decade), progress=lambda done: bar.update(done)
+            stream,
+            steps,
+            batches,
+            at=checkpoints(batches, each_decade),
+            device=device_of(args.device),
+            progress=lambda done: bar.update(done),
         )
         broke = [trial.step for trial in trials if trial.broke_at is not None or trial.refused_at is not None]
         bar.finish(f"{bar.elapsed:6.1f} s, " + (f"broke: {', '.join(broke)}" if broke else "all held"))

@@ -36,6 +36,10 @@ def health_table(trials: Sequence[Trial]) -> str:
 def markdown(settings: dict[str, Any], trials: Sequence[Trial]) -> str:
     """Both tables, with the sizes they were measured at."""
     sizes = f"d = {settings['d']}, u = {settings['u']}, v = {settings['v']}, at most {settings['batches']} batches"
+    if settings.get("device", "cpu") != "cpu":
+        sizes += f", on {settings['device']}"
+    if settings.get("backend"):
+        sizes += f", back end {settings['backend']}"
     return (
         f"Largest error of W in the S-norm, relative to W − W_0, along each stream ({sizes}). **Bold**: above 1e-2, "
         "first at the batch behind the @. †: refused at the batch behind it.\n\n"
