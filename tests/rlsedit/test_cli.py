@@ -223,6 +223,14 @@ def test_interrupt_and_bugs(models: Path, monkeypatch: pytest.MonkeyPatch, capsy
         main(["methods", "--debug"])
 
 
+def test_a_package_that_is_missing() -> None:
+    """As in an environment of the kernels alone: the extra that has it."""
+    code = "import sys; sys.modules['transformers'] = None\nfrom rlsedit.cli import main\nsys.exit(main(['methods']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "rlsedit: transformers is not installed: pip install 'rlsedit-kernels[editor]'\n"
+
+
 def test_as_a_module_without_heavy_imports() -> None:
     code = "import sys, rlsedit, rlsedit.cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
     path = os.pathsep.join(p for p in sys.path if p)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
 from typing import NoReturn
 
 from rlsedit.cli import (
@@ -128,6 +132,26 @@ def _complain(message: str, status: int) -> int:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        package = error.name.partition(".")[0]
+        if (extra := _extra_with(package)) and not _is_installed(package):
+            return f"{package} is not installed: pip install 'rlsedit-kernels[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _extra_with(package: str) -> str | None:
+    """The extra of this distribution that installs a package; None if there is none."""
+    with suppress(metadata.PackageNotFoundError):
+        for line in metadata.requires("rlsedit-kernels") or ():
+            if re.split(r"[^\w-]", line)[0] == package and (extra := re.search(r"extra == [\"'](\w+)", line)):
+                return extra[1]
+    return None
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
