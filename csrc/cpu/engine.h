@@ -31,6 +31,8 @@ struct Tile {
   int64_t rs, cs;  // strides of C
   bool lower;      // C is a diagonal tile: blocks wholly above the diagonal are left out
   T* mirrored;     // where the transposed tile goes as well (same strides), or null
+  bool past_cache =
+      false;  // the mirrored tile is not read again soon: it is written to memory, not fetched first
 };
 
 template <class T>
@@ -69,11 +71,12 @@ struct Engine {
 };
 
 constexpr int64_t kFactorBlock = 64;
-constexpr int64_t kReflectors = 48;
+constexpr int64_t kReflectors = 64;
 constexpr int64_t kColumnStep = 16;
+constexpr int64_t kMostNr = 32;  // of any engine
 
-// The engine of the best instruction set that this processor has; RLSEDIT_CPU_ENGINE=baseline forces the
-// plain one.
+// The engine of the best instruction set that this processor has; RLSEDIT_CPU_ENGINE=baseline or =avx2 asks
+// for an older one.
 template <class T>
 const Engine<T>& engine();
 
@@ -82,5 +85,7 @@ template <class T>
 const Engine<T>* baseline_engine();
 template <class T>
 const Engine<T>* avx2_engine();
+template <class T>
+const Engine<T>* avx512_engine();
 
 }  // namespace rlsedit

@@ -5,6 +5,10 @@
 
 #include "engine.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace rlsedit {
 namespace {
 
@@ -20,13 +24,31 @@ struct Kernels {
   typedef T V __attribute__((vector_size(VB)));
   typedef T U __attribute__((vector_size(VB), aligned(sizeof(T))));  // the same vector at any address
   static constexpr int W = VB / static_cast<int>(sizeof(T));
-  static constexpr int MR = 6;  // 6 x 2 accumulators, 2 loads and a broadcast: 15 of 16 registers
+  // 6 x 2 accumulators, 2 loads and a broadcast: 15 of 16 registers; 12 x 2 and 2 loads: 26 of AVX-512's 32.
+  static constexpr int MR = VB == 64 ? 12 : 6;
   static constexpr int NR = 2 * W;
+  static constexpr int kLine = 64 / static_cast<int>(sizeof(T));
   static constexpr int kRows = 48;  // a multiple of MR and of a cache line
   static constexpr int64_t KC = kBlockBytes / (NR * static_cast<int64_t>(sizeof(T)));
 
   static V load(const T* p) { return *reinterpret_cast<const U*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
+  // A store that does not fetch the line first; p is aligned to a vector.
+  static void store_past_cache(T* p, V v) {
+#if defined(__AVX512F__)
+    if constexpr (VB == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#endif
+#if defined(__AVX2__)
+    if constexpr (VB == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#endif
+    store(p, v);
+  }
+  // What was stored past the cache is seen by other threads no later than what comes next.
+  static void order_stores() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+  }
   static V splat(T x) { return V{} + x; }
   static int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
 
@@ -37,16 +59,17 @@ struct Kernels {
                     int64_t rs) {
     V acc[MR][2] = {};
     // The block of C comes from memory while the products run.
-    for (int i = 0; i < MR; ++i) __builtin_prefetch(c + i * rs, 1);
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NR; j += kLine) __builtin_prefetch(c + i * rs + j, 1);
     for (int64_t p = 0; p < k; ++p, a += MR, b += NR) {
       const V b0 = load(b), b1 = load(b + W);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         acc[i][0] += a[i] * b0;
         acc[i][1] += a[i] * b1;
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i, c += rs) {
       if (beta == T(0)) {
         store(c, alpha * acc[i][0]);
@@ -96,12 +119,14 @@ struct Kernels {
         }
       }
     }
+    if (t.past_cache) order_stores();
   }
 
   // mirrored[j, i] <- C[i, j], at once, while the block is in the cache. It goes through a dense copy: where
   // rows of C are a power of two apart, the lines of a block compete for few places in the cache.
   static void reflect(const Tile<T>& t, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     const int64_t m = i1 - i0, n = j1 - j0;
+    const bool past = t.past_cache && reinterpret_cast<uintptr_t>(t.mirrored + i0) % VB == 0 && t.rs % W == 0;
     if (t.cs != 1 || m % W != 0 || n != NR) {
       for (int64_t j = j0; j < j1; ++j)
         for (int64_t i = i0; i < i1; ++i) t.mirrored[j * t.rs + i * t.cs] = t.c[i * t.rs + j * t.cs];
@@ -112,7 +137,10 @@ struct Kernels {
       for (int j = 0; j < NR; j += W) store(block + i * NR + j, load(t.c + (i0 + i) * t.rs + j0 + j));
     for (int j = 0; j < NR; j += W)
       for (int64_t i = 0; i < m; i += W)
-        transpose(t.mirrored + (j0 + j) * t.rs + i0 + i, t.rs, block + i * NR + j, NR);
+        if (past)
+          transpose<true>(t.mirrored + (j0 + j) * t.rs + i0 + i, t.rs, block + i * NR + j, NR);
+        else
+          transpose(t.mirrored + (j0 + j) * t.rs + i0 + i, t.rs, block + i * NR + j, NR);
   }
 
   // ---- layout ---------------------------------------------------------------------------------------------
@@ -143,7 +171,7 @@ struct Kernels {
   template <int S>
   static void transpose_step(V* r) {
     if constexpr (S > 0) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i)
         if ((i & S) == 0) exchange<S>(r[i], r[i + S]);
       transpose_step<S / 2>(r);
@@ -151,13 +179,18 @@ struct Kernels {
   }
 
   // dst[j, i] <- src[i, j], W x W
+  template <bool PAST_CACHE = false>
   static void transpose(T* dst, int64_t ldd, const T* src, int64_t lds) {
     V r[W];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < W; ++i) r[i] = load(src + i * lds);
     transpose_step<W / 2>(r);
-#pragma GCC unroll 8
-    for (int i = 0; i < W; ++i) store(dst + i * ldd, r[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if constexpr (PAST_CACHE)
+        store_past_cache(dst + i * ldd, r[i]);
+      else
+        store(dst + i * ldd, r[i]);
   }
 
   template <int R>

@@ -29,7 +29,7 @@ int64_t factor(T* A, int64_t u) {
       e.unpack_right(diagonal + (n + i * e.nr) * u, u, right.panel(i), std::min(e.nr, below - i * e.nr), n);
     });
     const Panels<T> left = pack_left(panel, below, n);
-    lower_product(left, right, T(-1), T(1), Matrix<T>{A + (j + n) * u + j + n, u, 1}, false, kSmallTile);
+    lower_product(left, right, T(-1), T(1), Matrix<T>{A + (j + n) * u + j + n, u, 1}, false, small_tile<T>());
   }
   for (int64_t i = 0; i < u; ++i) std::fill(A + i * u + i + 1, A + (i + 1) * u, T(0));
   return info;
@@ -39,11 +39,11 @@ int64_t factor(T* A, int64_t u) {
 template <class T>
 void solve_gain(const T* L, Panels<T>& Y, T* gain, T* Z, Panels<T>* left) {
   const Engine<T>& e = engine<T>();
-  const int64_t d = Y.rows, u = Y.k, step = kSmallTile / e.nr;
+  const int64_t d = Y.rows, u = Y.k, tile = small_tile<T>(), step = tile / e.nr;
   for_each_task((Y.count() + step - 1) / step, [&](int64_t task) {
     const Scratch<T> second(e.nr * u);
-    const Scratch<T> rows(left != nullptr ? kSmallTile * u : 0);
-    const int64_t row0 = task * kSmallTile, count = std::min(kSmallTile, d - row0);
+    const Scratch<T> rows(left != nullptr ? tile * u : 0);
+    const int64_t row0 = task * tile, count = std::min(tile, d - row0);
     for (int64_t r = 0; r < count; r += e.nr) {
       const int64_t row = row0 + r, n = std::min(e.nr, d - row);
       T* panel = Y.panel(row / e.nr);

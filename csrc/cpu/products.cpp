@@ -7,6 +7,8 @@
 namespace rlsedit {
 namespace {
 
+constexpr int64_t kPastCache = 32 << 20;  // bytes of a matrix that no cache keeps until its next use
+
 template <class T>
 using Pack = void (*)(T*, int64_t, const T*, int64_t, int64_t, int64_t, int64_t);
 
@@ -34,6 +36,33 @@ Panels<T> pack_right(Matrix<const T> A, int64_t rows, int64_t k) {
   return pack<T>(engine<T>().pack_right, engine<T>().nr, A, rows, k);
 }
 
+// The columns of C that come next, asked for a few lines at a time while the ones before are multiplied: too
+// many at once would wait for each other.
+template <class T>
+class Ahead {
+ public:
+  Ahead(Matrix<const T> C, int64_t row, int64_t rows, int64_t column, int64_t count, int64_t times)
+      : C_(C), row_(row), end_(row + rows), column_(column), count_(C.cs == 1 ? count : 0) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    lines_ = (count_ + kLine - 1) / kLine;
+    each_ = (rows * lines_ + times - 1) / std::max<int64_t>(1, times);
+  }
+  void some() {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t i = 0; i < each_ && row_ < end_; ++i) {
+      __builtin_prefetch(C_.at(row_, column_ + line_ * kLine), 0, 2);
+      if (++line_ == lines_) {
+        line_ = 0;
+        ++row_;
+      }
+    }
+  }
+
+ private:
+  Matrix<const T> C_;
+  int64_t row_, end_, column_, count_, lines_ = 0, each_ = 0, line_ = 0;
+};
+
 // Y' = K C: the keys are the left operand, rows of C (columns, C being symmetric) are packed on the fly, so
 // that C is read along its rows and only once. A group of panels shares each block of keys while that is in
 // the cache.
@@ -43,6 +72,7 @@ Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys) {
   const int64_t d = keys.k, u = keys.rows;
   constexpr int64_t kGroup = 4;      // panels of C packed together
   constexpr int64_t kKeyRows = 192;  // keys per block: with kGroup panels, half of the second-level cache
+  const int64_t step = 2 * e.mr;     // keys between two looks ahead
   C = by_rows(C);
   Panels<T> Y(d, u, e.nr, e.nr * keys.count() * e.mr);  // padded to whole left panels
   for_each_task((Y.count() + kGroup - 1) / kGroup, [&](int64_t task) {
@@ -52,12 +82,17 @@ Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys) {
     for (int64_t k0 = 0; k0 < d; k0 += e.kc) {
       const int64_t kb = std::min(e.kc, d - k0);
       e.pack_right(packed, e.nr * e.kc, C.at(row, k0), rows, kb, C.rs, C.cs);
+      Ahead<T> ahead(C, row, rows, k0 + kb, std::min(e.kc, d - k0 - kb), panels * ((keys.count() + 1) / 2));
       for (int64_t u0 = 0; u0 < u; u0 += kKeyRows) {
         const int64_t m = std::min(kKeyRows, (keys.count() * e.mr) - u0);
         for (int64_t q = 0; q < panels; ++q) {
           // The padding of keys and of C is zero, so whole blocks can be computed.
-          e.tile({keys.panel(u0 / e.mr) + k0 * e.mr, keys.stride, packed + q * e.nr * e.kc, 0, m, e.nr, kb,
-                  T(1), T(k0 == 0 ? 0 : 1), Y.panel(first + q) + u0 * e.nr, e.nr, 1, false, nullptr});
+          for (int64_t v0 = 0; v0 < m; v0 += step) {
+            ahead.some();
+            e.tile({keys.panel((u0 + v0) / e.mr) + k0 * e.mr, keys.stride, packed + q * e.nr * e.kc, 0,
+                    std::min(step, m - v0), e.nr, kb, T(1), T(k0 == 0 ? 0 : 1),
+                    Y.panel(first + q) + (u0 + v0) * e.nr, e.nr, 1, false, nullptr});
+          }
         }
       }
     }
@@ -74,7 +109,7 @@ void gram(const Panels<T>& keys, const Panels<T>& Y, Matrix<T> G) {
     const int64_t k0 = i * e.nr, kb = std::min(e.nr, d - k0);
     e.pack_right(right.panel(0) + k0 * e.nr, right.stride, Y.panel(i), u, kb, e.nr, 1);
   });
-  lower_product(keys, right, T(1), T(0), G, true, u > 4 * kTile ? kTile : kSmallTile);
+  lower_product(keys, right, T(1), T(0), G, true, u > 4 * kTile ? kTile : small_tile<T>());
 }
 
 template <class T>
@@ -82,13 +117,14 @@ void lower_product(const Panels<T>& A, const Panels<T>& B, T alpha, T beta, Matr
                    int64_t tile) {
   const Engine<T>& e = engine<T>();
   const int64_t m = A.rows, blocks = (m + tile - 1) / tile;
+  const bool past_cache = mirrored && m * m * static_cast<int64_t>(sizeof(T)) > kPastCache;
   for_each_task(blocks * (blocks + 1) / 2, [&](int64_t task) {
     int64_t I = 0, J = task;  // task = I (I + 1) / 2 + J
     while (J > I) J -= ++I;
     const int64_t i0 = I * tile, i1 = std::min(m, i0 + tile), j0 = J * tile, j1 = std::min(m, j0 + tile);
     const bool diagonal = I == J;
     e.tile({A.panel(i0 / e.mr), A.stride, B.panel(j0 / e.nr), B.stride, i1 - i0, j1 - j0, A.k, alpha, beta,
-            C.at(i0, j0), C.rs, C.cs, diagonal, mirrored && !diagonal ? C.at(j0, i0) : nullptr});
+            C.at(i0, j0), C.rs, C.cs, diagonal, mirrored && !diagonal ? C.at(j0, i0) : nullptr, past_cache});
     if (mirrored && diagonal) e.mirror(C.at(i0, i0), C.rs, C.cs, i1 - i0);
   });
 }

@@ -27,9 +27,12 @@ template <class T>
 void lower_product(const Panels<T>& A, const Panels<T>& B, T alpha, T beta, Matrix<T> C, bool mirrored,
                    int64_t tile);
 
-// Rows of a tile of C: four tiles' worth of C and operands fit the second-level cache. A multiple of every mr
-// and nr.
+// Rows of a tile of C: four tiles' worth of C and operands fit the second-level cache. Multiples of the
+// engine's mr and nr, kTile of those of all engines.
 constexpr int64_t kTile = 192;
-constexpr int64_t kSmallTile = 48;
+template <class T>
+int64_t small_tile() {
+  return engine<T>().nr > 16 ? 96 : 48;
+}
 
 }  // namespace rlsedit

@@ -10,7 +10,13 @@
 namespace rlsedit {
 namespace {
 
-constexpr int64_t kStep = 48;  // columns solved at a time
+constexpr int64_t kMostStep = 64;
+
+// Columns solved at a time: whole slabs, and blocks of columns are multiples of it.
+template <class T>
+int64_t step() {
+  return engine<T>().nr > 16 ? 64 : 48;
+}
 
 // One of the two solves on the rows of a batch, in place: X <- X R^-1 from the first column on, or X R^-T
 // from the last one back. Columns are numbered in the order in which they are solved.
@@ -37,11 +43,10 @@ class Solve {
 
   void solve(int64_t p, int64_t block) {
     const int64_t begin = block * kBlockColumns, end = std::min(d_, begin + kBlockColumns);
-    const int64_t steps = (end - begin + kStep - 1) / kStep;
+    const int64_t most = step<T>(), steps = (end - begin + most - 1) / most;
     solved_[p % 2].clear();
     for (int64_t s = 0; s < steps; ++s) {
-      const int64_t first = begin + (transposed_ ? steps - 1 - s : s) * kStep,
-                    n = std::min(kStep, end - first);
+      const int64_t first = begin + (transposed_ ? steps - 1 - s : s) * most, n = std::min(most, end - first);
       solved_[p % 2].push_back(solve_columns(first, n));
       const int64_t from = transposed_ ? begin : first + n, to = transposed_ ? first : end;
       for (int64_t column = from; column < to; column += engine<T>().nr)
@@ -53,7 +58,7 @@ class Solve {
     const Engine<T>& e = engine<T>();
     const int64_t u = X_.u, ldx = column_distance(u);
     const Scratch<T> columns(n * ldx);
-    T A[kStep * kStep];
+    T A[kMostStep * kMostStep];
     X_.gather(first, n, columns.get(), ldx);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = i; j < n; ++j) A[i * n + j] = *R_.at(first + i, first + j);
@@ -74,7 +79,7 @@ class Solve {
   void subtract(const Solved& solved, int64_t column) const {
     const Engine<T>& e = engine<T>();
     const int64_t width = std::min(e.nr, d_ - column);
-    alignas(64) T block[kStep * 16];
+    alignas(64) T block[kMostStep * kMostNr];
     if (transposed_) {
       const Matrix<const T> at{R_.at(column, solved.first), R_.rs, R_.cs};
       e.pack_right(block, 0, at.data, width, solved.n, at.rs, at.cs);

@@ -9,7 +9,6 @@ namespace rlsedit {
 namespace {
 
 constexpr int64_t kMostRows = 256;  // appended at a time: a slab of them stays in the first-level cache
-constexpr int64_t kMostWidth = 16;  // of a slab
 
 // One block reflector, for any columns R (n), K (u): D = (X S)'K - E R, K <- K - X (2 R + D), R <- R + D.
 template <class T>
@@ -49,8 +48,12 @@ class Append {
  private:
   static int64_t count(int64_t n) { return (n + kBlockColumns - 1) / kBlockColumns; }
 
-  // Few rows are better served by narrow reflectors: S costs n for every element of R, the rows u.
-  int64_t width() const { return u_ <= 24 ? 16 : u_ <= 64 ? 32 : 48; }
+  // Few rows are better served by narrow reflectors: S costs n for every element of R, the rows u. Whole
+  // slabs.
+  int64_t width() const {
+    if (engine<T>().nr > 16) return u_ <= 64 ? 32 : 64;
+    return u_ <= 24 ? 16 : u_ <= 64 ? 32 : 48;
+  }
 
   void factor(int64_t p) {
     std::vector<Reflector<T>>& made = reflectors_[p % 2];
@@ -91,7 +94,7 @@ class Append {
   void apply_slab(const Reflector<T>& h, Matrix<T> A, const Slabs<T>& rows, int64_t column) const {
     const Engine<T>& e = engine<T>();
     const int64_t width = std::min(e.nr, rows.n - column), padded = Slabs<T>::padded(h.n);
-    alignas(64) T top[kReflectors * kMostWidth], D[(kReflectors + 8) * kMostWidth];
+    alignas(64) T top[kReflectors * kMostNr], D[(kReflectors + 8) * kMostNr];
     T* slab = rows.slab(column / e.nr);
     const Matrix<T> at{A.at(h.row, column), A.rs, A.cs};
     load_block<T>(top, e.nr, {at.data, at.rs, at.cs}, h.n, width);

@@ -36,6 +36,7 @@ py::dict engines() {
   py::list compiled;
   compiled.append(rlsedit::baseline_engine<T>()->name);
   if (const auto* e = rlsedit::avx2_engine<T>()) compiled.append(e->name);
+  if (const auto* e = rlsedit::avx512_engine<T>()) compiled.append(e->name);
   all["compiled"] = compiled;
   return all;
 }
