@@ -50,6 +50,9 @@ struct Engine {
   void (*unpack_right)(T* dst, int64_t ld, const T* panel, int64_t rows, int64_t k);
 
   void (*tile)(const Tile<T>& t);
+  // y[c * ldy + i] = sum over k of A[i, k] B[c, k]; rows of A and B (d adjacent entries) rs and ldb apart.
+  void (*dots)(const T* A, int64_t rs, int64_t rows, const T* B, int64_t ldb, int64_t u, int64_t d, T* y,
+               int64_t ldy);
   // The upper triangle of C (n x n) from its lower one.
   void (*mirror)(T* c, int64_t rs, int64_t cs, int64_t n);
 

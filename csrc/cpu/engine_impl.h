@@ -143,6 +143,46 @@ struct Kernels {
           transpose(t.mirrored + (j0 + j) * t.rs + i0 + i, t.rs, block + i * NR + j, NR);
   }
 
+  // R rows of A with N of B; A is read once and never packed.
+  template <int R, int N>
+  static void dot_block(const T* A, int64_t rs, const T* B, int64_t ldb, int64_t d, T* y, int64_t ldy) {
+    V acc[R][N] = {};
+    int64_t k = 0;
+    for (; k + W <= d; k += W) {
+      V b[N];
+#pragma GCC unroll 4
+      for (int c = 0; c < N; ++c) b[c] = load(B + c * ldb + k);
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) {
+        const V a = load(A + i * rs + k);
+#pragma GCC unroll 4
+        for (int c = 0; c < N; ++c) acc[i][c] += a * b[c];
+      }
+    }
+    for (int i = 0; i < R; ++i)
+      for (int c = 0; c < N; ++c) {
+        T sum = lanes(acc[i][c]);
+        for (int64_t p = k; p < d; ++p) sum += A[i * rs + p] * B[c * ldb + p];
+        y[c * ldy + i] = sum;
+      }
+  }
+
+  template <int R>
+  static void dot_rows(const T* A, int64_t rs, const T* B, int64_t ldb, int64_t u, int64_t d, T* y,
+                       int64_t ldy) {
+    constexpr int N = VB == 64 ? 4 : 2;  // R x N sums, N entries of B and one of A in registers
+    int64_t c = 0;
+    for (; c + N <= u; c += N) dot_block<R, N>(A, rs, B + c * ldb, ldb, d, y + c * ldy, ldy);
+    for (; c < u; ++c) dot_block<R, 1>(A, rs, B + c * ldb, ldb, d, y + c * ldy, ldy);
+  }
+
+  static void dots(const T* A, int64_t rs, int64_t rows, const T* B, int64_t ldb, int64_t u, int64_t d, T* y,
+                   int64_t ldy) {
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) dot_rows<4>(A + i * rs, rs, B, ldb, u, d, y + i, ldy);
+    for (; i < rows; ++i) dot_rows<1>(A + i * rs, rs, B, ldb, u, d, y + i, ldy);
+  }
+
   // ---- layout ---------------------------------------------------------------------------------------------
 
   // One step of the butterfly that transposes W x W: exchange off-diagonal S x S blocks of two rows.
@@ -457,8 +497,8 @@ struct Kernels {
   }
 
   static constexpr Engine<T> table(const char* name) {
-    return {name, MR,     NR,          KC,          pack<MR>, pack<NR>, unpack_right,
-            tile, mirror, solve_lower, solve_upper, factor,   reflect,  solve_columns};
+    return {name, MR,     NR,          KC,          pack<MR>, pack<NR>, unpack_right, tile,
+            dots, mirror, solve_lower, solve_upper, factor,   reflect,  solve_columns};
   }
 };
 

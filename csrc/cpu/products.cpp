@@ -63,6 +63,28 @@ class Ahead {
   int64_t row_, end_, column_, count_, lines_ = 0, each_ = 0, line_ = 0;
 };
 
+constexpr int64_t kFewKeys = 16;  // reading C decides: no time to pack it
+
+// The same for few keys.
+template <class T>
+Panels<T> covariance_times_few_keys(Matrix<const T> C, const Panels<T>& keys) {
+  const Engine<T>& e = engine<T>();
+  const int64_t d = keys.k, u = keys.rows;
+  const Scratch<T> K(u * d);
+  for (int64_t c = 0; c < u; ++c) {
+    const T* from = keys.panel(c / e.mr) + c % e.mr;
+    for (int64_t k = 0; k < d; ++k) K.get()[c * d + k] = from[k * e.mr];
+  }
+  Panels<T> Y(d, u, e.nr, e.nr * keys.count() * e.mr);
+  for_each_task(Y.count(), [&](int64_t i) {
+    T* y = Y.panel(i);
+    const int64_t row = i * e.nr, rows = std::min(e.nr, d - row);
+    if (rows < e.nr) std::fill(y, y + e.nr * u, T(0));
+    e.dots(C.at(row, 0), C.rs, rows, K.get(), d, u, d, y, e.nr);
+  });
+  return Y;
+}
+
 // Y' = K C: the keys are the left operand, rows of C (columns, C being symmetric) are packed on the fly, so
 // that C is read along its rows and only once. A group of panels shares each block of keys while that is in
 // the cache.
@@ -74,6 +96,7 @@ Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys) {
   constexpr int64_t kKeyRows = 192;  // keys per block: with kGroup panels, half of the second-level cache
   const int64_t step = 2 * e.mr;     // keys between two looks ahead
   C = by_rows(C);
+  if (u <= kFewKeys && C.cs == 1) return covariance_times_few_keys(C, keys);
   Panels<T> Y(d, u, e.nr, e.nr * keys.count() * e.mr);  // padded to whole left panels
   for_each_task((Y.count() + kGroup - 1) / kGroup, [&](int64_t task) {
     alignas(64) T packed[kGroup * kBlockBytes / sizeof(T)];
