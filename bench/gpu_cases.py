@@ -55,28 +55,11 @@ def variants(device: str) -> list[str]:
     return [*names, WGMMA] if "cuda" in names and hopper else names
 
 
-def weight_update(name: str) -> Callable[..., object] | None:
-    """The back end's own update of a weight, if it has one."""
-    if name in ("cuda", WGMMA):
-        from rlsedit_kernels.backends import cuda
-
-        return cuda.kernel(cuda.WEIGHT_UPDATE)
-    if name == "triton":
-        from rlsedit_kernels import triton_kernels
-
-        return triton_kernels.weight_update_
-    return None
-
-
 def whole_update(name: str, C: torch.Tensor, W: torch.Tensor, p: Problem) -> torch.Tensor:
     """State and weight by one back end; the gain."""
-    own = weight_update(name)
     with forced(name):
         gain = torch.ops.rlsedit_kernels.rls_update_(C, p.K, 1.0, 1.0)[0]
-        if own is not None:
-            own(W, p.K, p.V, gain)
-        else:
-            W.addmm_(gain, torch.addmm(p.V, p.K, W, alpha=-1.0))
+        torch.ops.rlsedit_kernels.weight_update_(W, p.K, p.V, gain)
     return gain
 
 
@@ -208,23 +191,19 @@ def parts(bench: Bench, p: Problem) -> None:
 def weights(bench: Bench, p: Problem, gain: torch.Tensor) -> None:
     """W <- W + gain (V - K W), W being the transpose of the weight of an nn.Linear."""
     (d, v), u = p.W.shape, p.K.shape[0]
-    gain, own = gain.float(), {name: weight_update(name) for name in variants(bench.device)}
+    gain = gain.float()
     exact = p.W.double() + gain.double() @ (p.V.double() - p.K.double() @ p.W.double())
 
     def update(name: str, W: torch.Tensor) -> torch.Tensor:
-        function = own.get(name)
         with forced(name):
-            if function is not None:
-                function(W, p.K, p.V, gain)
-            else:
-                W.addmm_(gain, torch.addmm(p.V, p.K, W, alpha=-1.0))
+            torch.ops.rlsedit_kernels.weight_update_(W, p.K, p.V, gain)
         return W
 
     def entry(name: str) -> Entry:
         W = p.W.mT.contiguous().mT
         return Entry(name, lambda: update(name, W), lambda: {"error": error(update(name, p.W.mT.clone().mT), exact)})
 
-    entries = [entry(name) for name in own if name == "torch" or own[name] is not None]
+    entries = [entry(name) for name in variants(bench.device)]
     bench.compare("weight_update_", {"d": d, "u": u, "v": v}, entries, floor(12.0 * d * v, 4.0 * d * u * v))
 
 

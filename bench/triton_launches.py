@@ -6,7 +6,6 @@ and specialisations included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from triton.runtime.jit import JITFunction
 from rlsedit_kernels import triton_kernels
 from rlsedit_kernels.triton_kernels import tuning
 
-OPS = (*triton_kernels.KERNELS, "weight_update_")
+OPS = tuple(triton_kernels.KERNELS)
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), "cuda", 166_912),
     "sm_90": (GPUTarget("cuda", 90, 32), "cuda", 232_448),
@@ -48,10 +47,6 @@ def _call(op: str, dtype: torch.dtype, u: int, precision: str) -> None:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     C, K, Z, B, T = made(D, D), made(u, D), made(D, u), made(D, V), made(u, V)
-    functions: dict[str, Callable[..., object]] = {
-        **triton_kernels.KERNELS,
-        "weight_update_": triton_kernels.weight_update_,
-    }
     arguments = {
         "gain_products": (C, K),
         "cholesky": (made(5, u, u),),
@@ -64,7 +59,7 @@ def _call(op: str, dtype: torch.dtype, u: int, precision: str) -> None:
         "qr_gain": (C, K),
         "weight_update_": (B, K, T, Z),
     }[op]
-    functions[op](*arguments, input_precision=precision)
+    triton_kernels.KERNELS[op](*arguments, input_precision=precision)
 
 
 def launches_of(op: str, dtype: torch.dtype, u: int, architecture: str = "cuda") -> list[Launch]:

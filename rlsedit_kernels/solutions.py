@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import CovarianceState, SquareRootState, triangular
 from rlsedit_kernels.states.batch import BatchFactor
@@ -60,10 +61,10 @@ class GainSolution:
     def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> Outcome:
         """Write a batch; weight and state untouched where it fails."""
         prepared = self.state.prepare(K, noise, forget)  # first: a guard may rebuild the weight with the state
-        innovation = torch.addmm(V, K, self.W, alpha=-1.0)
+        if not _sizes(prepared.gain, V, K, self.W) < _limit(self.W):  # it may be too large: is it?
+            self._check_size(norm(prepared.gain) * norm(torch.addmm(V, K, self.W, alpha=-1.0)))
+        innovation = ops.weight_update_(self.W, K, V, prepared.gain)
         innovation_norm = norm(innovation)
-        self._check_size(prepared.gain, innovation_norm)
-        self.W.addmm_(prepared.gain, innovation)
         self.state.write(prepared)  # type: ignore[arg-type]
         if isinstance(self.state, SquareRootState):
             cost, residual_norm = prepared.after(innovation)  # type: ignore[union-attr]
@@ -88,13 +89,24 @@ class GainSolution:
         self.W.copy_(change.add_(W_0))
         return objective
 
-    def _check_size(self, gain: torch.Tensor, innovation_norm: float) -> None:
+    def _check_size(self, size: float) -> None:
         """No weight may become Inf: the product must fit the dtype with room for the sum."""
-        size, limit = norm(gain) * innovation_norm, 0.25 * torch.finfo(gain.dtype).max
-        if not size < limit:
+        if not size < _limit(self.W):
             raise ValueError(
-                f"update: the change of the weight may reach {size:.1e}, which {gain.dtype} cannot hold; scale V"
+                f"update: the change of the weight may reach {size:.1e}, which {self.W.dtype} cannot hold; scale V"
             )
+
+
+def _limit(W: torch.Tensor) -> float:
+    """How large a change of the weight may be."""
+    return 0.25 * torch.finfo(W.dtype).max
+
+
+def _sizes(gain: torch.Tensor, V: torch.Tensor, K: torch.Tensor, W: torch.Tensor) -> float:
+    """A bound of |gain| |V - K W|, in the dtype's own arithmetic: infinite where that overflows."""
+    found = torch.stack([torch.linalg.vector_norm(A) for A in (gain, V, K, W)])
+    of_gain, of_targets, of_keys, of_weight = found.tolist()
+    return float(of_gain * (of_targets + of_keys * of_weight))
 
 
 class CarriedSolution:

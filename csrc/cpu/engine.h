@@ -40,6 +40,7 @@ struct Engine {
   const char* name;
   int64_t mr, nr;  // rows of a left and of a right panel
   int64_t kc;      // columns taken at a time
+  int64_t few;     // up to so many keys reading the matrix decides: it is not packed
 
   // src (rows x k, strides rs and cs) -> panels, panel_stride apart; the last panel is padded with zeros
   void (*pack_left)(T* dst, int64_t panel_stride, const T* src, int64_t rows, int64_t k, int64_t rs,
@@ -53,6 +54,12 @@ struct Engine {
   // y[c * ldy + i] = sum over k of A[i, k] B[c, k]; rows of A and B (d adjacent entries) rs and ldb apart.
   void (*dots)(const T* A, int64_t rs, int64_t rows, const T* B, int64_t ldb, int64_t u, int64_t d, T* y,
                int64_t ldy);
+  // y[c * ldy + j] = sum over k of A[c, k] B[k, j]; rows of A (d entries) and of B (n entries) adjacent.
+  void (*combine)(const T* A, int64_t lda, int64_t u, const T* B, int64_t ldb, int64_t d, int64_t n, T* y,
+                  int64_t ldy);
+  // C (rows x n) += A (rows x u) B (u x n), row-major, for small u.
+  void (*add_few)(T* C, int64_t ldc, int64_t rows, int64_t n, const T* A, int64_t lda, const T* B,
+                  int64_t ldb, int64_t u);
   // The upper triangle of C (n x n) from its lower one.
   void (*mirror)(T* c, int64_t rs, int64_t cs, int64_t n);
 

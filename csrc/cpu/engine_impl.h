@@ -183,6 +183,76 @@ struct Kernels {
     for (; i < rows; ++i) dot_rows<1>(A + i * rs, rs, B, ldb, u, d, y + i, ldy);
   }
 
+  // N rows of A with S vectors of a row of B side by side; B is read once, a strip of it at a time.
+  template <int N, int S>
+  static void combine_strip(const T* A, int64_t lda, const T* B, int64_t ldb, int64_t d, T* y, int64_t ldy) {
+    constexpr int kAhead = 16;  // rows of B
+    V acc[N][S] = {};
+    for (int64_t k = 0; k < d; ++k, B += ldb) {
+      for (int s = 0; s < S * W; s += kLine) __builtin_prefetch(B + kAhead * ldb + s);
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        const V b = load(B + s * W);
+#pragma GCC unroll 4
+        for (int c = 0; c < N; ++c) acc[c][s] += A[c * lda + k] * b;
+      }
+    }
+    for (int c = 0; c < N; ++c)
+      for (int s = 0; s < S; ++s) store(y + c * ldy + s * W, acc[c][s]);
+  }
+
+  static void combine(const T* A, int64_t lda, int64_t u, const T* B, int64_t ldb, int64_t d, int64_t n, T* y,
+                      int64_t ldy) {
+    constexpr int N = VB == 64 ? 4 : 2, S = 4;
+    int64_t j = 0;
+    for (; j + S * W <= n; j += S * W) {
+      int64_t c = 0;
+      for (; c + N <= u; c += N) combine_strip<N, S>(A + c * lda, lda, B + j, ldb, d, y + c * ldy + j, ldy);
+      for (; c < u; ++c) combine_strip<1, S>(A + c * lda, lda, B + j, ldb, d, y + c * ldy + j, ldy);
+    }
+    for (; j < n; ++j)
+      for (int64_t c = 0; c < u; ++c) {
+        T sum = T(0);
+        for (int64_t k = 0; k < d; ++k) sum += A[c * lda + k] * B[k * ldb + j];
+        y[c * ldy + j] = sum;
+      }
+  }
+
+  // R rows of C at a time share what is loaded of B.
+  template <int R>
+  static void add_few_rows(T* C, int64_t ldc, int64_t n, const T* A, int64_t lda, const T* B, int64_t ldb,
+                           int64_t u) {
+    int64_t j = 0;
+    for (; j + 2 * W <= n; j += 2 * W) {
+      V acc[R][2];
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) acc[i][0] = load(C + i * ldc + j), acc[i][1] = load(C + i * ldc + j + W);
+      for (int64_t c = 0; c < u; ++c) {
+        const V b0 = load(B + c * ldb + j), b1 = load(B + c * ldb + j + W);
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) {
+          acc[i][0] += A[i * lda + c] * b0;
+          acc[i][1] += A[i * lda + c] * b1;
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) store(C + i * ldc + j, acc[i][0]), store(C + i * ldc + j + W, acc[i][1]);
+    }
+    for (; j < n; ++j)
+      for (int i = 0; i < R; ++i) {
+        T sum = C[i * ldc + j];
+        for (int64_t c = 0; c < u; ++c) sum += A[i * lda + c] * B[c * ldb + j];
+        C[i * ldc + j] = sum;
+      }
+  }
+
+  static void add_few(T* C, int64_t ldc, int64_t rows, int64_t n, const T* A, int64_t lda, const T* B,
+                      int64_t ldb, int64_t u) {
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) add_few_rows<4>(C + i * ldc, ldc, n, A + i * lda, lda, B, ldb, u);
+    for (; i < rows; ++i) add_few_rows<1>(C + i * ldc, ldc, n, A + i * lda, lda, B, ldb, u);
+  }
+
   // ---- layout ---------------------------------------------------------------------------------------------
 
   // One step of the butterfly that transposes W x W: exchange off-diagonal S x S blocks of two rows.
@@ -239,9 +309,12 @@ struct Kernels {
     for (int64_t r0 = 0; r0 < rows; r0 += R, dst += panel_stride, src += R * rs) {
       const int64_t n = least(R, rows - r0);
       int64_t p = 0;
-      if (n == R && cs == 1 && R % W == 0)
+      if (n == R && cs == 1 && rs != 1 && R % W == 0)
         for (; p + W <= k; p += W)
           for (int r = 0; r < R; r += W) transpose(dst + p * R + r, R, src + r * rs + p, rs);
+      if (n == R && rs == 1 && R % W == 0)
+        for (; p < k; ++p)
+          for (int r = 0; r < R; r += W) store(dst + p * R + r, load(src + p * cs + r));
       for (; p < k; ++p) {
         for (int64_t r = 0; r < n; ++r) dst[p * R + r] = src[r * rs + p * cs];
         for (int64_t r = n; r < R; ++r) dst[p * R + r] = T(0);
@@ -497,8 +570,9 @@ struct Kernels {
   }
 
   static constexpr Engine<T> table(const char* name) {
-    return {name, MR,     NR,          KC,          pack<MR>, pack<NR>, unpack_right, tile,
-            dots, mirror, solve_lower, solve_upper, factor,   reflect,  solve_columns};
+    constexpr int64_t few = VB == 64 ? 16 : 8;
+    return {name, MR,      NR,      KC,     few,         pack<MR>,    pack<NR>, unpack_right, tile,
+            dots, combine, add_few, mirror, solve_lower, solve_upper, factor,   reflect,      solve_columns};
   }
 };
 

@@ -24,6 +24,56 @@ Panels<T> pack(Pack<T> kernel, int64_t width, Matrix<const T> A, int64_t rows, i
   return panels;
 }
 
+// The columns of A that come next, asked for a few lines at a time while the ones before are multiplied: too
+// many at once would wait for each other.
+template <class T>
+class Ahead {
+ public:
+  // Rows [row, row + rows) and columns [column, column + count), in `times` portions.
+  Ahead(Matrix<const T> A, int64_t row, int64_t rows, int64_t column, int64_t count, int64_t times) {
+    if (A.cs == 1) {
+      at_ = A.at(row, column), stride_ = A.rs, across_ = rows, along_ = count;
+    } else if (A.rs == 1) {
+      at_ = A.at(row, column), stride_ = A.cs, across_ = count, along_ = rows;
+    }
+    const int64_t lines = across_ * ((along_ + kLine - 1) / kLine);
+    each_ = (lines + times - 1) / std::max<int64_t>(1, times);
+  }
+  void some() {
+    for (int64_t i = 0; i < each_ && across_ > 0; ++i) {
+      __builtin_prefetch(at_ + place_, 0, 2);
+      if ((place_ += kLine) < along_) continue;
+      place_ = 0;
+      at_ += stride_;
+      --across_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(T);
+  const T* at_ = nullptr;
+  int64_t stride_ = 0, across_ = 0, along_ = 0, each_ = 0, place_ = 0;
+};
+
+template <class T>
+Panels<T> times_few_keys(Matrix<const T> A, int64_t n, const Panels<T>& keys) {
+  const Engine<T>& e = engine<T>();
+  const int64_t d = keys.k, u = keys.rows;
+  const Scratch<T> K(u * d);
+  for (int64_t c = 0; c < u; ++c) {
+    const T* from = keys.panel(c / e.mr) + c % e.mr;
+    for (int64_t k = 0; k < d; ++k) K.get()[c * d + k] = from[k * e.mr];
+  }
+  Panels<T> Y(n, u, e.nr, e.nr * keys.count() * e.mr);
+  for_each_task(Y.count(), [&](int64_t i) {
+    T* y = Y.panel(i);
+    const int64_t row = i * e.nr, rows = std::min(e.nr, n - row);
+    if (rows < e.nr) std::fill(y, y + e.nr * u, T(0));
+    e.dots(A.at(row, 0), A.rs, rows, K.get(), d, u, d, y, e.nr);
+  });
+  return Y;
+}
+
 }  // namespace
 
 template <class T>
@@ -36,80 +86,29 @@ Panels<T> pack_right(Matrix<const T> A, int64_t rows, int64_t k) {
   return pack<T>(engine<T>().pack_right, engine<T>().nr, A, rows, k);
 }
 
-// The columns of C that come next, asked for a few lines at a time while the ones before are multiplied: too
-// many at once would wait for each other.
+// Y' = K A': the keys are the left operand, rows of A are packed on the fly, so that A is read only once. A
+// group of panels shares each block of keys while that is in the cache.
 template <class T>
-class Ahead {
- public:
-  Ahead(Matrix<const T> C, int64_t row, int64_t rows, int64_t column, int64_t count, int64_t times)
-      : C_(C), row_(row), end_(row + rows), column_(column), count_(C.cs == 1 ? count : 0) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    lines_ = (count_ + kLine - 1) / kLine;
-    each_ = (rows * lines_ + times - 1) / std::max<int64_t>(1, times);
-  }
-  void some() {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t i = 0; i < each_ && row_ < end_; ++i) {
-      __builtin_prefetch(C_.at(row_, column_ + line_ * kLine), 0, 2);
-      if (++line_ == lines_) {
-        line_ = 0;
-        ++row_;
-      }
-    }
-  }
-
- private:
-  Matrix<const T> C_;
-  int64_t row_, end_, column_, count_, lines_ = 0, each_ = 0, line_ = 0;
-};
-
-constexpr int64_t kFewKeys = 16;  // reading C decides: no time to pack it
-
-// The same for few keys.
-template <class T>
-Panels<T> covariance_times_few_keys(Matrix<const T> C, const Panels<T>& keys) {
+Panels<T> times_keys(Matrix<const T> A, int64_t n, const Panels<T>& keys) {
   const Engine<T>& e = engine<T>();
   const int64_t d = keys.k, u = keys.rows;
-  const Scratch<T> K(u * d);
-  for (int64_t c = 0; c < u; ++c) {
-    const T* from = keys.panel(c / e.mr) + c % e.mr;
-    for (int64_t k = 0; k < d; ++k) K.get()[c * d + k] = from[k * e.mr];
-  }
-  Panels<T> Y(d, u, e.nr, e.nr * keys.count() * e.mr);
-  for_each_task(Y.count(), [&](int64_t i) {
-    T* y = Y.panel(i);
-    const int64_t row = i * e.nr, rows = std::min(e.nr, d - row);
-    if (rows < e.nr) std::fill(y, y + e.nr * u, T(0));
-    e.dots(C.at(row, 0), C.rs, rows, K.get(), d, u, d, y, e.nr);
-  });
-  return Y;
-}
-
-// Y' = K C: the keys are the left operand, rows of C (columns, C being symmetric) are packed on the fly, so
-// that C is read along its rows and only once. A group of panels shares each block of keys while that is in
-// the cache.
-template <class T>
-Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys) {
-  const Engine<T>& e = engine<T>();
-  const int64_t d = keys.k, u = keys.rows;
-  constexpr int64_t kGroup = 4;      // panels of C packed together
+  constexpr int64_t kGroup = 4;      // panels of A packed together
   constexpr int64_t kKeyRows = 192;  // keys per block: with kGroup panels, half of the second-level cache
   const int64_t step = 2 * e.mr;     // keys between two looks ahead
-  C = by_rows(C);
-  if (u <= kFewKeys && C.cs == 1) return covariance_times_few_keys(C, keys);
-  Panels<T> Y(d, u, e.nr, e.nr * keys.count() * e.mr);  // padded to whole left panels
+  if (u <= e.few && A.cs == 1) return times_few_keys(A, n, keys);
+  Panels<T> Y(n, u, e.nr, e.nr * keys.count() * e.mr);  // padded to whole left panels
   for_each_task((Y.count() + kGroup - 1) / kGroup, [&](int64_t task) {
     alignas(64) T packed[kGroup * kBlockBytes / sizeof(T)];
     const int64_t first = task * kGroup, row = first * e.nr;
-    const int64_t rows = std::min(kGroup * e.nr, d - row), panels = (rows + e.nr - 1) / e.nr;
+    const int64_t rows = std::min(kGroup * e.nr, n - row), panels = (rows + e.nr - 1) / e.nr;
     for (int64_t k0 = 0; k0 < d; k0 += e.kc) {
       const int64_t kb = std::min(e.kc, d - k0);
-      e.pack_right(packed, e.nr * e.kc, C.at(row, k0), rows, kb, C.rs, C.cs);
-      Ahead<T> ahead(C, row, rows, k0 + kb, std::min(e.kc, d - k0 - kb), panels * ((keys.count() + 1) / 2));
+      e.pack_right(packed, e.nr * e.kc, A.at(row, k0), rows, kb, A.rs, A.cs);
+      Ahead<T> ahead(A, row, rows, k0 + kb, std::min(e.kc, d - k0 - kb), panels * ((keys.count() + 1) / 2));
       for (int64_t u0 = 0; u0 < u; u0 += kKeyRows) {
         const int64_t m = std::min(kKeyRows, (keys.count() * e.mr) - u0);
         for (int64_t q = 0; q < panels; ++q) {
-          // The padding of keys and of C is zero, so whole blocks can be computed.
+          // The padding of keys and of A is zero, so whole blocks can be computed.
           for (int64_t v0 = 0; v0 < m; v0 += step) {
             ahead.some();
             e.tile({keys.panel((u0 + v0) / e.mr) + k0 * e.mr, keys.stride, packed + q * e.nr * e.kc, 0,
@@ -152,11 +151,11 @@ void lower_product(const Panels<T>& A, const Panels<T>& B, T alpha, T beta, Matr
   });
 }
 
-#define RLSEDIT_INSTANTIATE(T)                                                 \
-  template Panels<T> pack_left(Matrix<const T>, int64_t, int64_t);             \
-  template Panels<T> pack_right(Matrix<const T>, int64_t, int64_t);            \
-  template Panels<T> covariance_times_keys(Matrix<const T>, const Panels<T>&); \
-  template void gram(const Panels<T>&, const Panels<T>&, Matrix<T>);           \
+#define RLSEDIT_INSTANTIATE(T)                                               \
+  template Panels<T> pack_left(Matrix<const T>, int64_t, int64_t);           \
+  template Panels<T> pack_right(Matrix<const T>, int64_t, int64_t);          \
+  template Panels<T> times_keys(Matrix<const T>, int64_t, const Panels<T>&); \
+  template void gram(const Panels<T>&, const Panels<T>&, Matrix<T>);         \
   template void lower_product(const Panels<T>&, const Panels<T>&, T, T, Matrix<T>, bool, int64_t);
 RLSEDIT_INSTANTIATE(float)
 RLSEDIT_INSTANTIATE(double)

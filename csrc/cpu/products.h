@@ -12,10 +12,15 @@ Panels<T> pack_left(Matrix<const T> A, int64_t rows, int64_t k);
 template <class T>
 Panels<T> pack_right(Matrix<const T> A, int64_t rows, int64_t k);
 
-// Y = C K' (d x u) as right panels, from the symmetric C (d x d) and the left panels of K (u x d); one pass
-// over C.
+// A K' (n x u) as right panels, from A (n x d) and the left panels of K (u x d); one pass over A.
 template <class T>
-Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys);
+Panels<T> times_keys(Matrix<const T> A, int64_t n, const Panels<T>& keys);
+
+// The same for a symmetric C, read along its rows.
+template <class T>
+Panels<T> covariance_times_keys(Matrix<const T> C, const Panels<T>& keys) {
+  return times_keys(by_rows(C), keys.k, keys);
+}
 
 // G = K Y (u x u), exactly symmetric: the lower triangle is computed and mirrored.
 template <class T>

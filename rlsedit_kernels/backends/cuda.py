@@ -21,9 +21,6 @@ NAMESPACE = "rlsedit_kernels_cuda"
 PRECISIONS = {"tf32x3": 0, "ieee": 1}
 """How products of float32 are formed: three products of tf32 on the tensor cores (the default), or IEEE float32."""
 
-WEIGHT_UPDATE = "weight_update_"
-"""The one kernel that is no public op: W <- W + gain (V - K W), returning V - K W."""
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARY = _PACKAGE / "_C_cuda.so"
 _NOTE = _PACKAGE / "_cuda_build.txt"  # written by setup.py when it could not build the library
@@ -32,9 +29,8 @@ _definitions: list[torch.library.Library] = []
 
 
 def _schemas() -> dict[str, str]:
-    """The private schemas: those of the public ops with `precision`, and the update of a weight."""
-    schemas = {**SCHEMAS, WEIGHT_UPDATE: "(Tensor(a!) W, Tensor K, Tensor V, Tensor gain) -> Tensor"}
-    return {op: schema.replace(") ->", ", int precision=0) ->") for op, schema in schemas.items()}
+    """The private schemas: those of the public ops with `precision`."""
+    return {op: schema.replace(") ->", ", int precision=0) ->") for op, schema in SCHEMAS.items()}
 
 
 def _define() -> None:
@@ -145,4 +141,4 @@ def kernels(key: str = "CUDA") -> dict[str, Callable[..., object]]:
     """The kernels of public ops by name; empty where the library is not available."""
     if key == "CUDA" and not load()[0]:
         return {}
-    return {op: kernel(op) for op in implemented(key) if op in SCHEMAS}
+    return {op: kernel(op) for op in implemented(key)}

@@ -68,6 +68,16 @@ def downdate_gain_products_(
     return gain_products(C, K)
 
 
+def weight_update_(W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    with ieee_products():
+        E = (V - K @ W).contiguous()
+        if W.dim() == 2:
+            W.addmm_(gain, E)
+        else:
+            W.add_(gain @ E)
+    return E
+
+
 def rls_update_(
     C: torch.Tensor, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,6 +169,7 @@ def kernels() -> dict[str, Callable[..., object]]:
         "downdate_": downdate_,
         "downdate_gain_products_": downdate_gain_products_,
         "rls_update_": rls_update_,
+        "weight_update_": weight_update_,
         "qr_append_": qr_append_,
         "qr_append_rhs_": qr_append_rhs_,
         "qr_gain": qr_gain,

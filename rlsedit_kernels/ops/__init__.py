@@ -10,6 +10,7 @@ from rlsedit_kernels.ops.qr_append_rhs_ import qr_append_rhs_
 from rlsedit_kernels.ops.qr_gain import qr_gain
 from rlsedit_kernels.ops.rls_update_ import rls_update_
 from rlsedit_kernels.ops.schemas import SCHEMAS
+from rlsedit_kernels.ops.weight_update_ import weight_update_
 
 __all__ = [
     "SCHEMAS",
@@ -22,4 +23,5 @@ __all__ = [
     "qr_append_rhs_",
     "qr_gain",
     "rls_update_",
+    "weight_update_",
 ]

@@ -72,6 +72,35 @@ def columns(op: str, name: str, value: object, C: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
+def matrix(op: str, name: str, value: object, rows: str, columns: str) -> torch.Tensor:
+    """A tensor (..., m, n), m and n >= 1; the letters are those that the message uses for them."""
+    found = tensor(op, name, value)
+    if found.dim() < 2 or 0 in found.shape[-2:]:
+        raise ValueError(f"{op}: {name} must have shape (..., {rows}, {columns}), both >= 1, got {tuple(found.shape)}")
+    return found
+
+
+def shaped(
+    op: str,
+    name: str,
+    value: object,
+    first: torch.Tensor,
+    first_name: str,
+    sizes: tuple[int | None, int],
+    letters: str,
+) -> torch.Tensor:
+    """A matrix (..., *sizes) that goes with the first argument; None is any number >= 1."""
+    found = tensor(op, name, value, first)
+    wanted = tuple(n if size is None else size for n, size in zip(found.shape[-2:], sizes, strict=False))
+    if found.dim() < 2 or tuple(found.shape[-2:]) != wanted or 0 in found.shape[-2:]:
+        known = ", ".join(
+            f"{letter} = {size}" for letter, size in zip(letters.split(", "), sizes, strict=True) if size is not None
+        )
+        raise ValueError(f"{op}: {name} must have shape (..., {letters}) with {known}, got {tuple(found.shape)}")
+    _same_batch(op, name, found, first_name, first)
+    return found
+
+
 def _same_batch(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     if value.shape[:-2] != other.shape[:-2]:
         raise ValueError(

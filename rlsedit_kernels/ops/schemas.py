@@ -13,6 +13,7 @@ SCHEMAS: dict[str, str] = {
     "downdate_": "(Tensor(a!) C, Tensor Z, float alpha=-1.0) -> ()",
     "downdate_gain_products_": "(Tensor(a!) C, Tensor Z, Tensor K, float alpha=-1.0) -> (Tensor, Tensor)",
     "rls_update_": "(Tensor(a!) C, Tensor K, float noise=1.0, float forget=1.0) -> (Tensor, Tensor)",
+    "weight_update_": "(Tensor(a!) W, Tensor K, Tensor V, Tensor gain) -> Tensor",
     "qr_append_": "(Tensor(a!) R, Tensor K) -> ()",
     "qr_append_rhs_": "(Tensor(a!) R, Tensor(b!) B, Tensor K, Tensor V) -> ()",
     "qr_gain": "(Tensor R, Tensor K) -> Tensor",

@@ -121,17 +121,19 @@ _FLOPS: dict[str, Callable[..., float]] = {
     "rlsedit_kernels::downdate_": _downdate,
     "rlsedit_kernels::downdate_gain_products_": lambda C, Z, K, *_: _downdate(C, Z) + _gain_products(C, K),
     "rlsedit_kernels::rls_update_": lambda C, K, *_: _gain_products(C, K) + _gain_solve(K.mT, K) + _downdate(C, K.mT),
+    "rlsedit_kernels::weight_update_": lambda W, K, V, gain: 2.0 * _mm(K, W),
     "rlsedit_kernels::qr_append_": _qr_append,
     "rlsedit_kernels::qr_append_rhs_": _qr_append_rhs,
     "rlsedit_kernels::qr_gain": lambda R, K: 2.0 * _batch(R.shape) * float(R.shape[-1]) ** 2 * K.shape[-2],
 }
 
-# How often C (or R) is read and written: one triangle read, all of it written; R has one triangle only. The fused
-# update reads C for the products and one triangle of it for the downdate.
+# How often C (R, W) is read and written: one triangle read, all of it written; R has one triangle only. The fused
+# update reads C for the products and one triangle of it for the downdate; W is read for the innovation and changed.
 _PASSES: dict[str, float] = {
     "rlsedit_kernels::downdate_": 1.5,
     "rlsedit_kernels::downdate_gain_products_": 1.5,
     "rlsedit_kernels::rls_update_": 2.5,
+    "rlsedit_kernels::weight_update_": 3.0,
     "rlsedit_kernels::qr_append_": 1.0,
     "rlsedit_kernels::qr_append_rhs_": 1.0,
     "rlsedit_kernels::qr_gain": 1.0,

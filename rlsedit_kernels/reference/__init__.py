@@ -15,6 +15,7 @@ from rlsedit_kernels.reference.qr_gain import qr_gain
 from rlsedit_kernels.reference.rls_filter import RLSFilter
 from rlsedit_kernels.reference.rls_update_ import rls_update_
 from rlsedit_kernels.reference.states import CovarianceState, SquareRootState
+from rlsedit_kernels.reference.weight_update_ import weight_update_
 
 __all__ = [
     "CovarianceState",
@@ -33,4 +34,5 @@ __all__ = [
     "qr_append_rhs_",
     "qr_gain",
     "rls_update_",
+    "weight_update_",
 ]

@@ -25,10 +25,11 @@ KERNELS: dict[str, Callable[..., object]] = {
     "downdate_": downdate_,
     "downdate_gain_products_": downdate_gain_products_,
     "rls_update_": rls_update_,
+    "weight_update_": weight_update_,
     "qr_append_": qr_append_,
     "qr_append_rhs_": qr_append_rhs_,
     "qr_gain": qr_gain,
 }
 """By op name: every op of the schema table."""
 
-__all__ = ["KERNELS", *KERNELS, "weight_update_"]
+__all__ = ["KERNELS", *KERNELS]

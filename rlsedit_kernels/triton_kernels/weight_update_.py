@@ -84,18 +84,11 @@ def _product(
 def weight_update_(
     W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, gain: torch.Tensor, *, input_precision: str | None = None
 ) -> torch.Tensor:
-    """W <- W + gain (V - K W) in place.
-
-    Args:
-        W: (d, v) float32 or float64 in row form, any strides (the transpose of an `nn.Linear` weight is one).
-        K: (u, d) keys, V: (u, v) targets, gain: (d, u); dtype and device of W.
-        input_precision: "ieee", "tf32x3" or "tf32"; None for the default of the device.
-
-    Returns:
-        The innovation V - K W (u, v) of before.
-    """
+    """See `ops.weight_update_`; one matrix of a batch after the other."""
     used = launch.precision(W, input_precision)
-    E = torch.empty_like(V, memory_format=torch.contiguous_format)
-    _product(V, K, W, E, -1, used)
-    _product(W, gain, E, W, 1, used)
+    E = torch.empty(V.shape, dtype=W.dtype, device=W.device)
+    for ws, ks, vs, gains, es in launch.views(W, K, V, gain, E):
+        for w, k, v, g, e in zip(ws, ks, vs, gains, es, strict=True):
+            _product(v, k, w, e, -1, used)
+            _product(w, g, e, w, 1, used)
     return E

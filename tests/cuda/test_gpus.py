@@ -12,11 +12,10 @@ from support import emulated, tolerances
 from support.kernel_cases import ENGINES as ENGINE_TABLE
 from support.kernel_cases import arguments, results
 
-from rlsedit_kernels.backends import cuda
 from rlsedit_kernels.ops.schemas import SCHEMAS
 
 ENGINES = pytest.mark.parametrize(("dtype", "precision"), ENGINE_TABLE.values(), ids=ENGINE_TABLE.keys())
-OPS = pytest.mark.parametrize("op", [*SCHEMAS, cuda.WEIGHT_UPDATE])
+OPS = pytest.mark.parametrize("op", SCHEMAS)
 LITTLE = emulated.GPU(99 * 1024, emulated.GPUS["H200"].processors)
 
 

@@ -26,11 +26,11 @@ ENGINES = pytest.mark.parametrize(("dtype", "precision"), ENGINE_TABLE.values(),
 
 def test_every_op_has_a_kernel(kernels) -> None:
     on_a_gpu = torch.get_default_device().type == "cuda" and not emulated.active()
-    assert set(cuda.implemented("CUDA" if on_a_gpu else "CPU")) == {*SCHEMAS, cuda.WEIGHT_UPDATE}
+    assert set(cuda.implemented("CUDA" if on_a_gpu else "CPU")) == set(SCHEMAS)
 
 
 @ENGINES
-@pytest.mark.parametrize("op", [*SCHEMAS, cuda.WEIGHT_UPDATE])
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_the_order_in_which_warps_run_does_not_matter(op, dtype, precision, emulator) -> None:
     """A barrier that is missing shows as a difference between warps in ascending and in descending order."""
     first = results(op, arguments(op, dtype), precision)
@@ -166,7 +166,7 @@ def test_update_of_a_weight(u, d, v, W_layout, dtype, precision, kernels) -> Non
     V, gain = builders.key_batch((2,), u, v, dtype, 2), builders.columns((2,), d, u, dtype, 3)
     expected = V.double() - K.double() @ W.double()
     view = View(W, W_layout)
-    E, *_ = results(cuda.WEIGHT_UPDATE, (view.tensor, K, V, gain), precision)
+    E, *_ = results("weight_update_", (view.tensor, K, V, gain), precision)
     assert E.is_contiguous()
     assert error(E, expected.cpu().numpy()) < tolerances.product(d, dtype)
     new = W.double() + gain.double() @ expected
@@ -184,7 +184,7 @@ def test_leading_dimensions_of_any_strides(op, kernels) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("op", [*SCHEMAS, cuda.WEIGHT_UPDATE])
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_no_matrices_are_no_work(op, kernels) -> None:
     """No layers: CUDA refuses to launch an empty grid, the other back ends return what is empty."""
     given = tuple(a[:0] if isinstance(a, torch.Tensor) else a for a in arguments(op, torch.float32, (1,), d=9, u=4))
@@ -241,7 +241,7 @@ def test_precision_is_one_of_two(kernels) -> None:
         ("qr_append_", (torch.eye(3), torch.ones(2, 4))),
         ("qr_append_rhs_", (torch.eye(3), torch.ones(3, 2), torch.ones(2, 3), torch.ones(1, 2))),
         ("qr_gain", (torch.eye(3), torch.ones(2, 4))),
-        (cuda.WEIGHT_UPDATE, (torch.ones(3, 2), torch.ones(1, 3), torch.ones(1, 2), torch.ones(3, 2))),
+        ("weight_update_", (torch.ones(3, 2), torch.ones(1, 3), torch.ones(1, 2), torch.ones(3, 2))),
     ],
 )
 def test_native_code_checks_again(op, given, kernels) -> None:

@@ -199,7 +199,7 @@ def test_innovations_of_a_transposed_weight(d, v, u, asked) -> None:
     expected = V.double() - K.double() @ W.double()
     for weight, taken in ((W.mT.contiguous().mT, d % 4 == 0), (W.clone(), False)):
         before = emulated.launches()
-        E: Any = cuda.kernel(cuda.WEIGHT_UPDATE)(weight, K, V, gain, input_precision="tf32x3")
+        E: Any = cuda.kernel("weight_update_")(weight, K, V, gain, input_precision="tf32x3")
         assert emulated.launches() - before == 3 + taken
         assert E.is_contiguous()
         assert error(E, expected.numpy()) < tolerances.product(d, torch.float32)

@@ -42,6 +42,7 @@ def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = ()) -> tuple
         "downdate_": (C, Z, -1.0),
         "downdate_gain_products_": (C, Z, K, -1.0),
         "rls_update_": (C, K, 0.5, 0.9),
+        "weight_update_": (B, K, V, Z),
         "qr_append_": (R, K),
         "qr_append_rhs_": (R, B, K, V),
         "qr_gain": (R, K),

@@ -106,7 +106,7 @@ def test_weight_and_state_on_one_stream() -> None:
     W, V = builders.columns((), D, 33, torch.float32, 2), builders.key_batch((), U, 33, torch.float32, 3)
     gain, _ = rk.ops.rls_update_(C.clone(), K)
     expected = W.double() + gain.double() @ (V.double() - K.double() @ W.double())
-    update = cuda.kernel(cuda.WEIGHT_UPDATE)
+    update = cuda.kernel("weight_update_")
     update(W.clone(), K, V, gain)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

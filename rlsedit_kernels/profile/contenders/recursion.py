@@ -14,18 +14,16 @@ __all__ = ["Ahead", "Filter", "Fused", "Together", "Unfused"]
 
 
 class Fused:
-    """`rls_update_` for the state and two products for the weight: C <- C - g Y', W <- W + g (V - K W)."""
+    """`rls_update_` for the state and `weight_update_` for the weight: C <- C - g Y', W <- W + g (V - K W)."""
 
     def __init__(self, problem: Problem, C: torch.Tensor) -> None:
         self.C, self.weight = C, problem.weight.clone()
 
     def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
-        with stage("weight"):
-            innovation = torch.addmm(V, K, self.weight, alpha=-1.0)
         with stage("state"):
             gain, _info = ops.rls_update_(self.C, K)
         with stage("weight"):
-            self.weight.addmm_(gain, innovation)
+            ops.weight_update_(self.weight, K, V, gain)
 
 
 class Together:
@@ -43,12 +41,10 @@ class Together:
 
     def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
         keys = self._keys[id(K)][1]
-        with stage("weight"):
-            innovation = torch.baddbmm(V.expand(len(keys), -1, -1), keys, self._weights, alpha=-1.0)
         with stage("state"):
             gain, _info = ops.rls_update_(self.C, keys)
         with stage("weight"):
-            self._weights.baddbmm_(gain, innovation)
+            ops.weight_update_(self._weights, keys, V.expand(len(keys), -1, -1), gain)
 
 
 class Unfused(Fused):
@@ -62,7 +58,7 @@ class Unfused(Fused):
         with stage("commit"):
             ops.downdate_(self.C, Z)
         with stage("weight"):
-            self.weight.addmm_(gain, torch.addmm(V, K, self.weight, alpha=-1.0))
+            ops.weight_update_(self.weight, K, V, gain)
 
 
 class Ahead(Fused):
@@ -78,7 +74,7 @@ class Ahead(Fused):
         with stage("solve"):
             gain, Z, _info = ops.gain_solve(*self._products, 1.0)
         with stage("weight"):
-            self.weight.addmm_(gain, torch.addmm(V, K, self.weight, alpha=-1.0))
+            ops.weight_update_(self.weight, K, V, gain)
         with stage("state"):
             self._products = ops.downdate_gain_products_(self.C, Z, self._problem.batch(self._next)[0])
 

@@ -18,7 +18,7 @@ ENGINES = {
 
 
 def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int = 77, u: int = 21) -> tuple[Any, ...]:
-    """What an op takes: matrices of `batch`, d x d, with u keys; nine targets."""
+    """What an op takes: matrices of `batch`, d x d, with u keys; 9 targets."""
     C, K = builders.symmetric(batch, d, dtype, 0), builders.key_batch(batch, u, d, dtype, 1)
     Z, R = builders.columns(batch, d, u, dtype, 2), builders.triangular(batch, d, dtype, 3)
     B, V = builders.columns(batch, d, 9, dtype, 4), builders.key_batch(batch, u, 9, dtype, 5)
@@ -32,7 +32,7 @@ def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int
         "qr_append_": (R, K),
         "qr_append_rhs_": (R, B, K, V),
         "qr_gain": (R, K),
-        cuda.WEIGHT_UPDATE: (B, K, V, Z),
+        "weight_update_": (B, K, V, Z),
     }[op]
 
 

@@ -1,0 +1,104 @@
+// weight_update_(W, K, V, gain): E = V - K W, then W <- W + gain E in place
+//
+// Bytes: W read twice and written once; flops 4 d u v. K W has few rows and a long sum: columns of W are
+// packed as they are read, a group a task. W itself is changed tile by tile, along its rows or, where it is
+// the transpose of an nn.Linear weight, its columns.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "parallel.h"
+#include "products.h"
+#include "tensors.h"
+
+namespace rlsedit {
+namespace {
+
+// A (m x n) in rows of adjacent elements.
+template <class T>
+Scratch<T> rows_of(Matrix<const T> A, int64_t m, int64_t n) {
+  Scratch<T> copy(m * n);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) copy.get()[i * n + j] = *A.at(i, j);
+  return copy;
+}
+
+// E (u x v, row-major) = V - K W
+template <class T>
+void innovation(Matrix<const T> W, Matrix<const T> K, Matrix<const T> V, int64_t d, int64_t u, int64_t v,
+                T* E) {
+  const Engine<T>& e = engine<T>();
+  if (2 * u <= e.few && W.cs == 1) {
+    const Scratch<T> keys = rows_of(K, u, d);
+    for_each_task((v + kTile - 1) / kTile, [&](int64_t task) {
+      const int64_t first = task * kTile, n = std::min(kTile, v - first);
+      e.combine(keys.get(), d, u, W.at(0, first), W.rs, d, n, E + first, v);
+      for (int64_t c = 0; c < u; ++c)
+        for (int64_t j = first; j < first + n; ++j) E[c * v + j] = *V.at(c, j) - E[c * v + j];
+    });
+    return;
+  }
+  const Panels<T> products = times_keys(W.transposed(), v, pack_left(K, u, d));
+  for_each_task(products.count(), [&](int64_t i) {
+    const T* from = products.panel(i);
+    const int64_t first = i * e.nr, n = std::min(e.nr, v - first);
+    for (int64_t c = 0; c < u; ++c)
+      for (int64_t j = 0; j < n; ++j) E[c * v + first + j] = *V.at(c, first + j) - from[c * e.nr + j];
+  });
+}
+
+// W (m x n) <- W + A B' for A (m x u) and B (n x u), along the rows of W.
+template <class T>
+void add_product(Matrix<const T> A, Matrix<const T> B, int64_t m, int64_t n, int64_t u, Matrix<T> W) {
+  const Engine<T>& e = engine<T>();
+  if (2 * u <= e.few && W.cs == 1) {
+    const Scratch<T> left = rows_of(A, m, u), right = rows_of(B.transposed(), u, n);
+    constexpr int64_t kRows = 64;
+    for_each_task((m + kRows - 1) / kRows, [&](int64_t task) {
+      const int64_t i = task * kRows;
+      e.add_few(W.at(i, 0), W.rs, std::min(kRows, m - i), n, left.get() + i * u, u, right.get(), n, u);
+    });
+    return;
+  }
+  const Panels<T> left = pack_left(A, m, u), right = pack_right(B, n, u);
+  const int64_t down = (m + kTile - 1) / kTile, across = (n + kTile - 1) / kTile;
+  for_each_task(down * across, [&](int64_t task) {
+    const int64_t i0 = task / across * kTile, j0 = task % across * kTile;
+    e.tile({left.panel(i0 / e.mr), left.stride, right.panel(j0 / e.nr), right.stride, std::min(kTile, m - i0),
+            std::min(kTile, n - j0), u, T(1), T(1), W.at(i0, j0), W.rs, W.cs, false, nullptr});
+  });
+}
+
+Tensor weight_update_(Tensor W, Tensor K, Tensor V, Tensor gain) {
+  const char* op = "weight_update_";
+  check_floating(op, "W", W);
+  check_writable(op, "W", W);
+  check_alike(op, "K", K, "W", W);
+  check_alike(op, "V", V, "W", W);
+  check_alike(op, "gain", gain, "W", W);
+  const int64_t d = rows(W), v = columns(W), u = rows(K);
+  check_shape(op, "K", K, W, -1, d);
+  check_shape(op, "V", V, W, u, v);
+  check_shape(op, "gain", gain, W, d, u);
+  Tensor E = new_output(W, {u, v});
+  for_dtype(W, [&](auto zero) {
+    using T = decltype(zero);
+    for_each_element(batch_count(W), 2 * d * u * v, [&](int64_t b) {
+      const Matrix<T> w = matrix<T>(W, b), error = matrix<T>(E, b);
+      innovation({w.data, w.rs, w.cs}, matrix<const T>(K, b), matrix<const T>(V, b), d, u, v, error.data);
+      const Matrix<const T> g = matrix<const T>(gain, b), turned{error.data, 1, v};
+      if (w.rs == 1 && w.cs != 1)
+        add_product(turned, g, v, d, u, w.transposed());
+      else
+        add_product(g, turned, d, v, u, w);
+    });
+  });
+  return E;
+}
+
+}  // namespace
+}  // namespace rlsedit
+
+STABLE_TORCH_LIBRARY_IMPL(rlsedit_kernels_cpu, CPU, m) {
+  m.impl("weight_update_", TORCH_BOX(&rlsedit::weight_update_));
+}
