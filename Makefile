@@ -97,6 +97,7 @@ bench: env
 	$(BIN)/python bench/pipeline.py --json bench/results/pipeline.json
 	$(BIN)/python bench/stream.py --json bench/results/stream.json
 	$(BIN)/python bench/qr.py --json bench/results/qr.json
+	$(BIN)/python bench/engines.py --json bench/results/engines.json
 	$(BIN)/python bench/long_stream.py --json bench/results/long_stream.json
 	$(BIN)/python bench/real_keys.py --json bench/results/real_keys.json
 	$(BIN)/python bench/forms.py --json bench/results/forms.json

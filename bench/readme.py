@@ -151,6 +151,25 @@ def _error(row: Result) -> str:
     return f"refused at batch {row['failed_at']}" if row["error_W"] is None else f"{row['error_W']:.0e}"
 
 
+def engines(result: Result) -> str:
+    """Time of the ops by engine of the native CPU library."""
+    settings, rows = result["settings"], result["rows"]
+    names = list(dict.fromkeys(row["engine"] for row in rows))
+    found = {(row["op"], row["u"], row["engine"]): row for row in rows}
+    lines = [
+        f"By engine of the native CPU library, and plain torch: d = {settings['d']}, float32 ({device(result)}). "
+        "Milliseconds, and how many times those of the first column.",
+        "",
+        "| | u | " + " | ".join(names) + " | largest error |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for op, u in dict.fromkeys((row["op"], row["u"]) for row in rows):
+        mine = [found[op, u, name] for name in names]
+        cells = [f"{row['ms']:.3g}" + ("" if i == 0 else f" ({row['ratio']:.2f})") for i, row in enumerate(mine)]
+        lines.append(f"| {op} | {u} | " + " | ".join(cells) + f" | {max(row['error'] for row in mine):.1e} |")
+    return "\n".join(lines)
+
+
 def append(result: Result) -> str:
     """Time of an append beside the alternatives."""
     settings = result["settings"]
@@ -320,6 +339,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
     ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
+    ("docs/profile.md", "engines"): ((("engines.json",), engines),),
     ("docs/cuda.md", "gpu"): ((("gpu.json",), partial(comparison, backend="cuda")), (("gpu.json",), targets)),
     ("docs/triton.md", "gpu"): ((("gpu.json",), partial(comparison, backend="triton")),),
     ("docs/stability.md", "forms"): ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys)),
