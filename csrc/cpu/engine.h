@@ -83,7 +83,7 @@ struct Engine {
 constexpr int64_t kFactorBlock = 64;
 constexpr int64_t kReflectors = 64;
 constexpr int64_t kColumnStep = 16;
-constexpr int64_t kMostNr = 32;  // of any engine
+constexpr int64_t kMostNr = 32, kMostFew = 16;  // of any engine
 
 // The engine of the best instruction set that this processor has; RLSEDIT_CPU_ENGINE=baseline or =avx2 asks
 // for an older one.

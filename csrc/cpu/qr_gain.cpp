@@ -98,6 +98,102 @@ class Solve {
   std::vector<Solved> solved_[2];
 };
 
+// The same for few keys, where reading R decides: rows of R are streamed, nothing is packed. Keys as rows of
+// adjacent elements; what an element loses is summed from zero and taken off once.
+template <class T>
+class FewSolve {
+ public:
+  FewSolve(Matrix<const T> R, int64_t d, Matrix<const T> K, int64_t u)
+      : R_(R), d_(d), u_(u), X_(u * d), lost_(u * d) {
+    for (int64_t c = 0; c < u; ++c)
+      for (int64_t j = 0; j < d; ++j) X_.get()[c * d + j] = *K.at(c, j);
+  }
+
+  // X R = K, then Y R' = X; the gain (d x u) is Y'.
+  void run(T* gain) {
+    clear();
+    for (int64_t i = 0; i < d_; i += kRows) {
+      const int64_t end = std::min(d_, i + kRows);
+      for (int64_t s = i; s < end; s += kInner) {
+        const int64_t stop = std::min(end, s + kInner);
+        forth(s, stop);
+        spread(s, stop, stop, end);
+      }
+      const int64_t tasks = (d_ - end + kColumns - 1) / kColumns;
+      for_each_task(tasks, [&](int64_t task) {
+        const int64_t first = end + task * kColumns;
+        spread(i, end, first, std::min(d_, first + kColumns));
+      });
+    }
+    clear();
+    for (int64_t end = d_; end > 0;) {
+      const int64_t i = (end - 1) / kRows * kRows;
+      constexpr int64_t kEach = 16;
+      for_each_task((end - i + kEach - 1) / kEach, [&](int64_t task) {
+        const int64_t first = i + task * kEach;
+        gather(first, std::min(end, first + kEach), end, d_);
+      });
+      for (int64_t stop = end; stop > i;) {
+        const int64_t s = i + (stop - 1 - i) / kInner * kInner;
+        gather(s, stop, stop, end);
+        back(s, stop);
+        stop = s;
+      }
+      end = i;
+    }
+    for (int64_t j = 0; j < d_; ++j)
+      for (int64_t c = 0; c < u_; ++c) gain[j * u_ + c] = X_.get()[c * d_ + j];
+  }
+
+ private:
+  static constexpr int64_t kRows = 192, kInner = 32, kColumns = 1024;
+
+  void clear() { std::fill(lost_.get(), lost_.get() + u_ * d_, T(0)); }
+  T* x(int64_t c) const { return X_.get() + c * d_; }
+  T* lost(int64_t c) const { return lost_.get() + c * d_; }
+
+  // Elements [s, stop) of every key, by substitution among themselves.
+  void forth(int64_t s, int64_t stop) {
+    for (int64_t c = 0; c < u_; ++c)
+      for (int64_t p = s; p < stop; ++p) {
+        const T* row = R_.at(p, 0);
+        const T value = x(c)[p] = (x(c)[p] - lost(c)[p]) / row[p];
+        for (int64_t j = p + 1; j < stop; ++j) lost(c)[j] += value * row[j];
+      }
+  }
+  void back(int64_t s, int64_t stop) {
+    for (int64_t c = 0; c < u_; ++c)
+      for (int64_t p = stop - 1; p >= s; --p) {
+        const T* row = R_.at(p, 0);
+        T sum = lost(c)[p];
+        for (int64_t j = p + 1; j < stop; ++j) sum += x(c)[j] * row[j];
+        x(c)[p] = (x(c)[p] - sum) / row[p];
+      }
+  }
+
+  // What elements [first, last) lose to the solved ones of rows [p, q), which lie before them.
+  void spread(int64_t p, int64_t q, int64_t first, int64_t last) {
+    if (first >= last) return;
+    T part[kMostFew * kColumns];
+    const int64_t n = last - first;
+    engine<T>().combine(X_.get() + p, d_, u_, R_.at(p, first), R_.rs, q - p, n, part, n);
+    for (int64_t c = 0; c < u_; ++c)
+      for (int64_t j = 0; j < n; ++j) lost(c)[first + j] += part[c * n + j];
+  }
+  // What elements [p, q) lose to the solved ones [first, last), which lie behind them.
+  void gather(int64_t p, int64_t q, int64_t first, int64_t last) {
+    if (first >= last) return;
+    T part[kMostFew * kInner];
+    engine<T>().dots(R_.at(p, first), R_.rs, q - p, X_.get() + first, d_, u_, last - first, part, kInner);
+    for (int64_t c = 0; c < u_; ++c)
+      for (int64_t i = p; i < q; ++i) lost(c)[i] += part[c * kInner + i - p];
+  }
+
+  Matrix<const T> R_;
+  int64_t d_, u_;
+  Scratch<T> X_, lost_;
+};
+
 Tensor qr_gain(Tensor R, Tensor K) {
   const char* op = "qr_gain";
   check_floating(op, "R", R);
@@ -109,9 +205,12 @@ Tensor qr_gain(Tensor R, Tensor K) {
   for_dtype(R, [&](auto zero) {
     using T = decltype(zero);
     for_each_element(batch_count(R), d * d * u, [&](int64_t b) {
+      const Matrix<const T> r = matrix<const T>(R, b);
+      if (2 * u <= engine<T>().few && r.cs == 1)
+        return FewSolve<T>(r, d, matrix<const T>(K, b), u).run(matrix<T>(gain, b).data);
       const Slabs<T> X(matrix<const T>(K, b), u, d);
-      Solve<T>(matrix<const T>(R, b), d, X, false).run();
-      Solve<T>(matrix<const T>(R, b), d, X, true).run();
+      Solve<T>(r, d, X, false).run();
+      Solve<T>(r, d, X, true).run();
       unpack(X.panels, matrix<T>(gain, b).data);
     });
   });
