@@ -15,7 +15,7 @@ ON_A_GPU = tests/states/test_on_a_gpu.py tests/profile/test_on_a_gpu.py
 EDITOR_ON_A_GPU = tests/rlsedit/test_on_a_gpu.py tests/rlsedit/test_language_models_on_a_gpu.py \
   tests/diagnostics/test_on_a_gpu.py tests/dropin/test_patch_on_a_gpu.py
 
-SOURCES = find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
+SOURCES = find csrc tests/cuda tests/helpers \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
 .PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-bench gpu-test-triton gpu-stability \
   gpu-rehearsal clean
@@ -44,8 +44,8 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -ty
 
 # One thread a process and two processes: small problems gain nothing from a pool, and lose when two share the cores.
 # Tests of several ranks bring processes of their own, and come one after another.
-# Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator. The
-# last two lines are a part of `make gpu-rehearsal`: that nothing of a GPU is handed to NumPy and no devices are mixed, by
+# Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator: from
+# their sources, and, where nvcc is, from the PTX that it makes of them. The last two lines are a part of `make gpu-rehearsal`: that nothing of a GPU is handed to NumPy and no devices are mixed, by
 # the tests of the ops, and by states, filter, stand-ins, profile and methods.
 test: env
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/distributed \
@@ -54,6 +54,8 @@ test: env
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops tests/triton_kernels \
 	  -k "triton"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
+	$(if $(shell command -v nvcc),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops \
+	  tests/cuda/test_ptx.py --emulate-cuda --ptx -k cuda)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --device cuda --pretend-cuda \
 	  -k "not triton and (torch or pretended or streams)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ON_A_GPU) $(EDITOR_ON_A_GPU) \

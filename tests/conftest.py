@@ -33,10 +33,15 @@ BACKENDS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=sorted(BACKENDS), help="of the ops' tests and test_on_a_gpu.py")
     parser.addoption("--emulate-cuda", action="store_true", help="test the ops on emulated CUDA kernels too")
+    parser.addoption("--ptx", action="store_true", help="emulate what nvcc makes of the kernels, not their sources")
     parser.addoption("--pretend-cuda", action="store_true", help="with --device cuda: a rehearsal without a GPU")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--ptx"):
+        from support import emulated
+
+        emulated.use_ptx()
     if config.getoption("--emulate-cuda"):
         from support import emulated
 

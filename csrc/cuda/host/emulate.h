@@ -120,6 +120,7 @@ class Machine {
  public:
   Gpu gpu;
   Index block, grid;
+  uint32_t shared_start = 1024 + 48;  // the address of shared memory, if possible no multiple of 1024
   bool descending = false;
   unsigned beside = 1;
   int launches = 0;
@@ -171,6 +172,7 @@ class Machine {
 
   Fiber& current() { return *at_->fibers[static_cast<size_t>(at_->current)]; }
   int thread() const { return at_->current; }
+  unsigned threads() const { return static_cast<unsigned>(threads_); }
   unsigned char* shared() { return at_->shared; }
   size_t shared_bytes() const { return bytes_; }
 

@@ -18,10 +18,8 @@
 namespace rlsedit {
 namespace emulate {
 
-constexpr uint32_t kSharedStart = 1024 + 48;
-
 inline uint32_t shared_address(const void* place) {
-  return kSharedStart +
+  return Machine::here().shared_start +
          static_cast<uint32_t>(static_cast<const unsigned char*>(place) - Machine::here().shared());
 }
 
@@ -203,16 +201,18 @@ inline void wgmma_commit() {
   mine.open.clear();
 }
 
-// Element k of column n of the right operand, as the descriptor has it.
+// Element k of column n of the right operand, as the descriptor has it: swizzled by 128, 64 or 32 bytes (1, 2
+// or 3 in its upper bits), a column in a row of as many.
 inline float wgmma_right(uint64_t descriptor, int n, int k, size_t bytes) {
   const uint32_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
-  uint32_t address =
-      start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8 * 128 + k * 4);
-  address ^= (address >> 7 & 7) << 4;
-  if (address < kSharedStart || address + 4 > kSharedStart + bytes)
+  const uint32_t width = 256u >> (descriptor >> 62), first = Machine::here().shared_start;
+  uint32_t address = start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8) * width +
+                     static_cast<uint32_t>(k * 4);
+  address ^= (address >> 7 & (width / 16 - 1)) << 4;
+  if (address < first || address + 4 > first + bytes)
     Machine::here().fail("wgmma reads outside of the shared memory");
   uint32_t word;
-  std::memcpy(&word, Machine::here().shared() + (address - kSharedStart), sizeof word);
+  std::memcpy(&word, Machine::here().shared() + (address - first), sizeof word);
   return tf32(word);
 }
 
@@ -220,7 +220,7 @@ inline void wgmma_perform(Wgmmas& mine, const Wgmma& one) {
   constexpr int kColumns = 256;
   float right[kColumns / 4][8];  // columns 2 t and 2 t + 1 of every 8
   const int t = Machine::here().thread() & 3;
-  if ((one.right >> 62) != 1 || (one.right >> 49 & 7) != 0)
+  if ((one.right >> 62) == 0 || (one.right >> 49 & 7) != 0)
     Machine::here().fail("a descriptor that the emulator does not know");
   for (int i = 0; i < one.columns / 4; ++i)
     for (int k = 0; k < 8; ++k)

@@ -1,7 +1,8 @@
 """The CUDA kernels on a CPU: the same sources, compiled by the C++ compiler with an emulator of CUDA's execution.
 
 `csrc/cuda/host/emulate.h` says what the emulator checks beyond results. `pytest tests/ops --emulate-cuda` runs the
-tests of the ops on it, as the back end "cuda"; `tests/cuda` uses it without that option.
+tests of the ops on it, as the back end "cuda"; `tests/cuda` uses it without that option. With `--ptx` the emulator runs
+what nvcc makes of the sources instead (`support.ptx`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rlsedit_kernels.backends import cuda, registry
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ROOT / "csrc" / "cuda"
 _active: list[bool] = []
+_ptx: list[bool] = []
 
 
 class CannotEmulate(Exception):
@@ -35,6 +37,16 @@ class CannotEmulate(Exception):
 def active() -> bool:
     """Whether `install` was called: the tests of the ops run on emulated kernels."""
     return bool(_active)
+
+
+def use_ptx() -> None:
+    """Before `load`: let the kernels be what nvcc compiles."""
+    _ptx.append(True)
+
+
+def uses_ptx() -> bool:
+    """Whether `use_ptx` was called."""
+    return bool(_ptx)
 
 
 def compile_for_cpu(sources: list[Path], target: Path, *, with_torch: bool = True, races: bool = False) -> Path:
@@ -86,6 +98,10 @@ def load() -> Path:
     Raises:
         CannotEmulate: there is no compiler.
     """
+    if _ptx:
+        from support.ptx import library as ptx
+
+        return ptx.load()
     library = compile_kernels(races=hasattr(ctypes.CDLL(None), "__tsan_init"))
     available, reason = cuda.load_library(library, library, "CPU")
     assert available, reason

@@ -20,7 +20,9 @@ from support import emulated, pretended
 from support.pretended import MARK, STATE, host_waits
 
 NAME = "pretended GPU"
-TRITON = "Triton's kernels run on a pretended GPU under Triton's interpreter only (TRITON_INTERPRET=1)"
+TRITON = (
+    "Triton's kernels run on a pretended GPU under Triton's interpreter (TRITON_INTERPRET=1) or as PTX (--ptx) only"
+)
 
 
 class Generator(torch.Generator):
@@ -176,7 +178,7 @@ def _table() -> tuple[registry.Backend, ...]:
     for row in registry._TABLE:
         if row.name == "cuda":
             row = replace(row, load=lambda: kernels)
-        elif row.name == "triton" and triton.interpreted():
+        elif row.name == "triton" and (triton.interpreted() or emulated.uses_ptx()):
             row = replace(row, devices=gpu, automatic=True)
         elif row.name == "triton":
             row = replace(row, load=lambda: registry.Loaded(reason=TRITON))
@@ -208,6 +210,10 @@ def install() -> None:
     registry._loaded.cache_clear()
     if triton.interpreted():
         _interpret_what_is_inside()
+    elif emulated.uses_ptx():
+        from support.ptx import triton_driver
+
+        triton_driver.install()
     # Where a module moves, its parameters become the pretended ones, tied ones together.
     torch.__future__.set_swap_module_params_on_conversion(True)
     with contextlib.suppress(ImportError):
