@@ -96,7 +96,10 @@ RLSEDIT_DEVICE void store(const T* tiles, int side, int64_t u, T* to) {
     const int64_t row = i * kSide + r, column = j * kSide + c;
     if (row >= u || column >= u) return;
     to[row * u + column] = row >= column ? tile_of(tiles, i, j)[r * kTileLd + c] : T(0);
-    if (i > j) to[column * u + row] = T(0);
+  });
+  for_each_element(side, [&](int i, int j, int r, int c) {  // and the tiles above the diagonal
+    const int64_t row = j * kSide + r, column = i * kSide + c;
+    if (i > j && row < u && column < u) to[row * u + column] = T(0);
   });
 }
 

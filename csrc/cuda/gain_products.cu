@@ -40,9 +40,7 @@ __global__ void __launch_bounds__(Product<E, NT>::kThreads, E::kBlocks)
   clear(product.sum);
   product.add(C[b], row, d, K[b], key, u, begin, end, shared_memory<T>(), stages);
   T* to = parts + (b * splits + split) * d * u;
-  product.each([&](int i, int j, T value) {
-    if (row + i < d && key + j < u) to[(row + i) * u + key + j] = value;
-  });
+  product.each_pair([&](int i, int j, T x, T y) { put_pair(to, row + i, key + j, d, u, x, y); });
 }
 
 // sum_s parts[b][s][i], s in ascending order.
@@ -97,9 +95,7 @@ __global__ void __launch_bounds__(Gram<E>::kThreads)
   product.add(K[b], row, u, Matrix<const T>{Y + b * d * u, u, 1}, column, u, begin, end, shared_memory<T>(),
               stages);
   T* to = parts + (b * gridDim.y + split) * u * u;
-  product.each([&](int i, int j, T value) {
-    if (row + i < u && column + j < u) to[(row + i) * u + column + j] = value;
-  });
+  product.each_pair([&](int i, int j, T x, T y) { put_pair(to, row + i, column + j, u, u, x, y); });
 }
 
 // G[i][j] = G[j][i] = sum_s parts[b][s][i][j] for i >= j, s in ascending order, in float64.

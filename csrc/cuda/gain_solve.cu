@@ -38,18 +38,16 @@ __global__ void __launch_bounds__(Product<E, false>::kThreads)
     Product<E, false> product;
     clear(product.sum);
     product.add(Y, row, d, V, first, u, 0, lesser<int64_t>(u, first + kKeys), memory, stages);
-    product.each([&](int i, int j, T value) {
-      if (row + i < d && first + j < u) Z[(row + i) * u + first + j] = value + spoiled;
-    });
+    product.each_pair(
+        [&](int i, int j, T x, T y) { put_pair(Z, row + i, first + j, d, u, x + spoiled, y + spoiled); });
   }
   __syncthreads();
   for (int64_t first = 0; first < u; first += kKeys) {
     Product<E, true> product;
     clear(product.sum);
     product.add(Matrix<const T>{Z, u, 1}, row, d, V, first, u, first, u, memory, stages);
-    product.each([&](int i, int j, T value) {
-      if (row + i < d && first + j < u) gain[(row + i) * u + first + j] = value + spoiled;
-    });
+    product.each_pair(
+        [&](int i, int j, T x, T y) { put_pair(gain, row + i, first + j, d, u, x + spoiled, y + spoiled); });
   }
 }
 

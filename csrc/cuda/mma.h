@@ -207,6 +207,19 @@ RLSEDIT_DEVICE void clear(T (&sum)[MT][NT][4]) {
       for (int i = 0; i < 4; ++i) sum[m][n][i] = T(0);
 }
 
+// f(row, column, x, y) for every two sums that the lane holds side by side of a warp's tile.
+template <class T, int MT, int NT, class F>
+RLSEDIT_DEVICE void for_each_pair(T (&sum)[MT][NT][4], const F& f) {
+  const int g = lane_index() >> 2, t = lane_index() & 3;
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        f(16 * m + g + 8 * half, 8 * n + 2 * t, sum[m][n][2 * half], sum[m][n][2 * half + 1]);
+}
+
 // f(row, column, sum) for every sum that the lane holds of a warp's tile, adjacent columns after each other.
 template <class T, int MT, int NT, class F>
 RLSEDIT_DEVICE void for_each_sum(T (&sum)[MT][NT][4], const F& f) {

@@ -72,7 +72,9 @@ RLSEDIT_DEVICE void store_column(T* column, const T (&x)[kHeld], T times) {
     W four;
 #pragma unroll
     for (int k = 0; k < W::kCount; ++k) four.v[k] = x[i + k] * times;
-    *reinterpret_cast<W*>(to + i % 4 + i / 4 * 4 * kLanes) = four;
+    int4 bits;  // one store: the compiler takes a struct apart on its way to global memory
+    memcpy(&bits, &four, sizeof bits);
+    *reinterpret_cast<int4*>(to + i % 4 + i / 4 * 4 * kLanes) = bits;
   }
 }
 

@@ -42,9 +42,7 @@ __global__ void __launch_bounds__(256)
   product.add(K[b], row, u, right[b], column, v, begin, lesser<int64_t>(d, begin + depth), shared_memory<T>(),
               stages);
   T* to = parts + (b * splits + split) * u * v;
-  product.each([&](int i, int j, T value) {
-    if (row + i < u && column + j < v) to[(row + i) * v + column + j] = value;
-  });
+  product.each_pair([&](int i, int j, T x, T y) { put_pair(to, row + i, column + j, u, v, x, y); });
 }
 
 // The parts are (b, splits, u, v), or (b, splits, v, u) where TURNED; threads go along them.
@@ -102,6 +100,17 @@ __global__ void __launch_bounds__(Update<E>::kThreads)
               stages);
   if (row + P::kRows <= d && column + P::kColumns <= v) {
     // All loads before the first store (downdate_.cu says why).
+    if (paired(W)) {
+      product.each_pair([&](int i, int j, T& x, T& y) {
+        const Pair<T> old = *reinterpret_cast<const Pair<T>*>(&W.at(row + i, column + j));
+        x += old.x;
+        y += old.y;
+      });
+      product.each_pair([&](int i, int j, T x, T y) {
+        *reinterpret_cast<Pair<T>*>(&W.at(row + i, column + j)) = Pair<T>{x, y};
+      });
+      return;
+    }
     product.each([&](int i, int j, T& value) { value += W.at(row + i, column + j); });
     product.each([&](int i, int j, T value) { W.at(row + i, column + j) = value; });
     return;

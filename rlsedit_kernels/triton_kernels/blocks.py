@@ -47,17 +47,24 @@ def factor(A, first, bad, N: tl.constexpr):
 
 
 @triton.jit
-def lower_inverse(L, N: tl.constexpr):
-    """L^-1 for a lower triangular L, row by row by substitution."""
-    i = tl.arange(0, N)
-    r = i[:, None]
-    c = i[None, :]
+def unit_lower_inverse(L, N: tl.constexpr):
+    """(I + L)^-1 - I for a strictly lower triangular L, row by row by substitution."""
+    r = tl.arange(0, N)[:, None]
+    c = tl.arange(0, N)[None, :]
     T = tl.trans(L)
     X = tl.zeros((N, N), dtype=L.dtype)
-    for k in range(0, N):
-        x = tl.sum(tl.where(c == k, T, 0.0), axis=1)  # row k of L
-        # one sum gives row k of -X L_kk, and L_kk in the place of its diagonal element
-        known = tl.sum(tl.where(r < k, x[:, None] * X, tl.where((r == k) & (c == k), x[:, None], 0.0)), axis=0)
-        pivot = tl.sum(tl.where(i == k, known, 0.0), axis=0)
-        X = tl.where(r == k, (tl.where(i == k, 1.0, -known) / pivot)[None, :], X)
-    return tl.where(r >= c, X, 0.0)
+    for k in range(1, N):
+        x = tl.sum(tl.where(c == k, T, 0.0), axis=1)[:, None]  # row k of L
+        known = tl.sum(x * X + tl.where(r == c, x, 0.0), axis=0)  # of L (X + I)
+        X = tl.where(r == k, -known[None, :], X)
+    return X
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x, rounded once: division of float32 is an approximation, tl.div_rn does not know float64."""
+    one = tl.full(x.shape, 1.0, dtype=x.dtype)
+    if x.dtype == tl.float64:
+        return one / x
+    else:
+        return tl.div_rn(one, x)

@@ -7,7 +7,9 @@ they are there (dataflow.py says why programs may wait for each other), then sol
     back:   Y_c = (X_c - sum_{p > c} Y_p R_cp') R_cc^-T
 
 A diagonal block is inverted before its column is waited for; a solve with it is two products and a step of refinement,
-so that the inverse costs no stability. X lies in the place of the gain, transposed, and Y takes its place.
+so that the inverse costs no stability. It is taken as (I + M) D, D its diagonal, and its inverse as D^-1 (I + S): a
+product with I costs no rounding, so that near the identity, where M and S are small, neither do those with them. X lies
+in the place of the gain, transposed, and Y takes its place.
 
 Bytes: d^2 of R (each half twice); every program reads what was solved before it from the second-level cache. Flops
 2 d^2 u. The critical path: 2 d / 64 block columns one after the other (float64: 2 d / 32), each a
@@ -21,7 +23,7 @@ import triton
 import triton.language as tl
 
 from rlsedit_kernels.triton_kernels import launch
-from rlsedit_kernels.triton_kernels.blocks import load, lower_inverse, store
+from rlsedit_kernels.triton_kernels.blocks import load, reciprocal, store, unit_lower_inverse
 from rlsedit_kernels.triton_kernels.dataflow import board, publish, take_ticket, wait_for
 
 SIDE = {4: 64, 8: 32}  # by bytes of an element
@@ -30,18 +32,21 @@ MOST_KEYS = 64
 
 @triton.jit
 def _diagonal_block(R, first, d, r_r, r_c, TURNED: tl.constexpr, N: tl.constexpr):
-    """The diagonal block from `first` on, the identity beyond d, and its inverse; TURNED: of its transpose."""
+    """M, S and 1 / D of the diagonal block from `first` on (the identity beyond d); TURNED: of its transpose."""
     n = tl.arange(0, N)
     at = (first + n).to(tl.int64)
     r = n[:, None]
     c = n[None, :]
     A = tl.load(R + at[:, None] * r_r + at[None, :] * r_c, mask=(c >= r) & (first + c < d), other=0.0)
-    lower = tl.trans(tl.where((r == c) & (first + r >= d), 1.0, A).to(R.dtype.element_ty))
-    inverse = lower_inverse(lower, N)
+    diagonal = tl.sum(tl.where(r == c, tl.where(first + r < d, A, 1.0), 0.0), axis=0).to(A.dtype)
+    over = reciprocal(diagonal)
+    A = tl.where(c > r, A, 0.0)
     if TURNED:
-        return lower, inverse
+        M = tl.trans(A) * over[None, :]
+        return M, unit_lower_inverse(M, N), over
     else:
-        return tl.trans(lower), tl.trans(inverse)
+        M = A * over[None, :]
+        return M, tl.trans(unit_lower_inverse(tl.trans(M), N)), over
 
 
 @triton.jit(do_not_specialize=["batches", "groups", "blocks", "u"])
@@ -62,7 +67,7 @@ def solve_kernel(
     p = blocks - 1 - place if TURNED else place
     j = (p * N + n).to(tl.int64)[None, :]
     x = load(gain, j, k, d, u, u, 1) if TURNED else load(K + b * k_b, k, j, u, d, k_r, k_c)
-    A, inverse = _diagonal_block(R, p * N, d, r_r, r_c, TURNED, N)
+    M, S, over = _diagonal_block(R, p * N, d, r_r, r_c, TURNED, N)
     lost = tl.zeros_like(x)  # what x loses, taken off once: near the identity it is small, and so are its roundings
     for before in range(0, place):
         q = blocks - 1 - before if TURNED else before
@@ -71,10 +76,10 @@ def solve_kernel(
         wait_for(flags, before * share + own)
         solved = load(gain, i[None, :], k, d, u, u, 1)
         lost -= tl.dot(solved, block, input_precision=PRECISION, out_dtype=x.dtype)
-    x += lost
-    y = tl.dot(x, inverse, input_precision=PRECISION, out_dtype=x.dtype)
-    x -= tl.dot(y, A, input_precision=PRECISION, out_dtype=x.dtype)
-    y += tl.dot(x, inverse, input_precision=PRECISION, out_dtype=x.dtype)
+    x = (x + lost) * over[None, :]
+    y = x + tl.dot(x, S, input_precision=PRECISION, out_dtype=x.dtype)
+    x = (x - y) - tl.dot(y, M, input_precision=PRECISION, out_dtype=x.dtype)
+    y += x + tl.dot(x, S, input_precision=PRECISION, out_dtype=x.dtype)
     store(gain, y, j, k, d, u, u, 1)
     publish(flags, number)
 
