@@ -78,9 +78,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def report(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], target: Path | None) -> None:
-    """Print the rows, and write the result where asked."""
+    """Print the rows, without what is nested in them, and write the result where asked."""
     result = {"schema": SCHEMA, "benchmark": name, "machine": machine(), "settings": settings, "rows": rows}
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(k for row in rows for k, value in row.items() if not isinstance(value, (dict, list))))
     print("  ".join(f"{column:>18}" for column in columns))
     for row in rows:
         print("  ".join(f"{_text(row.get(column)):>18}" for column in columns))

@@ -170,6 +170,30 @@ def engines(result: Result) -> str:
     return "\n".join(lines)
 
 
+def accesses(result: Result, backend: str) -> str:
+    """How the compiled kernels of a back end reach memory."""
+    settings = result["settings"]
+    u = settings["u"][0]
+    lines = [
+        f"Counted, not measured: d = {settings['d']}, u = {u}, v = {settings['v']}, float32 (`bench/accesses.py`, "
+        f"commit {result['machine']['commit']}). In brackets: times the fewest rounds of the 32 banks of shared "
+        "memory, or sectors of 32 bytes of global memory, in which the same words could be had.",
+        "",
+        "| op | kernel | blocks | instructions of a thread (PTX) | of which mma | rounds of shared memory | sectors |",
+        "|---" * 7 + "|",
+    ]
+    for row in result["rows"]:
+        if row["backend"] != backend or row["u"] != u:
+            continue
+        kinds = row["instructions_per_thread"]
+        cells = [f"`{row['kernel']}`", str(row["blocks"]), f"{sum(kinds.values()):.0f}", f"{kinds['mma']:.0f}"]
+        for name in ("rounds", "sectors"):
+            least = row[f"least_{name}"]
+            cells.append(f"{row[name]} ({row[name] / least:.2f})" if least else "")
+        lines.append(f"| {row['case']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def append(result: Result) -> str:
     """Time of an append beside the alternatives."""
     settings = result["settings"]
@@ -340,6 +364,8 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
     ("docs/profile.md", "engines"): ((("engines.json",), engines),),
+    ("docs/cuda.md", "accesses"): ((("accesses.json",), partial(accesses, backend="cuda")),),
+    ("docs/triton.md", "accesses"): ((("accesses.json",), partial(accesses, backend="triton")),),
     ("docs/cuda.md", "gpu"): ((("gpu.json",), partial(comparison, backend="cuda")), (("gpu.json",), targets)),
     ("docs/triton.md", "gpu"): ((("gpu.json",), partial(comparison, backend="triton")),),
     ("docs/stability.md", "forms"): ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys)),

@@ -86,7 +86,9 @@ __global__ void __launch_bounds__(Change<E>::kThreads, E::kBlocks)
       memory[(j + 1) * kMirrorLd<P> + i] = now.y;
     });
     if (whole)
-      each([&](int half, int n, int, int, T* at) { *reinterpret_cast<Pair<T>*>(at + 8 * n) = old[half][n]; });
+      each([&](int half, int n, int, int, T* at) {
+        store_adjacent(at + 8 * n, {old[half][n].x, old[half][n].y});
+      });
     else
       each([&](int half, int n, int i, int j, T* at) {
         at += 8 * n * C.cs;

@@ -22,6 +22,7 @@
 // largest element is left out (y = 0), a perturbation far below its rounding.
 #pragma once
 
+#include "adjacent.h"
 #include "copy.h"
 #include "dataflow.h"
 #include "deep_product.h"
@@ -63,18 +64,31 @@ RLSEDIT_DEVICE void load_column(T (&x)[kHeld], const T* column) {
   }
 }
 
+// To shared memory.
 template <class T>
-RLSEDIT_DEVICE void store_column(T* column, const T (&x)[kHeld], T times) {
+RLSEDIT_DEVICE void show_column(T* column, const T (&x)[kHeld]) {
   using W = Wide<T>;
   T* to = column + 4 * (static_cast<int>(threadIdx.x) % kLanes);
 #pragma unroll
   for (int i = 0; i < kHeld; i += W::kCount) {
     W four;
 #pragma unroll
-    for (int k = 0; k < W::kCount; ++k) four.v[k] = x[i + k] * times;
-    int4 bits;  // one store: the compiler takes a struct apart on its way to global memory
-    memcpy(&bits, &four, sizeof bits);
-    *reinterpret_cast<int4*>(to + i % 4 + i / 4 * 4 * kLanes) = bits;
+    for (int k = 0; k < W::kCount; ++k) four.v[k] = x[i + k];
+    *reinterpret_cast<W*>(to + i % 4 + i / 4 * 4 * kLanes) = four;
+  }
+}
+
+// To global memory.
+template <class T>
+RLSEDIT_DEVICE void store_column(T* column, const T (&x)[kHeld], T times) {
+  constexpr int kCount = Wide<T>::kCount;
+  T* to = column + 4 * (static_cast<int>(threadIdx.x) % kLanes);
+#pragma unroll
+  for (int i = 0; i < kHeld; i += kCount) {
+    T four[kCount];
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) four[k] = x[i + k] * times;
+    store_adjacent(to + i % 4 + i / 4 * 4 * kLanes, four);
   }
 }
 
@@ -168,7 +182,7 @@ RLSEDIT_DEVICE void reflect(T* A, const T* rows, T* room, const Reflector<T>& ou
   const T scale = ldexp(T(1), -exponent), back = ldexp(T(1), exponent);
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) x[i] *= scale;
-  if (c == 0) store_column(shown, x, T(1));
+  if (c == 0) show_column(shown, x);
   if (lane == 0) scales[c] = scale;
 
   T inverse[kPanel / kLanes];  // column c of S': rows lane + 8 q
@@ -206,7 +220,7 @@ RLSEDIT_DEVICE void reflect(T* A, const T* rows, T* room, const Reflector<T>& ou
     if (c > j) {
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) x[i] -= first[i] * both;
-      if (c == j + 1) store_column(shown + (~j & 1) * kMostRows, x, T(1));
+      if (c == j + 1) show_column(shown + (~j & 1) * kMostRows, x);
       if (lane == 0) A[j * kTileLd + c] = given + change * back;
     }
     if (lane == 0) gram[(j & 1) * kPanel + c] = c < j ? with * over * own_over : T(0);

@@ -1,6 +1,7 @@
 // A block's tile of a product of two matrices in global memory, through a ring of buffers in shared memory.
 #pragma once
 
+#include "adjacent.h"
 #include "copy.h"
 #include "mma.h"
 
@@ -87,30 +88,6 @@ RLSEDIT_DEVICE void lower_tile(int index, int& i, int& j) {
   while (i > 0 && static_cast<int64_t>(i) * (i + 1) / 2 > index) --i;  // the root is rounded
   while (static_cast<int64_t>(i + 1) * (i + 2) / 2 <= index) ++i;
   j = index - static_cast<int>(static_cast<int64_t>(i) * (i + 1) / 2);
-}
-
-// Two adjacent elements at once where they lie so: half as many requests, and whole sectors of memory.
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T x, y;
-};
-template <class T>
-RLSEDIT_DEVICE bool paired(const Matrix<T>& A) {
-  return A.cs == 1 && A.rs % 2 == 0 && reinterpret_cast<uintptr_t>(A.data) % (2 * sizeof(T)) == 0;
-}
-
-// to[row][column] <- x, to[row][column + 1] <- y where they lie inside of a contiguous matrix at a multiple
-// of 16 bytes; `column` is even.
-template <class T>
-RLSEDIT_DEVICE void put_pair(T* to, int64_t row, int64_t column, int64_t rows, int64_t columns, T x, T y) {
-  if (row >= rows || column >= columns) return;
-  T* const at = to + row * columns + column;
-  if (columns % 2 == 0) {  // so that y is inside, and every row at a multiple of two elements
-    *reinterpret_cast<Pair<T>*>(at) = Pair<T>{x, y};
-    return;
-  }
-  at[0] = x;
-  if (column + 1 < columns) at[1] = y;
 }
 
 }  // namespace rlsedit

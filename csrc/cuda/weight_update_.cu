@@ -106,9 +106,7 @@ __global__ void __launch_bounds__(Update<E>::kThreads)
         x += old.x;
         y += old.y;
       });
-      product.each_pair([&](int i, int j, T x, T y) {
-        *reinterpret_cast<Pair<T>*>(&W.at(row + i, column + j)) = Pair<T>{x, y};
-      });
+      product.each_pair([&](int i, int j, T x, T y) { store_adjacent(&W.at(row + i, column + j), {x, y}); });
       return;
     }
     product.each([&](int i, int j, T& value) { value += W.at(row + i, column + j); });

@@ -47,15 +47,16 @@ def factor(A, first, bad, N: tl.constexpr):
 
 
 @triton.jit
-def unit_lower_inverse(L, N: tl.constexpr):
-    """(I + L)^-1 - I for a strictly lower triangular L, row by row by substitution."""
+def unit_upper_inverse(M, N: tl.constexpr):
+    """(I + M)^-1 - I for a strictly upper triangular M, row by row from the last one by substitution."""
     r = tl.arange(0, N)[:, None]
     c = tl.arange(0, N)[None, :]
-    T = tl.trans(L)
-    X = tl.zeros((N, N), dtype=L.dtype)
-    for k in range(1, N):
-        x = tl.sum(tl.where(c == k, T, 0.0), axis=1)[:, None]  # row k of L
-        known = tl.sum(x * X + tl.where(r == c, x, 0.0), axis=0)  # of L (X + I)
+    T = tl.trans(M)
+    X = tl.zeros((N, N), dtype=M.dtype)
+    for before in range(1, N):
+        k = N - 1 - before
+        x = tl.sum(tl.where(c == k, T, 0.0), axis=1)[:, None]  # row k of M
+        known = tl.sum(x * X + tl.where(r == c, x, 0.0), axis=0)  # of M (X + I)
         X = tl.where(r == k, -known[None, :], X)
     return X
 

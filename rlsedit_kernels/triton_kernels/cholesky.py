@@ -4,7 +4,7 @@ Left-looking, in panels of 32 columns:
 
       | L- L       |   D <- A_kk - L_k- L_k-'    products with the panels in front
       | L- L  D    |   D: factored and inverted by one elimination on [D | I], 32 steps
-      | L- L  P    |   P <- (A_ik - L_i- L_k-') D^-T, up to 128 rows at a time
+      | L- L  P    |   P <- (A_ik - L_i- L_k-') D^-T, up to 64 rows at a time
 
 then the inverse, 32 rows at a time: V_i = -D_i^-1 (L_i- V). Between panels the program's threads meet at a barrier;
 nothing leaves the multiprocessor but L and V themselves. Bytes: 2 u^2 (3 with the inverse), and u / 64 times as many
@@ -21,7 +21,7 @@ from rlsedit_kernels.triton_kernels import launch
 from rlsedit_kernels.triton_kernels.blocks import factor, load, store
 
 SIDE = 32
-MOST_ROWS = 128
+MOST_ROWS = 64
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def factored(
     for a, lower, v, flag in launch.views(A, L, V, info[..., None, None]):
         cholesky_kernel[(a.shape[0],)](
             a, lower, v, flag, launch.bits(noise), u, *a.stride(), *lower.stride(), v.stride(0),
-            INVERSE=inverse, ROWS=rows, N=n, num_warps=8 if rows > 64 else 4, num_stages=1, **launch.LAUNCH,
+            INVERSE=inverse, ROWS=rows, N=n, num_warps=4, num_stages=1, **launch.LAUNCH,
         )  # fmt: skip
     return L, V, info
 

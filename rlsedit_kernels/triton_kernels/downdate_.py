@@ -24,10 +24,12 @@ from rlsedit_kernels.triton_kernels.blocks import load, store
 def downdate_kernel(
     C, Z, info, alpha, scale, d, u,
     c_b, c_r, c_c, z_b, z_r, z_c,
-    HAS_INFO: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_INFO: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, COMMON: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One lower tile and its mirror image; nothing where info != 0."""
     dtype = C.dtype.element_ty
+    u = launch.multiple(u, COMMON)
+    z_r = launch.multiple(z_r, COMMON)
     low, high = tl.program_id(0), tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     wanted = low >= high
@@ -67,10 +69,11 @@ def change_(
     flags = torch.zeros(C.shape[:-2], dtype=torch.int32, device=C.device) if info is None else info
     blocks = launch.ceil_div(d, t.rows)
     for c, z, flag in launch.views(launch.by_rows(C), Z, flags[..., None, None]):
+        common = launch.common(z, u, z.stride(1))
         downdate_kernel[blocks, blocks, c.shape[0]](
             c, z, flag, launch.bits(alpha), launch.bits(scale), d, u, *c.stride(), *z.stride(),
-            HAS_INFO=info is not None, ROWS=t.rows, KEYS=t.keys, PRECISION=used,
-            num_warps=t.warps, num_stages=t.stages, **launch.LAUNCH,
+            HAS_INFO=info is not None, ROWS=t.rows, KEYS=t.keys, COMMON=common, PRECISION=used,
+            num_warps=t.warps, num_stages=launch.stages(t.stages, common), **launch.LAUNCH,
         )  # fmt: skip
 
 

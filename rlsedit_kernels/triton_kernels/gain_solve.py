@@ -23,10 +23,12 @@ from rlsedit_kernels.triton_kernels.cholesky import factored
 @triton.jit
 def gain_solve_kernel(
     Y, V, info, gain, Z, d, u, y_b, y_r, y_c, v_b, z_b,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, COMMON: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of rows of gain and Z, both (b, d, u) contiguous."""
     dtype = Y.dtype.element_ty
+    u = launch.multiple(u, COMMON)
+    y_r = launch.multiple(y_r, COMMON)
     b = tl.program_id(1).to(tl.int64)
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     Y += b * y_b
@@ -68,8 +70,10 @@ def gain_solve(
     used = "ieee" if u <= 32 and used == "tf32x3" else used
     _, V, info = factored(G, noise, inverse=True)
     for y, v, flag, g, z in launch.views(Y, V, info[..., None, None], gain, Z):
+        common = launch.common(y, u, y.stride(1))
         gain_solve_kernel[launch.ceil_div(d, t.rows), y.shape[0]](
             y, v, flag, g, z, d, u, *y.stride(), v.stride(0), z.stride(0),
-            ROWS=t.rows, KEYS=t.keys, PRECISION=used, num_warps=t.warps, num_stages=t.stages, **launch.LAUNCH,
+            ROWS=t.rows, KEYS=t.keys, COMMON=common, PRECISION=used,
+            num_warps=t.warps, num_stages=launch.stages(t.stages, common), **launch.LAUNCH,
         )  # fmt: skip
     return gain, Z, info

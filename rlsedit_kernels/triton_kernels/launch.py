@@ -82,6 +82,27 @@ def bits(value: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
 
 
+def common(A: torch.Tensor, *sizes: int) -> int:
+    """The elements of 16 bytes where every size and stride in `sizes` is a multiple of them, else 1.
+
+    Triton knows of multiples of 16 only; a batch of 100 keys is none, and would go to shared memory element by element,
+    32 of them through one bank. Kernels take this as COMMON and make their sizes `multiple`s of it.
+    """
+    wide = 16 // A.element_size()
+    return wide if all(size % wide == 0 for size in sizes) else 1
+
+
+def stages(wanted: int, common: int) -> int:
+    """Of a pipeline: what is copied element by element goes through registers, which know a better way."""
+    return wanted if common > 1 else 1
+
+
+@triton.jit
+def multiple(n, COMMON: tl.constexpr):
+    """n, which is a multiple of COMMON, so that the compiler knows it."""
+    return n // COMMON * COMMON
+
+
 @triton.jit
 def scalar(value, dtype: tl.constexpr):
     """A number of `dtype` from its `bits`."""

@@ -24,12 +24,18 @@ def product_kernel(
     base, left, right, out, m, n, k, span, sign,
     b_r, b_c, l_r, l_c, r_r, r_c, o_r, o_c,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, L_R: tl.constexpr, R_C: tl.constexpr,
 ):  # fmt: skip
     """out (m, n) = base + sign left (m, k) right (k, n), sign 1 or -1; out may be base.
 
-    Not WHOLE: out (parts, m, n) contiguous takes the product alone, each part `span` of k.
+    Not WHOLE: out (parts, m, n) contiguous takes the product alone, each part `span` of k. K, L_R, R_C: what k, l_r
+    and r_c are multiples of.
     """
     dtype = out.dtype.element_ty
+    k = launch.multiple(k, K)
+    l_r = launch.multiple(l_r, L_R)
+    r_c = launch.multiple(r_c, R_C)
+    span = launch.multiple(span, DEPTH)
     i = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     j = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     acc = tl.zeros((ROWS, COLUMNS), dtype=dtype)
@@ -61,6 +67,9 @@ def sum_kernel(base, P, out, m, n, parts, sign, b_r, b_c, o_r, o_c, WIDTH: tl.co
 def _product(
     base: torch.Tensor, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, sign: int, used: str
 ) -> None:
+    if right.stride(0) != 1 and left.stride(1) == 1:
+        # Tensor cores take a right operand of tf32 with adjacent terms, and a left one as it comes.
+        base, left, right, out = base.mT, right.mT, left.mT, out.mT
     (m, k), n = left.shape, right.shape[1]
     t = tuning.tiles("gain_products", out, min(m, k))
     columns = 64 if t.rows >= 64 else t.rows
@@ -69,10 +78,11 @@ def _product(
     span = launch.ceil_div(launch.ceil_div(k, parts), 32) * 32
     parts = launch.ceil_div(k, span)
     to = out if parts == 1 else out.new_empty((parts, m, n))
+    fits = [launch.common(out, size) for size in (k, left.stride(0), right.stride(1))]
     product_kernel[down, across, parts](
         base, left, right, to, m, n, k, span, sign, *base.stride(), *left.stride(), *right.stride(), *out.stride(),
-        ROWS=t.rows, COLUMNS=columns, DEPTH=32, WHOLE=parts == 1, PRECISION=used, num_warps=4, num_stages=3,
-        **launch.LAUNCH,
+        ROWS=t.rows, COLUMNS=columns, DEPTH=32, WHOLE=parts == 1, PRECISION=used, K=fits[0], L_R=fits[1], R_C=fits[2],
+        num_warps=4, num_stages=launch.stages(3, fits[0]), **launch.LAUNCH,
     )  # fmt: skip
     if parts > 1:
         sum_kernel[m, launch.ceil_div(n, 1024)](

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support import builders, emulated, tolerances
-from support.ptx import library, translate
+from support.ptx import library, profile, translate
 
 HEAD = ".version 9.0\n.target sm_90a\n.address_size 64\n"
 NAN = math.nan
@@ -254,6 +254,42 @@ def test_more_threads_than_the_kernel_was_compiled_for() -> None:
 def test_an_unknown_instruction_is_not_passed_over(text) -> None:
     with pytest.raises(translate.Unknown):
         kernel(text)
+
+
+def _counted(body: str, *arrays: np.ndarray, **settings: Any) -> profile.Counted:
+    with profile.counted() as found:
+        run(body, *arrays, **settings)
+    return found.kernels[0]
+
+
+@pytest.mark.parametrize(
+    ("stride", "instruction", "rounds", "least"),
+    [
+        (4, "ld.shared.u32 %r5", 1, 1),
+        (8, "ld.shared.u32 %r5", 2, 1),
+        (128, "ld.shared.u32 %r5", 32, 1),
+        (132, "ld.shared.u32 %r5", 1, 1),
+        (0, "ld.shared.u32 %r5", 1, 1),  # one word for all
+        (8, "ld.shared.v2.u32 {%r5, %r6}", 2, 2),  # 16 lanes at a time
+        (16, "ld.shared.v4.u32 {%r5, %r6, %r7, %r8}", 4, 4),
+        (32, "ld.shared.v4.u32 {%r5, %r6, %r7, %r8}", 8, 4),
+    ],
+)
+def test_rounds_of_the_banks(stride, instruction, rounds, least) -> None:
+    body = f"mov.u32 %r1, memory; mad.lo.s32 %r2, %r0, {stride}, %r1; {instruction}, [%r2];"
+    counted = _counted(body, shared=32 * 132, head=SHARED)
+    (site,) = counted.sites
+    assert (site.space, site.accesses, site.lanes, site.cost, site.least) == ("shared", 1, 32, rounds, least)
+    assert counted.instructions["shared"] == 32 == counted.threads
+
+
+@pytest.mark.parametrize(("stride", "sectors", "least"), [(4, 4, 4), (8, 8, 4), (32, 32, 4), (64, 32, 4), (0, 1, 1)])
+def test_sectors(stride, sectors, least) -> None:
+    room = np.zeros(32 * 64 + 32, dtype=np.uint8)
+    room = room[-room.ctypes.data % 32 :]
+    counted = _counted(f"mad.wide.u32 %rd5, %r0, {stride}, %rd1; st.global.u32 [%rd5], %r0;", room)
+    (site,) = counted.sites
+    assert (site.space, site.cost, site.least) == ("global", sectors, least)
 
 
 # Mistakes in the compiled code of the library: without them the op is right (pytest tests/ops --emulate-cuda --ptx).

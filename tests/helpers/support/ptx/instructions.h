@@ -29,7 +29,31 @@ struct Thread {
   Index3 tid, ntid, ctaid, nctaid;
   unsigned char* shared;
   u32 start, bytes;  // of shared memory
+  u64* counts;       // of a profile
 };
+
+// A profile (profile.py): how many instructions of a kind, and which addresses at which place of the code.
+enum Kind {
+  k_mma,
+  k_shared,
+  k_global,
+  k_copy,
+  k_shuffle,
+  k_barrier,
+  k_special,
+  k_parameter,
+  k_float,
+  k_jump,
+  k_integer,
+  k_kinds
+};
+#ifdef PTX_PROFILE
+#define PTX_COUNT(kind) ++thread.counts[kind]
+#define PTX_NOTE(site, space, address, bytes) ptx_note(site, space, address, bytes)
+#else
+#define PTX_COUNT(kind) (void)0
+#define PTX_NOTE(site, space, address, bytes) (void)0
+#endif
 
 extern "C" {
 [[noreturn]] void ptx_fail(const char* what);
@@ -44,6 +68,7 @@ void ptx_copy(u64 to, u64 from, int bytes, u32 valid);
 void ptx_copy_commit();
 void ptx_copy_wait(int left);
 void ptx_prefetch(u64 place);
+void ptx_note(u32 site, char space, u64 address, u32 bytes);
 u32 ptx_acquire(u64 place);
 void ptx_release(u64 place, u32 value);
 u32 ptx_add(u64 place, u32 more);

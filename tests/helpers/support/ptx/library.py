@@ -51,8 +51,11 @@ def _call(command: list[str]) -> None:
         raise AssertionError(f"{command[0]} failed:\n{done.stderr[-4000:]}")
 
 
-def _built(target: Path, inputs: Iterable[Path | str], build: object) -> Path:
-    """`target` with a digest of its inputs in its name; built once, also beside other processes."""
+def _built(target: Path, inputs: Iterable[Path | str], build: Callable[[Path], None], *, alone: bool = False) -> Path:
+    """`target` with a digest of its inputs in its name; built once, also beside other processes.
+
+    alone: those of other inputs go. Of a kernel there may be several, compiled for several kinds of arguments.
+    """
     digest = hashlib.sha256()
     for item in inputs:
         digest.update(item.read_bytes() if isinstance(item, Path) else item.encode())
@@ -61,10 +64,10 @@ def _built(target: Path, inputs: Iterable[Path | str], build: object) -> Path:
     with open(target.with_name(f"{target.stem}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
-            for stale in path.parent.glob(f"{target.stem}-*{target.suffix}"):
+            for stale in path.parent.glob(f"{target.stem}-*{target.suffix}") if alone else ():
                 stale.unlink()
             building = path.with_suffix(".building")
-            build(building)  # type: ignore[operator]
+            build(building)
             building.rename(path)
     return path
 
@@ -81,7 +84,7 @@ def compile_library() -> Path:
     to_ptx = [nvcc, "-c", f"-arch=compute_{ARCHITECTURE}", f"-code=compute_{ARCHITECTURE}", "--no-compress"]
     to_ptx += ["-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     to_ptx += [f'-DRLSEDIT_CUDA_ARCHITECTURES="{ARCHITECTURE}-virtual"', "-isystem", str(package / "include")]
-    to_ptx += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+    to_ptx += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
     link = [gxx, "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{SOURCES}"]
     link += [f"-L{package / 'lib'}", str(HERE / "machine.cpp")]
 
@@ -95,15 +98,15 @@ def compile_library() -> Path:
         _call([*link, *outputs, "-ltorch_cpu", "-lc10", "-ldl", "-o", str(target)])
 
     files = sorted({*SOURCES.rglob("*.[ch]*"), HERE / "machine.cpp", HERE / "instructions.h"})
-    return _built(BUILD / "library.so", [torch.__version__, str(to_ptx), str(link), *files], build)
+    return _built(BUILD / "library.so", [torch.__version__, str(to_ptx), str(link), *files], build, alone=True)
 
 
 def compile_kernel(kernel: translate.Kernel) -> Path:
-    """A library with `ptx_kernel`, the kernel in C++."""
+    """A library with `ptx_kernel`, the kernel in C++; while there is a profile (`profile.py`), one that counts."""
     source = translate.cpp(kernel)
     name = hashlib.sha256(kernel.name.encode()).hexdigest()[:12]
     command = [_compiler("g++", "CXX"), "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fPIC", "-shared"]
-    command += ["-w", f"-I{HERE}", "-x", "c++"]
+    command += ["-w", f"-I{HERE}", *(["-DPTX_PROFILE"] if counting else []), "-x", "c++"]
 
     def build(target: Path) -> None:
         text = target.with_suffix(".cpp")
@@ -111,13 +114,20 @@ def compile_kernel(kernel: translate.Kernel) -> Path:
         _call([*command, str(text), "-o", str(target)])
         text.unlink()
 
-    return _built(BUILD / "kernels" / f"{name}.so", [str(command), source, HERE / "instructions.h"], build)
+    return _built(
+        BUILD / "kernels" / f"{'counting_' if counting else ''}{name}.so",
+        [str(command), source, HERE / "instructions.h"],
+        build,
+    )
 
 
 @cache
 def _modules(ptx: str) -> dict[str, translate.Kernel]:
     return translate.kernels(ptx)
 
+
+counting = False
+"""Whether kernels are compiled to count what they do; `profile.counted` says so."""
 
 _changes: list[Callable[[str], str]] = []
 
@@ -155,7 +165,9 @@ def changed(change: Callable[[str], str]) -> Iterator[None]:
         machine().ptx_forget()
 
 
-def launch(handle: int, grid: tuple[int, ...], threads: int, shared: int, arguments: Sequence[Any]) -> None:
+def launch(
+    handle: int, grid: tuple[int, ...], threads: int, shared: int, arguments: Sequence[Any], name: str = "kernel"
+) -> None:
     """A kernel by the handle of its library (`compile_kernel`), with ctypes values as its parameters.
 
     Raises:
@@ -165,7 +177,7 @@ def launch(handle: int, grid: tuple[int, ...], threads: int, shared: int, argume
     run = machine().ptx_launch
     run.restype = ctypes.c_char_p
     sizes = (ctypes.c_uint * 3)(*grid, *(1,) * (3 - len(grid)))
-    failure = run(ctypes.c_void_p(handle), sizes, threads, ctypes.c_size_t(shared), pointers)
+    failure = run(ctypes.c_void_p(handle), name.encode(), sizes, threads, ctypes.c_size_t(shared), pointers)
     if failure is not None:
         raise RuntimeError(failure.decode())
 

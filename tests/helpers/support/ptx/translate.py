@@ -8,7 +8,7 @@ that threads do together, in `machine.cpp`. An instruction that is not known is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 TYPES = {"b8": "u8", "b16": "u16", "b32": "u32", "b64": "u64"} | {
@@ -30,6 +30,19 @@ _ARITHMETIC = {
 }  # fmt: skip
 
 
+KINDS = {
+    "mma": ("mma", "wgmma.mma"),
+    "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix"),
+    "global": ("ld.global", "st.global", "ld.acquire", "st.release", "atom", "prefetch"),
+    "copy": ("cp.async.c", "cp.async.bulk"),
+    "shuffle": ("shfl",),
+    "barrier": ("bar", "mbarrier", "cp.async.wait", "wgmma.", "fence", "cp.async.commit"),
+    "special": ("sqrt", "rcp", "rsqrt", "div", "rem"),
+    "parameter": ("ld.param",),
+}
+"""Kinds of instructions that a profile counts, by how they begin; the rest are "float", "jump" and "integer"."""
+
+
 class Unknown(Exception):
     """Something of PTX that is not translated; the text names it."""
 
@@ -43,6 +56,8 @@ class Kernel:
     """From the parameters to the end of the body."""
     module: str
     """The module in front of its kernels: variables in shared memory."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Names of source files by number, where the module was compiled with `-lineinfo`."""
 
     @property
     def most_threads(self) -> int:
@@ -52,7 +67,9 @@ class Kernel:
 
 def kernels(ptx: str) -> dict[str, Kernel]:
     """The kernels of a PTX module by name."""
-    ptx = re.sub(r"//[^\n]*|^\s*\.(?:loc|file)\s[^\n]*", "", ptx, flags=re.MULTILINE)
+    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"(?:[^"]*/)?([^"/]*)"', ptx, flags=re.MULTILINE))
+    ptx = re.sub(r"//[^\n]*|^\s*\.file\s[^\n]*", "", ptx, flags=re.MULTILINE)
+    ptx = re.sub(r"^\s*\.loc\s[^\n]*", lambda line: line[0].replace(",", " ") + ";", ptx, flags=re.MULTILINE)
     starts = [match.start() for match in re.finditer(r"(?:\.visible\s+)?\.entry\s", ptx)]
     if not starts:
         return {}
@@ -61,7 +78,7 @@ def kernels(ptx: str) -> dict[str, Kernel]:
     for start, end in zip(starts, [*starts[1:], len(ptx)], strict=True):
         text = ptx[start:end]
         name = re.match(r"(?:\.visible\s+)?\.entry\s+([\w$]+)", text).group(1)  # type: ignore[union-attr]
-        found[name] = Kernel(name, text[: _end(text)], module)
+        found[name] = Kernel(name, text[: _end(text)], module, files)
     return found
 
 
@@ -119,6 +136,10 @@ class _Translation:
     sums: list[list[str]] = field(default_factory=list)
     """Registers that products of a warpgroup are formed in."""
     lines: list[str] = field(default_factory=list)
+    place: str = ""
+    """The line of the source that the next instructions are of."""
+    sites: list[str] = field(default_factory=list)
+    """Accesses to memory: instruction and line."""
 
     def source(self) -> str:
         head, _, body = self.kernel.text.partition("{")
@@ -131,11 +152,13 @@ class _Translation:
             f"  bool pending_{i} = false;\n  f32 sums_{i}[{len(registers)}];\n" for i, registers in enumerate(self.sums)
         )
         code = "\n".join(self.lines)
+        sites = ",\n    ".join(f'"{site}"' for site in [*self.sites, ""])
         return (
             '#include "instructions.h"\n\n'
             f'extern "C" const unsigned ptx_static = {static}, ptx_most_threads = {self.kernel.most_threads};\n\n'
             'extern "C" void ptx_kernel(const Thread& thread, void* const* parameters) {\n'
-            f"  (void)parameters;\n{pending}{code}\n}}\n"
+            f"  (void)parameters;\n{pending}{code}\n}}\n\n"
+            f'#ifdef PTX_PROFILE\nextern "C" const char* const ptx_sites[] = {{\n    {sites}}};\n#endif\n'
         )
 
     def _shared_memory(self) -> int:
@@ -175,7 +198,9 @@ class _Translation:
             self.lines.append(f"{_name(text[:-1])}:;")
         elif text.startswith(".reg"):
             self._registers(text)
-        elif text.startswith((".pragma", ".loc", ".file", ".shared")):
+        elif text.startswith(".loc"):
+            self._line(text)
+        elif text.startswith((".pragma", ".shared")):
             pass
         elif text.startswith("."):
             raise Unknown(text)
@@ -185,7 +210,26 @@ class _Translation:
             ).group(2, 1, 3, 4)
             code = self._instruction(opcode, _split(operands))
             condition = f"if ({negated}{_name(guard)}) " if guard else ""
-            self.lines.append(f"  {condition}{{ {code} }}")
+            self.lines.append(f"  {condition}{{ {self._counted(opcode)}{code} }}")
+
+    def _line(self, text: str) -> None:
+        """Where an instruction stands, and where the outermost function that it was inlined into is called."""
+        numbers = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)", text)
+        self.place = " < ".join(f"{self.kernel.files.get(file, '?')}:{line}" for file, line in numbers)
+
+    @staticmethod
+    def _counted(opcode: str) -> str:
+        base = opcode.split(".")[0]
+        kind = next((name for name, known in KINDS.items() if opcode.startswith(known)), None)
+        if kind is None:
+            floating = ".f32" in opcode or ".f64" in opcode
+            kind = "float" if floating and base in _ARITHMETIC else "jump" if base in ("bra", "ret") else "integer"
+        return f"PTX_COUNT(k_{kind}); "
+
+    def _noted(self, opcode: str, space: str, address: str, size: int) -> str:
+        """What an access tells a profile (profile.py)."""
+        self.sites.append(f"{opcode} {self.place}")
+        return f"PTX_NOTE({len(self.sites) - 1}, '{space[0]}', {address}, {size}); "
 
     def _registers(self, text: str) -> None:
         kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -348,7 +392,8 @@ class _Translation:
                 raise Unknown(f"{opcode} {operands}")
             place = f"parameter<{kind}>(parameters[{self.parameters[found[1]]}], {int(found[2] or 0)}"
             return " ".join(self._set(name, f"{place} + {i * BYTES[kind]})", kind) for i, name in enumerate(to))
-        code = f"const {kind}* from = {space}<const {kind}, {count}>(thread, {self._address(operands[1])}); "
+        code = self._noted(opcode, space, self._address(operands[1]), count * BYTES[kind])
+        code += f"const {kind}* from = {space}<const {kind}, {count}>(thread, {self._address(operands[1])}); "
         code += " ".join(f"const {kind} v{i} = at(from, {i});" for i in range(count)) + " "
         return code + " ".join(self._set(name, f"v{i}", kind) for i, name in enumerate(to))
 
@@ -359,7 +404,8 @@ class _Translation:
                 raise Unknown(opcode)
             return f"ptx_release({self._address(operands[0])}, {self._value(values[0], 'u32')});"
         space, count, kind = self._memory(modifiers)
-        code = f"{kind}* to = {space}<{kind}, {count}>(thread, {self._address(operands[0])}); "
+        code = self._noted(opcode, space, self._address(operands[0]), count * BYTES[kind])
+        code += f"{kind}* to = {space}<{kind}, {count}>(thread, {self._address(operands[0])}); "
         return code + " ".join(f"put(to, {i}, {self._value(value, kind)});" for i, value in enumerate(values))
 
     def _do_atom(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
@@ -395,13 +441,17 @@ class _Translation:
 
     def _do_ldmatrix(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
         registers, count = self._list(operands[0]), self._matrices(opcode)
-        code = f"u32 d[{count}]; ptx_load_matrices(d, {count}, {self._address(operands[1])}); "
+        code = self._noted(opcode, "shared", self._address(operands[1]), 16)
+        code += f"u32 d[{count}]; ptx_load_matrices(d, {count}, {self._address(operands[1])}); "
         return code + " ".join(self._set(register, f"d[{i}]", "u32") for i, register in enumerate(registers))
 
     def _do_stmatrix(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
         values = ", ".join(self._value(register, "u32") for register in self._list(operands[1]))
         count = self._matrices(opcode)
-        return f"const u32 d[{count}] = {{{values}}}; ptx_store_matrices(d, {count}, {self._address(operands[0])});"
+        code = self._noted(opcode, "shared", self._address(operands[0]), 16)
+        return (
+            f"{code}const u32 d[{count}] = {{{values}}}; ptx_store_matrices(d, {count}, {self._address(operands[0])});"
+        )
 
     @staticmethod
     def _matrices(opcode: str) -> int:
@@ -442,7 +492,10 @@ class _Translation:
         valid = self._value(operands[3], "u32") if len(operands) > 3 else str(size)
         if (opcode == "cp.async.cg.shared.global") != (size == 16) and "cg" in opcode:
             raise Unknown(f"{opcode} of {size} bytes")
-        return f"ptx_copy({self._address(operands[0])}, {self._address(operands[1])}, {size}, {valid});"
+        to, source = self._address(operands[0]), self._address(operands[1])
+        code = self._noted(opcode, "shared", to, size)
+        code += f"if ({valid} > 0) {{ {self._noted(opcode, 'global', source, size)}}} "
+        return f"{code}ptx_copy({to}, {source}, {size}, {valid});"
 
     # Hopper
 

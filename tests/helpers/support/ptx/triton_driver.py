@@ -60,7 +60,7 @@ class Driver(DriverBase):
 
 
 @cache
-def _compiled(ptx: str, name: str) -> int:
+def _compiled(ptx: str, name: str, counting: bool) -> int:
     path = library.compile_kernel(translate.kernels(ptx)[name])
     return ctypes.CDLL(str(path))._handle
 
@@ -84,8 +84,8 @@ def _launch(kernel: CompiledKernel, *call: Any) -> None:
         raise RuntimeError(f"{kernel.name} asks for {kernel.metadata.shared} bytes of shared memory")
     if 0 in grid:
         return
-    code, threads = _compiled(kernel.asm["ptx"], kernel.name), 32 * kernel.metadata.num_warps
-    library.launch(code, grid, threads, kernel.metadata.shared, _arguments(kernel, values))
+    code, threads = _compiled(kernel.asm["ptx"], kernel.name, library.counting), 32 * kernel.metadata.num_warps
+    library.launch(code, grid, threads, kernel.metadata.shared, _arguments(kernel, values), kernel.name)
 
 
 def install() -> None:
