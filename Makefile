@@ -44,8 +44,9 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt $(shell find csrc -ty
 
 # One thread a process and two processes: small problems gain nothing from a pool, and lose when two share the cores.
 # Tests of several ranks bring processes of their own, and come one after another.
-# Then the ops once more, on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator: from
-# their sources, and, where nvcc is, from the PTX that it makes of them. The last two lines are a part of `make gpu-rehearsal`: that nothing of a GPU is handed to NumPy and no devices are mixed, by
+# Then the ops once more: on the Triton kernels under Triton's interpreter, and on the CUDA kernels under an emulator; where
+# nvcc is, also on the PTX that nvcc makes of the CUDA kernels, and, some of them, on what Triton makes of its own. The last
+# two lines are a part of `make gpu-rehearsal`: that nothing of a GPU is handed to NumPy and no devices are mixed, by
 # the tests of the ops, and by states, filter, stand-ins, profile and methods.
 test: env
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/distributed \
@@ -55,7 +56,10 @@ test: env
 	  -k "triton"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
 	$(if $(shell command -v nvcc),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops \
-	  tests/cuda/test_ptx.py --emulate-cuda --ptx -k cuda)
+	  tests/cuda --emulate-cuda --ptx -k cuda)
+	$(if $(shell command -v nvcc),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops \
+	  tests/triton_kernels/test_accesses.py --device cuda --pretend-cuda --ptx \
+	  -k "triton and (accesses or (float32 and matches and (u100 or u57)))")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --device cuda --pretend-cuda \
 	  -k "not triton and (torch or pretended or streams)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ON_A_GPU) $(EDITOR_ON_A_GPU) \

@@ -20,13 +20,13 @@ BACKENDS = ("cuda", "triton")
 
 def cases(d: int, u: int, v: int) -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Op and arguments by what is tried."""
-    made = torch.Generator().manual_seed(0)
+    made = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=made)
+        return torch.randn(*shape, generator=made, device="cpu")
 
     A = normal(d, d) / d**0.5
-    C = A @ A.mT + torch.eye(d)
+    C = A @ A.mT + torch.eye(d, device="cpu")
     C = (C + C.mT) / 2
     K, V, W, gain = normal(u, d), normal(u, v), normal(d, v), 0.01 * normal(d, u)
     R, few = torch.linalg.cholesky(C).mT.contiguous(), min(u, 16)
@@ -53,6 +53,15 @@ def kernels_of(backend: str) -> Callable[..., object]:
         triton_driver.install()
     table = KERNELS if backend == "triton" else cuda.kernels("CPU")
     return lambda op, *args: table[op](*args, input_precision="tf32x3")
+
+
+def counted(call: Callable[..., object], op: str, given: tuple[Any, ...]) -> list[Any]:
+    """The kernels of a call, counted."""
+    from support.ptx import profile
+
+    with profile.counted() as found:
+        call(op, *given)
+    return found.kernels
 
 
 def rows_of(backend: str, case: str, u: int, kernels: list[Any]) -> list[dict[str, Any]]:
@@ -112,7 +121,6 @@ def main() -> None:
     parser.add_argument("--v", type=int, default=256)
     options = parser.parse_args()
     from support import emulated
-    from support.ptx import profile
 
     emulated.use_ptx()
     try:
@@ -126,9 +134,7 @@ def main() -> None:
             for case, (op, given) in cases(options.d, u, options.v).items():
                 if options.only and options.only not in case:
                     continue
-                with profile.counted() as counted:
-                    call(op, *given)
-                found = rows_of(backend, case, u, counted.kernels)
+                found = rows_of(backend, case, u, counted(call, op, given))
                 print("\n".join(map(printed, found)), flush=True)
                 rows += found
     report("accesses", {"d": options.d, "u": list(options.u), "v": options.v}, rows, options.json)

@@ -132,7 +132,9 @@ __global__ void __launch_bounds__(kThreads, E::kBlocks)
   fetch(0);
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < kWide * kWide; i += kThreads) {
-    const int r = i / kWide, c = i % kWide;
+    // Back, the block is turned: a warp takes 4 rows of 8 columns, whole sectors, to 16 banks.
+    const int r = BACK ? i / (4 * kWide) * 4 + i / 8 % 4 : i / kWide;
+    const int c = BACK ? i / 32 % (kWide / 8) * 8 + i % 8 : i % kWide;
     const T outside = r == c ? T(1) : T(0);
     const T value = c >= r && column + c < d ? R.at(column + r, column + c) : outside;
     room.diagonal()[BACK ? c * In::kDLd + r : r * In::kDLd + c] = value;

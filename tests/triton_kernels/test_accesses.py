@@ -1,0 +1,31 @@
+"""What Triton compiles reaches shared memory without bank conflicts (`pytest --device cuda --pretend-cuda --ptx`)."""
+
+from __future__ import annotations
+
+import accesses
+import pytest
+from support import emulated
+
+from rlsedit_kernels import triton_kernels
+from rlsedit_kernels.backends import triton
+
+# Products of the Cholesky factor are IEEE: Triton forms them without tensor cores. One right operand of `gain_solve`
+# has its terms one below the other.
+MOST = {"cholesky_kernel": 2.5, "gain_solve_kernel": 1.5}
+
+
+@pytest.mark.skipif(not emulated.uses_ptx() or triton.interpreted(), reason="about what Triton compiles (--ptx)")
+@pytest.mark.parametrize("u", [100, 50])
+@pytest.mark.parametrize("case", list(accesses.cases(8, 2, 4)))
+def test_no_bank_conflicts(case, u) -> None:
+    """Of batches whose keys are multiples of 16 bytes, and of others."""
+    op, given = accesses.cases(256, u, 128)[case]
+
+    def call(name: str, *arguments: object) -> object:
+        return triton_kernels.KERNELS[name](*arguments, input_precision="tf32x3")
+
+    rows = accesses.rows_of("triton", case, u, accesses.counted(call, op, given))
+    assert rows
+    for row in rows:
+        assert row["rounds"] <= MOST.get(row["kernel"], 1.1) * row["least_rounds"], row
+        assert row["sectors"] <= 1.8 * row["least_sectors"], row
