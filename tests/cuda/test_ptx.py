@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support import builders, emulated, tolerances
-from support.ptx import library, profile, translate
+from support.ptx import library, module, profile
 
 HEAD = ".version 9.0\n.target sm_90a\n.address_size 64\n"
 NAN = math.nan
@@ -46,7 +46,7 @@ def kernel(body: str, parameters: int = 2, head: str = "") -> int:
     {body}
     ret;
 }}"""
-    path = library.compile_kernel(translate.kernels(text)["k"])
+    path = library.compile_kernel(module.kernels(text)["k"])
     return ctypes.CDLL(str(path))._handle
 
 
@@ -252,7 +252,7 @@ def test_more_threads_than_the_kernel_was_compiled_for() -> None:
 
 @pytest.mark.parametrize("text", ["tanh.approx.f32 %f1, %f2;", "ld.acquire.sys.u32 %r1, [%rd1];", "brx.idx %r1, t;"])
 def test_an_unknown_instruction_is_not_passed_over(text) -> None:
-    with pytest.raises(translate.Unknown):
+    with pytest.raises(module.Unknown):
         kernel(text)
 
 

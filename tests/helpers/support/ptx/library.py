@@ -2,7 +2,7 @@
 
 The emulator of `support.emulated` compiles the sources with a C++ compiler, so that what stands behind `#ifdef` for a
 GPU (the inline assembly) and what nvcc makes of the rest are not looked at there. Here nvcc compiles everything; only
-CUDA's runtime is replaced (`machine.cpp`), and a kernel is translated from PTX to C++ (`translate.py`) when it is first
+CUDA's runtime is replaced (`runtime.cpp`), and a kernel is translated from PTX to C++ (`translate.py`) when it is first
 launched.
 """
 
@@ -27,13 +27,14 @@ import torch
 
 from rlsedit_kernels.backends import cuda
 from support.emulated import CannotEmulate
-from support.ptx import translate
+from support.ptx import module, translate
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
 SOURCES = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "ptx"
 ARCHITECTURE = "90a"
+MACHINE = ("machine.cpp", "profile.cpp", "runtime.cpp")
 
 _COMPILE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
@@ -86,7 +87,7 @@ def compile_library() -> Path:
     to_ptx += [f'-DRLSEDIT_CUDA_ARCHITECTURES="{ARCHITECTURE}-virtual"', "-isystem", str(package / "include")]
     to_ptx += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
     link = [gxx, "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{SOURCES}"]
-    link += [f"-L{package / 'lib'}", str(HERE / "machine.cpp")]
+    link += [f"-I{HERE}", f"-L{package / 'lib'}", *(str(HERE / name) for name in MACHINE)]
 
     def build(target: Path) -> None:
         objects.mkdir(parents=True, exist_ok=True)
@@ -97,11 +98,11 @@ def compile_library() -> Path:
             list(pool.map(_call, commands))
         _call([*link, *outputs, "-ltorch_cpu", "-lc10", "-ldl", "-o", str(target)])
 
-    files = sorted({*SOURCES.rglob("*.[ch]*"), HERE / "machine.cpp", HERE / "instructions.h"})
+    files = sorted({*SOURCES.rglob("*.[ch]*"), *HERE.glob("*.h"), *(HERE / name for name in MACHINE)})
     return _built(BUILD / "library.so", [torch.__version__, str(to_ptx), str(link), *files], build, alone=True)
 
 
-def compile_kernel(kernel: translate.Kernel) -> Path:
+def compile_kernel(kernel: module.Kernel) -> Path:
     """A library with `ptx_kernel`, the kernel in C++; while there is a profile (`profile.py`), one that counts."""
     source = translate.cpp(kernel)
     name = hashlib.sha256(kernel.name.encode()).hexdigest()[:12]
@@ -122,8 +123,8 @@ def compile_kernel(kernel: translate.Kernel) -> Path:
 
 
 @cache
-def _modules(ptx: str) -> dict[str, translate.Kernel]:
-    return translate.kernels(ptx)
+def _modules(ptx: str) -> dict[str, module.Kernel]:
+    return module.kernels(ptx)
 
 
 counting = False

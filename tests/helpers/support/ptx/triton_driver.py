@@ -18,7 +18,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from support import pretended
-from support.ptx import library, translate
+from support.ptx import library, module
 
 TARGET = GPUTarget("cuda", 90, 32)
 MOST_SHARED = 227 * 1024
@@ -61,7 +61,7 @@ class Driver(DriverBase):
 
 @cache
 def _compiled(ptx: str, name: str, counting: bool) -> int:
-    path = library.compile_kernel(translate.kernels(ptx)[name])
+    path = library.compile_kernel(module.kernels(ptx)[name])
     return ctypes.CDLL(str(path))._handle
 
 
