@@ -33,7 +33,9 @@ BACKENDS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=sorted(BACKENDS), help="of the ops' tests and test_on_a_gpu.py")
     parser.addoption("--emulate-cuda", action="store_true", help="test the ops on emulated CUDA kernels too")
-    parser.addoption("--ptx", action="store_true", help="emulate what nvcc makes of the kernels, not their sources")
+    parser.addoption(
+        "--ptx", nargs="?", const="90a", help="emulate what nvcc and Triton make of the kernels, for sm_90a unless told"
+    )
     parser.addoption("--pretend-cuda", action="store_true", help="with --device cuda: a rehearsal without a GPU")
 
 
@@ -41,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--ptx"):
         from support import emulated
 
-        emulated.use_ptx()
+        emulated.use_ptx(config.getoption("--ptx"))
     if config.getoption("--emulate-cuda"):
         from support import emulated
 

@@ -27,7 +27,7 @@ from rlsedit_kernels.backends import cuda, registry
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ROOT / "csrc" / "cuda"
 _active: list[bool] = []
-_ptx: list[bool] = []
+_ptx: list[str] = []
 
 
 class CannotEmulate(Exception):
@@ -39,14 +39,19 @@ def active() -> bool:
     return bool(_active)
 
 
-def use_ptx() -> None:
-    """Before `load`: let the kernels be what nvcc compiles."""
-    _ptx.append(True)
+def use_ptx(architecture: str = "90a") -> None:
+    """Before `load`: let the kernels be what nvcc compiles for an architecture."""
+    _ptx.append(architecture)
 
 
 def uses_ptx() -> bool:
     """Whether `use_ptx` was called."""
     return bool(_ptx)
+
+
+def ptx_architecture() -> str:
+    """What PTX is made for."""
+    return _ptx[-1] if _ptx else "90a"
 
 
 def compile_for_cpu(sources: list[Path], target: Path, *, with_torch: bool = True, races: bool = False) -> Path:

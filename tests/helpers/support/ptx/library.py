@@ -26,14 +26,13 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.backends import cuda
-from support.emulated import CannotEmulate
+from support.emulated import CannotEmulate, ptx_architecture
 from support.ptx import module, translate
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
 SOURCES = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "ptx"
-ARCHITECTURE = "90a"
 MACHINE = ("machine.cpp", "profile.cpp", "runtime.cpp")
 
 _COMPILE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
@@ -81,10 +80,11 @@ def compile_library() -> Path:
     """
     nvcc, gxx = _compiler("nvcc", "CUDACXX"), _compiler("g++", "CXX")
     package = Path(torch.__file__).parent
-    objects = BUILD / "objects"
-    to_ptx = [nvcc, "-c", f"-arch=compute_{ARCHITECTURE}", f"-code=compute_{ARCHITECTURE}", "--no-compress"]
+    architecture = ptx_architecture()
+    objects = BUILD / f"objects_{architecture}"
+    to_ptx = [nvcc, "-c", f"-arch=compute_{architecture}", f"-code=compute_{architecture}", "--no-compress"]
     to_ptx += ["-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    to_ptx += [f'-DRLSEDIT_CUDA_ARCHITECTURES="{ARCHITECTURE}-virtual"', "-isystem", str(package / "include")]
+    to_ptx += [f'-DRLSEDIT_CUDA_ARCHITECTURES="{architecture}-virtual"', "-isystem", str(package / "include")]
     to_ptx += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
     link = [gxx, "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{SOURCES}"]
     link += [f"-I{HERE}", f"-L{package / 'lib'}", *(str(HERE / name) for name in MACHINE)]
@@ -99,7 +99,9 @@ def compile_library() -> Path:
         _call([*link, *outputs, "-ltorch_cpu", "-lc10", "-ldl", "-o", str(target)])
 
     files = sorted({*SOURCES.rglob("*.[ch]*"), *HERE.glob("*.h"), *(HERE / name for name in MACHINE)})
-    return _built(BUILD / "library.so", [torch.__version__, str(to_ptx), str(link), *files], build, alone=True)
+    return _built(
+        BUILD / f"library_{architecture}.so", [torch.__version__, str(to_ptx), str(link), *files], build, alone=True
+    )
 
 
 def compile_kernel(kernel: module.Kernel) -> Path:

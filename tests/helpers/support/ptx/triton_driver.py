@@ -18,9 +18,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from support import pretended
+from support.emulated import ptx_architecture
 from support.ptx import library, module
 
-TARGET = GPUTarget("cuda", 90, 32)
 MOST_SHARED = 227 * 1024
 
 _TYPES = {"i1": ctypes.c_bool, "i32": ctypes.c_int32, "i64": ctypes.c_int64, "u32": ctypes.c_uint32} | {
@@ -50,7 +50,7 @@ class Driver(DriverBase):
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return TARGET
+        return GPUTarget("cuda", int(ptx_architecture().rstrip("a")), 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cuda", 0)
