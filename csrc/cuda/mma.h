@@ -223,13 +223,10 @@ RLSEDIT_DEVICE void for_each_pair(T (&sum)[MT][NT][4], const F& f) {
 // f(row, column, sum) for every sum that the lane holds of a warp's tile, adjacent columns after each other.
 template <class T, int MT, int NT, class F>
 RLSEDIT_DEVICE void for_each_sum(T (&sum)[MT][NT][4], const F& f) {
-  const int g = lane_index() >> 2, t = lane_index() & 3;
-#pragma unroll
-  for (int m = 0; m < MT; ++m)
-#pragma unroll
-    for (int n = 0; n < NT; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) f(16 * m + g + 8 * (i >> 1), 8 * n + 2 * t + (i & 1), sum[m][n][i]);
+  for_each_pair(sum, [&](int i, int j, T& x, T& y) {
+    f(i, j, x);
+    f(i, j + 1, y);
+  });
 }
 
 }  // namespace rlsedit
