@@ -28,7 +28,7 @@ def product_kernel(
 ):  # fmt: skip
     """out (m, n) = base + sign left (m, k) right (k, n), sign 1 or -1; out may be base.
 
-    Not WHOLE: out (parts, m, n) contiguous takes the product alone, each part `span` of k. K, L_R, R_C: what k, l_r
+    Not WHOLE: out (parts, m, n), m n apart, takes the product alone, each part `span` of k. K, L_R, R_C: what k, l_r
     and r_c are multiples of.
     """
     dtype = out.dtype.element_ty
@@ -49,7 +49,7 @@ def product_kernel(
         old = load(base, i[:, None], j[None, :], m, n, b_r, b_c)
         store(out, old + sign * acc, i[:, None], j[None, :], m, n, o_r, o_c)
     else:
-        store(out + part.to(tl.int64) * m * n, acc, i[:, None], j[None, :], m, n, n, 1)
+        store(out + part.to(tl.int64) * m * n, acc, i[:, None], j[None, :], m, n, o_r, o_c)
 
 
 @triton.jit(do_not_specialize=["m", "parts"])
@@ -67,8 +67,10 @@ def sum_kernel(base, P, out, m, n, parts, sign, b_r, b_c, o_r, o_c, WIDTH: tl.co
 def _product(
     base: torch.Tensor, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, sign: int, used: str
 ) -> None:
-    if right.stride(0) != 1 and left.stride(1) == 1:
-        # Tensor cores take a right operand of tf32 with adjacent terms, and a left one as it comes.
+    result = base, out
+    # Tensor cores take a right operand of tf32 with adjacent terms, and a left one as it comes.
+    turned = right.stride(0) != 1 and left.stride(1) == 1
+    if turned:
         base, left, right, out = base.mT, right.mT, left.mT, out.mT
     (m, k), n = left.shape, right.shape[1]
     t = tuning.tiles("gain_products", out, min(m, k))
@@ -77,16 +79,21 @@ def _product(
     parts = max(1, min(PROGRAMS // (down * across), k // LEAST))
     span = launch.ceil_div(launch.ceil_div(k, parts), 32) * 32
     parts = launch.ceil_div(k, span)
-    to = out if parts == 1 else out.new_empty((parts, m, n))
+    if parts > 1:
+        P = out.new_empty((parts, *result[1].shape))
+        out = P.mT if turned else P
     fits = [launch.common(out, size) for size in (k, left.stride(0), right.stride(1))]
     product_kernel[down, across, parts](
-        base, left, right, to, m, n, k, span, sign, *base.stride(), *left.stride(), *right.stride(), *out.stride(),
+        base, left, right, out, m, n, k, span, sign,
+        *base.stride(), *left.stride(), *right.stride(), *out.stride()[-2:],
         ROWS=t.rows, COLUMNS=columns, DEPTH=32, WHOLE=parts == 1, PRECISION=used, K=fits[0], L_R=fits[1], R_C=fits[2],
         num_warps=4, num_stages=launch.stages(3, fits[0]), **launch.LAUNCH,
     )  # fmt: skip
     if parts > 1:
+        base, out = result
+        m, n = out.shape
         sum_kernel[m, launch.ceil_div(n, 1024)](
-            base, to, out, m, n, parts, sign, *base.stride(), *out.stride(), WIDTH=1024, num_warps=4, **launch.LAUNCH
+            base, P, out, m, n, parts, sign, *base.stride(), *out.stride(), WIDTH=1024, num_warps=4, **launch.LAUNCH
         )
 
 

@@ -390,10 +390,6 @@ inline To cvt_rzi(From x) {
   const f64 whole = trunc(static_cast<f64>(x));
   return static_cast<To>(whole > most ? most : whole < least ? least : whole);
 }
-template <class To, class From>
-inline To cvt_rni(From x) {
-  return cvt_rzi<To>(nearbyint(static_cast<f64>(x)));
-}
 // To nearest with 11 significant bits, ties away from zero.
 inline u32 cvt_rna_tf32(f32 x) {
   const u32 bits = as<u32>(x);

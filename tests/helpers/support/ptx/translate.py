@@ -31,7 +31,6 @@ _ARITHMETIC = {
     "rcp", "rsqrt", "clz", "fma", "mad", "bfi", "bfe", "prmt",
 }  # fmt: skip
 
-
 KINDS = {
     "mma": ("mma", "wgmma.mma"),
     "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix"),
@@ -286,7 +285,7 @@ class _Translation:
 
     def _do_cvt(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
         *how, to, source = modifiers
-        if any(word not in ("rzi", "rni", "rna") for word in how):
+        if any(word not in ("rzi", "rna") for word in how):
             raise Unknown(opcode)
         function = "_".join(["cvt", *how])
         value = self._value(operands[1], TYPES[source])
