@@ -13,10 +13,11 @@ from rlsedit_kernels.errors import LeverageError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
-from rlsedit_kernels.solutions import CarriedSolution, GainSolution, Outcome, Solution, norm
+from rlsedit_kernels.solutions import CarriedSolution, GainSolution, Outcome, Solution
 from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
 from rlsedit_kernels.states.health import WEIGHT_WARNING
-from rlsedit_kernels.states.keys import checked_keys, finite
+from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, shaped_keys
+from rlsedit_kernels.states.reading import norm, scalars
 
 LAYOUTS = ("in_out", "out_in")
 STATES = ("covariance", "square_root")
@@ -99,14 +100,14 @@ class RLSFilter:
         self._solution: Solution
         if state == "covariance":
             self.state = CovarianceState(prior, form=form, dtype=working, device=weight.device, guard=guard)
-            self._solution = GainSolution(self.state, self._row_form())
+            self._solution = GainSolution(self.state, self._row_form(), self._initial)
         else:
             self.state = SquareRootState(prior, dtype=working, device=weight.device, guard=guard)
             if carried:
                 assert self._initial is not None
                 self._solution = CarriedSolution(self.state, self._row_form(), self._initial)
             else:
-                self._solution = GainSolution(self.state, self._row_form())
+                self._solution = GainSolution(self.state, self._row_form(), self._initial)
         self._begin(history)
 
     def _begin(self, history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None) -> None:
@@ -155,12 +156,12 @@ class RLSFilter:
         Raises:
             TypeError, ValueError, BreakdownError: as the state's `update`; weight and state untouched.
         """
-        K, V = self._pair("update", K, V)
+        keys, values = self._pair("update", K, V)
         with ieee_products():
-            outcome = self._solution.update(K, V, noise, forget)
+            outcome = self._solution.update(keys, values, noise, forget)
             self._objective = forget * self._objective + outcome.cost
-            self._track(K, V, noise, forget, outcome.initial)
-            self._rounding.write(K, noise, forget, self._row_form() if self._solution.rounds else None)
+            self._track(keys, values, noise, forget, outcome.initial)
+            self._rounding.write(keys, noise, forget, self._row_form() if self._solution.rounds else None)
         return self._step(outcome)
 
     def health(self, *, thorough: bool = False) -> Health:
@@ -208,19 +209,19 @@ class RLSFilter:
             LeverageError: it cannot be removed in this precision, and `remaining` was not given; weight and state
                 untouched.
         """
-        K, V = self._pair("remove", K, V)
+        keys, values = self._pair("remove", K, V)
         with ieee_products():
             try:
-                outcome = self._solution.remove(K, V, noise)
+                outcome = self._solution.remove(keys, values, noise)
             except LeverageError:
                 if remaining is None:
                     raise
-                residual = self._misfit(K, V, self._current())
+                residual = self._misfit(keys, values, self._current())
                 self.refactor(remaining)
-                return self._step(Outcome(self._misfit(K, V, self._current()), residual, 0.0))
+                return self._step(Outcome(self._misfit(keys, values, self._current()), residual, 0.0))
             self._objective -= outcome.cost
-            self._track(K, V, noise, 1.0, outcome.initial, sign=-1.0)
-            self._rounding.remove(K, noise)
+            self._track(keys, values, noise, 1.0, outcome.initial, sign=-1.0)
+            self._rounding.remove(keys, noise)
         return self._step(outcome)
 
     def refactor(self, written: Iterable[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
@@ -241,17 +242,17 @@ class RLSFilter:
             self._objective = self._solution.rebuild(self._initial, batches)
             self._errors, self._forgotten = 0.0, 1.0
             self._rounding = self._new_rounding()
-            for K, V, noise in batches:
-                self._track(K, V, noise, 1.0, None)
-                self._rounding.write(K, noise, 1.0, None)
+            for keys, values, noise in batches:
+                self._track(keys, values, noise, 1.0, None)
+                self._rounding.write(keys, noise, 1.0, None)
 
     def _new_rounding(self) -> Rounding:
         return Rounding(self.state.prior, self.state.dtype)
 
     @staticmethod
-    def _misfit(K: torch.Tensor, V: torch.Tensor, W: torch.Tensor) -> float:
+    def _misfit(K: Keys, V: Values, W: torch.Tensor) -> float:
         """|V - K W|."""
-        return norm(torch.addmm(V, K, W, alpha=-1.0))
+        return norm(torch.addmm(V.rows, K.rows, W, alpha=-1.0))
 
     def _current(self) -> torch.Tensor:
         """W (d, v), up to date."""
@@ -262,25 +263,29 @@ class RLSFilter:
         """W (d, v), a view."""
         return self._weight if self.layout == "in_out" else self._weight.mT
 
-    def _pair(self, op: str, K: object, V: object) -> tuple[torch.Tensor, torch.Tensor]:
-        K = checked_keys(op, K, self.state.d, self.state.dtype, self.state.device)
+    def _pair(self, op: str, K: object, V: object) -> tuple[Keys, Values]:
+        """A checked batch; the host waits once."""
+        keys = shaped_keys(op, K, self.state.d, self.state.dtype, self.state.device)
         outputs = self._row_form().shape[1]
         if not isinstance(V, torch.Tensor):
             raise TypeError(f"{op}: V must be a torch.Tensor, got {type(V).__name__}")
         if not V.dtype.is_floating_point:
             raise TypeError(f"{op}: V must be floating point, got {V.dtype}")
-        if tuple(V.shape) != (K.shape[0], outputs):
+        if tuple(V.shape) != (keys.shape[0], outputs):
             raise ValueError(
-                f"{op}: V must have shape (u, v) with u = K.shape[0] = {K.shape[0]} and v = {outputs}, "
+                f"{op}: V must have shape (u, v) with u = K.shape[0] = {keys.shape[0]} and v = {outputs}, "
                 f"got {tuple(V.shape)}"
             )
-        if V.device != K.device:
-            raise ValueError(f"{op}: V must be on the device of the state, {K.device}, got {V.device}")
-        return K, finite(op, "V", V.detach().to(K.dtype))
+        if V.device != keys.device:
+            raise ValueError(f"{op}: V must be on the device of the state, {keys.device}, got {V.device}")
+        values = V.detach().to(keys.dtype)
+        *found, size = scalars([*measures(keys), torch.linalg.vector_norm(values)])
+        checked = measured_keys(op, keys, found)
+        if not math.isfinite(size):
+            finite(op, "V", values)
+        return checked, Values(values, size)
 
-    def _track(
-        self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float, initial: float | None, sign: float = 1.0
-    ) -> None:
+    def _track(self, K: Keys, V: Values, noise: float, forget: float, initial: float | None, sign: float = 1.0) -> None:
         self._forgotten *= forget
         if self._initial is None or not self._track_bounds:
             return

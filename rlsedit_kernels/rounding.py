@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.priors import Prior
-from rlsedit_kernels.states.keys import squared_norm
+from rlsedit_kernels.states.keys import Keys
+from rlsedit_kernels.states.reading import squared_norm
 
 RELATIVE = 0.42
 """Root mean square rounding error of a number, in units of the unit roundoff times the number: an error uniform within
@@ -28,7 +29,7 @@ class Rounding:
     Args:
         prior: gives tr(S_0).
         dtype: of the weight.
-        size: the squared Frobenius norm of keys and weights as their owner has them.
+        size: the squared Frobenius norm of keys and weights as their owner has them; None for `Keys` and tensors.
         trace: tr(S_0), where it is known.
     """
 
@@ -36,18 +37,18 @@ class Rounding:
         self,
         prior: Prior,
         dtype: torch.dtype,
-        size: Callable[[Any], float] = squared_norm,
+        size: Callable[[Any], float] | None = None,
         trace: float | None = None,
     ) -> None:
         self._unit = 0.5 * torch.finfo(dtype).eps * RELATIVE
         self._d = prior.d
-        self._size_of = size
+        self._size_of = _size if size is None else size
         self._trace = (0.0 if prior.is_nothing else _trace(prior)) if trace is None else trace
         self._sum = 0.0
         self._steps = 0
         self._size = 0.0
 
-    def write(self, K: torch.Tensor, noise: float, forget: float, W: torch.Tensor | None) -> None:
+    def write(self, K: Any, noise: float, forget: float, W: Any) -> None:
         """A batch; W (d, v) as it is afterwards, None where no weight was changed."""
         if noise > 0.0:
             self._trace = forget * self._trace + self._size_of(K) / noise
@@ -59,7 +60,7 @@ class Rounding:
         tau = self._trace / self._d
         self._sum = forget**2 * self._sum + tau**2 * self._unit**2 * self._size
 
-    def remove(self, K: torch.Tensor, noise: float) -> None:
+    def remove(self, K: Any, noise: float) -> None:
         """A batch taken back."""
         self._trace = max(self._trace - self._size_of(K) / noise, 0.0)
 
@@ -68,6 +69,10 @@ class Rounding:
         tau = self._trace / self._d
         once = tau * self._unit**2 * self._size_of(W)
         return math.sqrt(max(self._sum / tau, once) if summed and tau > 0.0 else once)
+
+
+def _size(value: Keys | torch.Tensor) -> float:
+    return value.squared if isinstance(value, Keys) else squared_norm(value)
 
 
 def _trace(prior: Prior) -> float:

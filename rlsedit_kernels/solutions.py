@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,14 +12,15 @@ from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import CovarianceState, SquareRootState, triangular
 from rlsedit_kernels.states.batch import BatchFactor
-from rlsedit_kernels.states.keys import squared_norm
+from rlsedit_kernels.states.covariance import Prepared
+from rlsedit_kernels.states.keys import Keys, Values, reach
+from rlsedit_kernels.states.reading import Norms, norm, squared_norm
+from rlsedit_kernels.states.square_root import PreparedRows
 
-_ROWS = 64
 _COLUMNS = 1024
-_ELEMENTS = 1 << 22
 _HEADROOM = 0.125
 
-Written = tuple[torch.Tensor, torch.Tensor, float]
+Written = tuple[Keys, Values, float]
 """A batch as it was written: K (u, d), V (u, v), noise."""
 
 
@@ -46,67 +47,92 @@ class GainSolution:
     Args:
         state: gives the gains.
         W: (d, v) in row form, a view of the weight that is kept.
+        W_0: (d, v) a copy of it, where |V - K W_0| is wanted with every batch; not changed.
     """
 
     rounds = True
     """Whether the weight is rounded with every batch."""
 
-    def __init__(self, state: CovarianceState | SquareRootState, W: torch.Tensor) -> None:
+    def __init__(
+        self, state: CovarianceState | SquareRootState, W: torch.Tensor, W_0: torch.Tensor | None = None
+    ) -> None:
         self.state = state
         self.W = W
+        self.W_0 = W_0
+        self._size = math.inf  # |W| is at most this, while W has this version
+        self._version: int | None = None
 
     def refresh(self) -> None:
         """W is always up to date."""
 
-    def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> Outcome:
+    def update(self, K: Keys, V: Values, noise: float, forget: float) -> Outcome:
         """Write a batch; weight and state untouched where it fails."""
         prepared = self.state.prepare(K, noise, forget)  # first: a guard may rebuild the weight with the state
-        if not _sizes(prepared.gain, V, K, self.W) < _limit(self.W):  # it may be too large: is it?
-            self._check_size(norm(prepared.gain) * norm(torch.addmm(V, K, self.W, alpha=-1.0)))
-        innovation = ops.weight_update_(self.W, K, V, prepared.gain)
-        innovation_norm = norm(innovation)
+        self._check_size(prepared, K, V)
+        innovation = ops.weight_update_(self.W, K.rows, V.rows, prepared.gain)
         self.state.write(prepared)  # type: ignore[arg-type]
+        asked, more = Norms(), []
+        asked.ask(innovation)
+        if self.W_0 is not None:
+            asked.ask(torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0))
         if isinstance(self.state, SquareRootState):
-            cost, residual_norm = prepared.after(innovation)  # type: ignore[union-attr]
+            more.append(prepared.after(innovation))  # type: ignore[union-attr]
         else:
-            whitened, residual_norm = _after(prepared.factored, innovation)  # type: ignore[union-attr]
+            _ask_after(asked, prepared.factored, innovation)  # type: ignore[union-attr]
+        sizes, numbers = asked.read(*more)
+        innovation_norm, initial = sizes[0], None if self.W_0 is None else sizes[1]
+        if isinstance(self.state, SquareRootState):
+            cost, residual_norm = numbers
+        else:
+            whitened, residual_norm = sizes[-2:]
             cost = forget * whitened**2
-        return Outcome(innovation_norm, residual_norm, cost)
+        self._changed(prepared.size * innovation_norm)
+        return Outcome(innovation_norm, residual_norm, cost, initial)
 
-    def remove(self, K: torch.Tensor, V: torch.Tensor, noise: float) -> Outcome:
+    def remove(self, K: Keys, V: Values, noise: float) -> Outcome:
         """Take back a batch."""
-        residual = torch.addmm(V, K, self.W, alpha=-1.0)
-        gain = self.state.remove(K, noise)
+        residual = torch.addmm(V.rows, K.rows, self.W, alpha=-1.0)
+        gain = self.state.remove(K, noise)  # type: ignore[arg-type]
         self.W.addmm_(gain, residual, alpha=-1.0)
-        innovation = torch.addmm(V, K, self.W, alpha=-1.0)
+        innovation = torch.addmm(V.rows, K.rows, self.W, alpha=-1.0)
+        self._version = None
         return Outcome(norm(innovation), norm(residual), _inner(innovation, residual) / noise)
 
     def rebuild(self, W_0: torch.Tensor, written: list[Written]) -> float:
         """State and weight from kept batches, in float64; the objective."""
         fresh, B, objective = carried64(self.state, W_0, written)
         change = fresh.solve(B)
-        self.state.refactor([(K, noise) for K, _, noise in written])
+        self.state.refactor([(K, noise) for K, _, noise in written])  # type: ignore[misc]
         self.W.copy_(change.add_(W_0))
+        self._version = None
         return objective
 
-    def _check_size(self, size: float) -> None:
-        """No weight may become Inf: the product must fit the dtype with room for the sum."""
-        if not size < _limit(self.W):
+    def _check_size(self, prepared: Prepared | PreparedRows, K: Keys, V: Values) -> None:
+        """No weight may become Inf: the product must fit the dtype with room for the sum.
+
+        |g| |V - K W| <= |g| (|V| + |K| |W|), and |W| grows by no more than that with every batch: W itself is looked
+        at where the bound does not tell enough, or where somebody else may have changed it.
+        """
+        limit = 0.25 * torch.finfo(self.W.dtype).max
+        if self._version is None or self._version != _version(self.W):
+            self._size = float(torch.linalg.vector_norm(self.W))
+        if prepared.size * (V.size + math.sqrt(K.squared) * self._size) < limit:
+            return
+        size = norm(prepared.gain) * norm(torch.addmm(V.rows, K.rows, self.W, alpha=-1.0))
+        if not size < limit:
             raise ValueError(
                 f"update: the change of the weight may reach {size:.1e}, which {self.W.dtype} cannot hold; scale V"
             )
 
+    def _changed(self, size: float) -> None:
+        """The weight has been changed, by this much at most."""
+        self._size += size
+        self._version = _version(self.W)
 
-def _limit(W: torch.Tensor) -> float:
-    """How large a change of the weight may be."""
-    return 0.25 * torch.finfo(W.dtype).max
 
-
-def _sizes(gain: torch.Tensor, V: torch.Tensor, K: torch.Tensor, W: torch.Tensor) -> float:
-    """A bound of |gain| |V - K W|, in the dtype's own arithmetic: infinite where that overflows."""
-    found = torch.stack([torch.linalg.vector_norm(A) for A in (gain, V, K, W)])
-    of_gain, of_targets, of_keys, of_weight = found.tolist()
-    return float(of_gain * (of_targets + of_keys * of_weight))
+def _version(A: torch.Tensor) -> int | None:
+    """Counts the changes of A and of what it is a view of; None where torch does not (inference mode)."""
+    return None if A.is_inference() else A._version
 
 
 class CarriedSolution:
@@ -148,25 +174,33 @@ class CarriedSolution:
         torch.add(self.W_0, change, out=self.W)
         self._current = True
 
-    def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> Outcome:
+    def update(self, K: Keys, V: Values, noise: float, forget: float) -> Outcome:
         """Write a batch; R and B untouched where it fails."""
         K, noise, forget = self.state.checked_batch("update", K, noise, forget)
         self._check_alone()
         self.state.look()
-        D = torch.addmm(V, K, self.W_0, alpha=-1.0)
-        initial = norm(D)
+        D = torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0)
+        determined = self.state.determined
+        asked, more = Norms(), []
+        asked.ask(D)
+        if determined:
+            H = self.state.half(K)
+            innovation = torch.addmm(D, H.mT, self.B, alpha=-1.0)
+            asked.ask(innovation)
+            more.append(triangular.after(triangular.system(H, forget * noise), innovation, noise, forget))
+        (initial, *sizes), figures = asked.read(*more)
         size = forget * self._size + initial**2 / noise
         if not math.sqrt(size) < _HEADROOM * torch.finfo(self.B.dtype).max:
             raise ValueError(f"update: the right-hand side would grow to {math.sqrt(size):.1e}; scale V or raise noise")
-        if self.state.determined:
-            H = self.state.half(K)
-            innovation = torch.addmm(D, H.mT, self.B, alpha=-1.0)
-            cost, residual_norm = triangular.after(triangular.system(H, forget * noise), innovation, noise, forget)
-            self.state.append_with(self.B, K, D, noise, forget)
-            outcome = Outcome(norm(innovation), residual_norm, cost, initial)
+        if determined:
+            cost, residual_norm = figures
+            if not math.isfinite(cost):
+                raise ValueError(f"update: K R^-1 overflows {self.state.dtype}: keys of size {reach(K)} are too large")
+            self.state._append_with("update", self.B, K, D, noise, forget)
+            outcome = Outcome(sizes[0], residual_norm, cost, initial)
         else:
             before = squared_norm(self.B)
-            self.state.append_with(self.B, K, D, noise, forget)
+            self.state._append_with("update", self.B, K, D, noise, forget)
             # An orthogonal transform keeps lengths: what B did not take up is the cost of the batch.
             cost = max(forget * before + initial**2 / noise - squared_norm(self.B), 0.0)
             residual_norm = norm(self._error(K, D)) if self.state.determined else math.nan
@@ -174,11 +208,11 @@ class CarriedSolution:
         self._size, self._current, self._writes = size, False, self.state._writes
         return outcome
 
-    def remove(self, K: torch.Tensor, V: torch.Tensor, noise: float) -> Outcome:
+    def remove(self, K: Keys, V: Values, noise: float) -> Outcome:
         """Take back a batch."""
         K, noise, _ = self.state.checked_batch("remove", K, noise, 1.0)
         self._check_alone()
-        D = torch.addmm(V, K, self.W_0, alpha=-1.0)
+        D = torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0)
         residual = self._error(K, D)
         self.state.remove_with(self.B, K, D, noise)
         self._size, self._current, self._writes = squared_norm(self.B), False, self.state._writes
@@ -193,7 +227,7 @@ class CarriedSolution:
         self._size, self._current, self._writes = squared_norm(self.B), False, self.state._writes
         return objective
 
-    def _error(self, K: torch.Tensor, D: torch.Tensor) -> torch.Tensor:
+    def _error(self, K: Keys, D: torch.Tensor) -> torch.Tensor:
         """V - K W of the present stream."""
         return torch.addmm(D, self.state.half(K).mT, self.B, alpha=-1.0)
 
@@ -216,42 +250,30 @@ def carried64(
     B = torch.zeros(fresh.rank, W_0.shape[1], dtype=torch.float64, device=state.device)
     wide, total = W_0.to(torch.float64), 0.0
     for K, V, noise in written:
-        D = torch.addmm(V.to(torch.float64), K.to(torch.float64), wide, alpha=-1.0)
-        fresh.append_with(B, K, D, noise)
+        keys = replace(K, rows=K.rows.to(torch.float64))
+        D = torch.addmm(V.rows.to(torch.float64), keys.rows, wide, alpha=-1.0)
+        fresh.append_with(B, keys, D, noise)
         total += squared_norm(D) / noise
     return fresh, B, max(total - squared_norm(B), 0.0)
 
 
 def _after(factored: BatchFactor, innovation: torch.Tensor) -> tuple[float, float]:
-    """|root' E| and |E - G root root' E|, the residual, block of columns by block: no buffer of the size of E."""
+    """|root' E| and |E - G root root' E|, the residual."""
+    asked = Norms()
+    _ask_after(asked, factored, innovation)
+    whitened, residual = asked.read()[0]
+    return whitened, residual
 
-    def both() -> Iterator[torch.Tensor]:
-        for block in innovation.split(_COLUMNS, dim=1):
-            error = block.to(factored.G.dtype)
-            whitened = factored.root.mT @ error
-            yield whitened
-            yield torch.addmm(error, factored.G, factored.root @ whitened, alpha=-1.0)
 
-    found = norms(both())
-    return math.hypot(*found[::2]), math.hypot(*found[1::2])
+def _ask_after(asked: Norms, factored: BatchFactor, innovation: torch.Tensor) -> None:
+    """Ask for the two norms of `_after`, block of columns by block: no buffer of the size of E."""
+    whitened, residual = asked.ask(), asked.ask()
+    for block in innovation.split(_COLUMNS, dim=1):
+        error = block.to(factored.G.dtype)
+        first = factored.root.mT @ error
+        asked.add(whitened, first)
+        asked.add(residual, torch.addmm(error, factored.G, factored.root @ first, alpha=-1.0))
 
 
 def _inner(A: torch.Tensor, B: torch.Tensor) -> float:
     return float((A.double() * B.double()).sum())
-
-
-def norm(A: torch.Tensor) -> float:
-    """Frobenius norm, accumulated in float64, without a float64 copy of A."""
-    return norms([A])[0]
-
-
-def norms(matrices: Iterable[torch.Tensor]) -> list[float]:
-    """`norm` of each, taken one after the other; the host waits once for all of them."""
-    parts = [[torch.linalg.vector_norm(part, dtype=torch.float64) for part in _blocks(A)] for A in matrices]
-    found = iter(torch.stack([part for row in parts for part in row]).tolist())
-    return [math.hypot(*(next(found) for _ in row)) for row in parts]
-
-
-def _blocks(A: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Blocks of rows: small ones fit a CPU's cache, and each is a launch on a GPU."""
-    return A.split(_ROWS if A.device.type == "cpu" else max(_ROWS, _ELEMENTS // A.shape[1]))

@@ -153,6 +153,24 @@ def test_a_change_that_would_overflow_is_refused() -> None:
     assert torch.equal(rls.state.covariance(), before[1])
 
 
+@pytest.mark.parametrize("changed", ["by others", "by writing"])
+def test_the_size_of_the_weight_is_not_taken_on_trust(changed) -> None:
+    """It is a bound that grows with the batches, and is measured again where somebody else has changed the weight."""
+    given = weight().to(torch.float32)
+    rls = rk.RLSFilter(given, rk.Prior.ridge(D, 1.0), layout="in_out", inplace=True)
+    K, E = pair()
+    rls.update(K, E)
+    if changed == "by others":
+        given.mul_(1e30)
+    else:
+        rls.update(K, 1e30 * torch.ones_like(E))
+    before = given.clone(), rls.state.covariance()
+    with pytest.raises(ValueError, match="cannot hold"):
+        rls.update(K * 1e-9, E * 1e38, noise=1e-20) if changed == "by writing" else rls.update(K * 1e9, E)
+    assert torch.equal(given, before[0])
+    assert torch.equal(rls.state.covariance(), before[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -26,6 +26,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import batch as batches
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.covariance import CovarianceState, Prepared
+from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.plain import PlainForm
 from rlsedit_kernels.states.products import Change
 from rlsedit_kernels.states.whitened import WhitenedForm
@@ -133,7 +134,7 @@ class Entry:
     state: CovarianceState
     stack: Stack
     place: int
-    K: torch.Tensor
+    K: Keys
     noise: float
 
 
@@ -178,7 +179,7 @@ def prepare(entries: Sequence[Entry], forget: float) -> tuple[dict[Hashable, Pre
             continue
         shape = form.name, form.dtype, tuple(_matrix(form).shape), entry.state.d
         buckets.setdefault(
-            (id(entry.stack), shape, rows_of(len(entry.K), entry.K.device.type), entry.noise), []
+            (id(entry.stack), shape, rows_of(len(entry.K), entry.K.rows.device.type), entry.noise), []
         ).append(entry)
     prepared: dict[Hashable, Prepared] = {}
     runs: list[Run] = []
@@ -254,7 +255,7 @@ def _run(
     sizes = [len(entry.K) for entry in run]
     K = C.new_zeros(len(run), rows_of(sizes[0], C.device.type), run[0].state.d)
     for i, entry in enumerate(run):
-        K[i, : sizes[i]] = entry.K
+        K[i, : sizes[i]] = entry.K.rows
     inner = K * scale if roots is None else _products(K, roots)
     Y, G = ops.gain_products(C, inner)
     shifted = G.clone()
@@ -268,14 +269,14 @@ def _run(
     good: list[int] = []
     eps = torch.finfo(form.dtype).eps
     for i, (entry, u) in enumerate(zip(run, sizes, strict=True)):
-        finite, largest, pivot, key = (float(x) for x in figures[i])
+        finite, largest, pivot, key, size = (float(x) for x in figures[i])
         careful = form.dtype == torch.float32 and 0.5 * eps * largest > batches.CAREFUL_FROM * noise
         if not finite or careful or not pivot >= noise - batches.PIVOT_SLACK * u * eps * largest:
             single.append(entry)
             continue
         factored = BatchFactor(gain[i, :, :u], Change(Z[i, :, :u]), G[i, :u, :u], root[i, :u, :u], pivot / noise, u)
         prepared[entry.key] = Prepared(
-            back[i, :, :u].contiguous(), factored, key, entry.K, entry.noise, forget, entry.state._writes
+            back[i, :, :u].contiguous(), size, factored, key, entry.K, entry.noise, forget, entry.state._writes
         )
         good.append(i)
     while good:
@@ -303,12 +304,12 @@ def _aligned(A: torch.Tensor) -> torch.Tensor:
 def _figures(
     G: torch.Tensor, L: torch.Tensor, info: torch.Tensor, back: torch.Tensor, inner: torch.Tensor, sizes: list[int]
 ) -> list[list[float]]:
-    """Of each of a run, brought over at once: whether all is finite, max G, smallest pivot, largest |k~|^2."""
+    """Of each of a run, brought over at once: whether all is finite, max G, smallest pivot, largest |k~|^2, |gain|."""
     largest = G.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
     pivots = L.diagonal(dim1=-2, dim2=-1).square()
     filled = torch.arange(L.shape[-1], device=L.device) >= torch.tensor(sizes, device=L.device)[:, None]
     pivot = torch.where(filled, math.inf, pivots).amin(dim=-1)
-    finite = (info == 0) & torch.isfinite(G).flatten(1).all(dim=1) & torch.isfinite(back.sum(dim=(1, 2)))
+    size = torch.linalg.vector_norm(back, dim=(1, 2))
+    finite = (info == 0) & torch.isfinite(G).flatten(1).all(dim=1) & torch.isfinite(size)
     norm = torch.linalg.vector_norm(inner, dim=2).amax(dim=1).square()
-    rows = [finite.to(torch.float64), largest.to(torch.float64), pivot.to(torch.float64), norm.to(torch.float64)]
-    return torch.stack(rows, dim=1).tolist()
+    return torch.stack([row.to(torch.float64) for row in (finite, largest, pivot, norm, size)], dim=1).tolist()

@@ -64,7 +64,7 @@ def batch_keys(op: str, K: object, d: int, dtype: torch.dtype, ranks: Ranks) -> 
         TypeError, ValueError: K does not fit; NaN or Inf.
     """
     if not isinstance(K, DTensor):
-        full = aligned(checked_keys(op, K, d, dtype, ranks.device))
+        full = aligned(checked_keys(op, K, d, dtype, ranks.device).rows)
         return BatchKeys(full[:, ranks.rows(d)].contiguous(), full, digest(full))
     if K.dim() != 2 or K.shape[1] != d:
         raise ValueError(f"{op}: K must have shape (u, d) with u >= 1 and d = {d}, got {tuple(K.shape)}")
@@ -77,4 +77,4 @@ def batch_keys(op: str, K: object, d: int, dtype: torch.dtype, ranks: Ranks) -> 
         raise ValueError(f"{op}: K must be sharded over d (Shard(1)) or replicated, got {placement}; redistribute it")
     edges = bounds(d, ranks.size)
     width = edges[ranks.rank + 1] - edges[ranks.rank]
-    return BatchKeys(checked_keys(op, K.to_local(), width, dtype, ranks.device).contiguous(), None, 0.0)
+    return BatchKeys(checked_keys(op, K.to_local(), width, dtype, ranks.device).rows.contiguous(), None, 0.0)

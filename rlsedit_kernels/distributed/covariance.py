@@ -7,6 +7,7 @@ only then written, and what is done by replaying batches where one process would
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -132,7 +133,7 @@ class ShardedCovarianceState(CovarianceState):
                     numbers[_SYSTEM] = digest(factored.G, factored.root)
             whole = self.ranks.dtensor(gain.contiguous(), self.d)
             keys: Any = batch
-            return Prepared(whole, factored, inner, keys, float(noise), float(forget), self._writes)
+            return Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)
 
     def write(self, prepared: Prepared) -> None:
         """As `CovarianceState.write`: nothing is sent. A rank that fails here ends the group, as its rows are lost."""
@@ -347,9 +348,6 @@ class ShardedCovarianceState(CovarianceState):
     def _keys(self, op: str, K: Any) -> Any:
         return K  # a Batch, checked when it was made
 
-    def _largest(self, K: Any) -> float:
-        return float(K.largest)
-
     def _products(self, batch: Any, noise: float) -> tuple[Any, Products]:
         """The form, and its products with a batch; in float64 where the batch needs care."""
         form: Any = self._choose(batch)
@@ -365,12 +363,12 @@ class ShardedCovarianceState(CovarianceState):
             raise ValueError(f"{op}: K C K' overflows {self.dtype}: the keys are too large")
         return batches.factor(products, noise, torch.finfo(form.dtype).eps)
 
-    def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor, float]:
+    def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor]:
         form, products = self._products(K, forget * noise)
         with self.ranks.confirmed(op) as numbers:
             factored = self._solved(op, form, products, forget * noise)
             numbers[_SYSTEM] = digest(factored.G, factored.root)
-        return form, factored, self._inner
+        return form, factored
 
     def _removal(self, K: Any, noise: float) -> tuple[Any, torch.Tensor, Change, float]:
         form: Any = self._choose(K)

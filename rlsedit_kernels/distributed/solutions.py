@@ -55,7 +55,7 @@ class ShardedGainSolution:
             E, share = weight.sent_error(K, V), weight.sent_share(prepared.gain)
             initial = self._sent_initial(K, V)
             if isinstance(self.state, SquareRootState):
-                cost, residual = prepared.after(E)
+                cost, residual = prepared.after(E).tolist()
             else:
                 whitened, residual = _after(prepared.factored, E)
                 cost = forget * whitened * whitened
@@ -169,7 +169,7 @@ class ShardedCarriedSolution:
         if state.determined:
             H, B = state.half(keys), self.B.to_local()
             innovation = torch.addmm(D, H.mT, B, alpha=-1.0)
-            cost, residual = triangular.after(triangular.system(H, forget * noise), innovation, noise, forget)
+            cost, residual = triangular.after(triangular.system(H, forget * noise), innovation, noise, forget).tolist()
             with ranks.guarded("update"):
                 totals = _sums_of(ranks, squared(innovation), cost, residual * residual)
             state.append_with(self.B, keys, targets, noise, forget)

@@ -29,7 +29,7 @@ from rlsedit_kernels.states import report
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.keys import checked_basis
+from rlsedit_kernels.states.keys import KeysLike, checked_basis
 from rlsedit_kernels.states.square_root import SquareRootState
 
 __all__ = ["ShardedRows", "ShardedSquareRootState"]
@@ -132,7 +132,7 @@ class ShardedSquareRootState(ShardedBatches):
 
     @session
     def append_with(
-        self, B: torch.Tensor, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0, forget: float = 1.0
+        self, B: torch.Tensor, K: KeysLike, V: torch.Tensor, noise: float = 1.0, forget: float = 1.0
     ) -> None:
         """`commit` with a right-hand side rotated along, in place; every rank changes its columns of it.
 
@@ -170,7 +170,7 @@ class ShardedSquareRootState(ShardedBatches):
             return ranks.dtensor(form.back(form.backward(y)), self.d)
 
     @session
-    def half(self, K: torch.Tensor) -> torch.Tensor:
+    def half(self, K: KeysLike) -> torch.Tensor:
         """`SquareRootState.half`; all of H (r, u) on all ranks."""
         batch = self._arriving("half", K, 1.0, 1.0, self._regular)
         with ieee_products(), self.ranks.guarded("half"):
@@ -199,7 +199,7 @@ class ShardedSquareRootState(ShardedBatches):
 
     @session
     def remove(
-        self, K: torch.Tensor, noise: float = 1.0, *, remaining: Iterable[tuple[torch.Tensor, float]] | None = None
+        self, K: KeysLike, noise: float = 1.0, *, remaining: Iterable[tuple[torch.Tensor, float]] | None = None
     ) -> DTensor:
         """`SquareRootState.remove`; the gain (d, u) is sharded over d."""
         batch = self._arriving("remove", K, noise, 1.0)
@@ -217,7 +217,7 @@ class ShardedSquareRootState(ShardedBatches):
             return self.ranks.dtensor(local.div_(batch.noise), self.d)
 
     @session
-    def remove_with(self, B: torch.Tensor, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0) -> None:
+    def remove_with(self, B: torch.Tensor, K: KeysLike, V: torch.Tensor, noise: float = 1.0) -> None:
         """`remove` with the right-hand side of `append_with`, in place."""
         batch, mine, part = self._with_right_hand_side("remove_with", B, K, V, noise, 1.0)
         with ieee_products():

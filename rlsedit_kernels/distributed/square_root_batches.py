@@ -55,15 +55,18 @@ class ShardedRows:
     batch: Arrived
     writes: int
 
-    def after(self, innovation: torch.Tensor) -> tuple[float, float]:
-        """What these columns (u, m) of E = V - K W add to the objective, and |E_after| of them; nothing is sent."""
+    def after(self, innovation: torch.Tensor) -> torch.Tensor:
+        """What these columns (u, m) of E = V - K W add to the objective, and |E_after| of them; nothing is sent.
+
+        (2,) float64.
+        """
         noise, forget = self.batch.noise, self.batch.forget
         if self.system is not None:
             return triangular.after(self.system, innovation, noise, forget)
         assert self.hat is not None
         E = innovation.to(torch.float64)
         residual = E - self.hat @ E
-        return float((E * residual).sum()) / noise, float(residual.norm())
+        return torch.stack([(E * residual).sum() / noise, residual.norm()])
 
 
 class ShardedBatches(SquareRootState):

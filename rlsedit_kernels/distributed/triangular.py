@@ -13,8 +13,8 @@ from rlsedit_kernels.distributed.ranks import Ranks, bounds
 from rlsedit_kernels.distributed.rows import times
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import triangular
-from rlsedit_kernels.states.keys import squared_norm
 from rlsedit_kernels.states.pivots import Pivoted
+from rlsedit_kernels.states.reading import squared_norm
 
 __all__ = ["ShardedTriangular"]
 

@@ -12,6 +12,7 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.states.products import Change, Products
+from rlsedit_kernels.states.reading import scalars
 
 PIVOT_SLACK = 32.0
 """A pivot of chol(noise I + G) may fall below the noise by this many times u eps max(G) before it is called
@@ -66,51 +67,77 @@ def needs_care(G: torch.Tensor, noise: float, largest: float | None = None) -> b
     return 0.5 * torch.finfo(G.dtype).eps * largest > CAREFUL_FROM * noise
 
 
-def figures(G: torch.Tensor, K: torch.Tensor) -> tuple[float, float, float]:
-    """Sum and largest diagonal element of G, and the norm of the largest key, read from the device at once."""
-    asked = [G.sum(), G.diagonal().max(), torch.linalg.vector_norm(K.detach(), dim=1).max()]
-    total, largest, longest = torch.stack(asked).tolist()
-    return total, largest, longest
+def figures(G: torch.Tensor, K: torch.Tensor) -> list[torch.Tensor]:
+    """Sum and largest diagonal element of G, and the norm of the largest key: numbers () on their device."""
+    return [G.sum(), G.diagonal().max(), torch.linalg.vector_norm(K, dim=1).max()]
 
 
-def factor(products: Products, noise: float, eps: float, largest: float | None = None) -> BatchFactor:
-    """Factor noise I + G; for noise = 0, or a system singular to rounding, on the range of G.
+@dataclass(frozen=True)
+class Attempt:
+    """noise I + G factored as it is, noise > 0: launched, and not looked at yet.
 
     With L L' = noise I + G a covariance changes by Z Z', Z = Y L^-T, and a root of it by X F',
     X = Y L^-T (L + sqrt(noise) I)^-1 (docs/mathematics.md, fact 12).
+
+    Attributes:
+        gain, change, G, root: of `BatchFactor`; NaN, or anything, where the factor does not exist.
+        info: () int, 0 where the factor exists.
+        pivot: () smallest diagonal element of L.
+    """
+
+    gain: torch.Tensor
+    change: Change
+    G: torch.Tensor
+    root: torch.Tensor
+    info: torch.Tensor
+    pivot: torch.Tensor
+
+    @classmethod
+    def of(cls, products: Products, noise: float) -> Attempt:
+        """Launch it."""
+        Y, G, F = products.Y, products.G, products.F
+        shifted = G.clone()
+        shifted.diagonal().add_(noise)
+        L, info = ops.cholesky(shifted)
+        pivot = L.diagonal().min()
+        gain, Z, _ = ops.gain_solve(Y, G, noise)
+        identity = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+        root = torch.linalg.solve_triangular(L.mT, identity, upper=True)
+        change = Change(Z)
+        if F is not None:
+            L.diagonal().add_(noise**0.5)
+            change = Change(torch.linalg.solve_triangular(L, Z, upper=False, left=False), F)
+        return cls(gain, change, G, root, info, pivot)
+
+    def found(self, noise: float, eps: float, largest: float, info: float, pivot: float) -> BatchFactor | None:
+        """The batch, once `info`, `pivot` and max(G) have been read; None where it is singular to rounding."""
+        u, value = self.G.shape[-1], pivot * pivot
+        if info != 0 or not value >= noise - PIVOT_SLACK * u * eps * largest:
+            return None
+        return BatchFactor(self.gain, self.change, self.G, self.root, value / noise, u)
+
+
+def factor(products: Products, noise: float, eps: float) -> BatchFactor:
+    """Factor noise I + G; for noise = 0, or a system singular to rounding, on the range of G.
 
     Args:
         products: of the batch.
         noise: >= 0.
         eps: machine epsilon of the form they were made with (they may be wider).
-        largest: largest diagonal element of G, where it is known.
 
     Raises:
         BreakdownError: G has a negative eigenvalue beyond its rounding error: the covariance is broken.
     """
-    Y, G, F = products.Y, products.G, products.F
-    u = G.shape[-1]
     if noise > 0.0:
-        largest = float(G.diagonal().max()) if largest is None else largest
-        shifted = G.clone()
-        shifted.diagonal().add_(noise)
-        L, info = ops.cholesky(shifted)
-        failed, smallest = torch.stack([info.to(torch.float64), L.diagonal().min().to(torch.float64)]).tolist()
-        if failed == 0:
-            pivot = smallest**2
-            if pivot >= noise - PIVOT_SLACK * u * eps * largest:
-                gain, Z, _ = ops.gain_solve(Y, G, noise)
-                identity = torch.eye(u, dtype=G.dtype, device=G.device)
-                root = torch.linalg.solve_triangular(L.mT, identity, upper=True)
-                change = Change(Z)
-                if F is not None:
-                    L.diagonal().add_(noise**0.5)
-                    change = Change(torch.linalg.solve_triangular(L, Z, upper=False, left=False), F)
-                return BatchFactor(gain, change, G, root, pivot / noise, u)
-    return _truncated(products, noise, eps)
+        attempt = Attempt.of(products, noise)
+        largest, info, pivot = scalars([products.G.diagonal().max(), attempt.info, attempt.pivot])
+        if (found := attempt.found(noise, eps, largest, info, pivot)) is not None:
+            return found
+    return truncated(products, noise, eps)
 
 
-def _truncated(products: Products, noise: float, eps: float) -> BatchFactor:
+def truncated(products: Products, noise: float, eps: float) -> BatchFactor:
+    """`factor` by eigenvalues, on the range of G."""
     G = products.G
     u = G.shape[-1]
     values, vectors = torch.linalg.eigh(G.to(torch.float64))

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,10 +22,11 @@ from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
-from rlsedit_kernels.states.keys import checked_basis, checked_keys, largest_norm, located
+from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, reach
 from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.plain import PlainForm
 from rlsedit_kernels.states.products import Change
+from rlsedit_kernels.states.reading import scalars
 from rlsedit_kernels.states.square_root import SquareRootState
 from rlsedit_kernels.states.whitened import WhitenedForm
 
@@ -44,6 +46,7 @@ class Prepared:
 
     Attributes:
         gain: (d, u), as `CovarianceState.gain` gives it.
+        size: |gain| in the Frobenius norm; infinite where that overflows.
         factored: the u x u system, from which residuals and costs follow.
         inner: largest squared norm of a key in the coordinates of the form.
         keys, noise, forget: the batch.
@@ -51,9 +54,10 @@ class Prepared:
     """
 
     gain: torch.Tensor
+    size: float
     factored: BatchFactor
     inner: float
-    keys: torch.Tensor
+    keys: Keys
     noise: float
     forget: float
     writes: int
@@ -174,7 +178,7 @@ class CovarianceState(Moving):
         self.write(prepared := self.prepare(K, noise, forget))
         return prepared.gain
 
-    def prepare(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> Prepared:
+    def prepare(self, K: KeysLike, noise: float = 1.0, forget: float = 1.0) -> Prepared:
         """First half of `update`: everything that can fail, nothing written.
 
         A caller with several states prepares all of them, changes its weights, and then writes all of them.
@@ -182,12 +186,10 @@ class CovarianceState(Moving):
         noise, forget, keys = _checks.noise("update", noise), _checks.forget("update", forget), self._keys("update", K)
         self.look()
         with ieee_products(), self._unmoved_by_errors():
-            form, factored, inner = self._factored("update", keys, noise, forget)
-            careful = factored.change.dtype != form.dtype
-            gain = (form.back64 if careful else form.back)(factored.gain).to(self.dtype)
-            if not math.isfinite(float(gain.sum())):
-                raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {float(keys.abs().max()):.1e}")
-            return Prepared(gain, factored, inner, keys, noise, forget, self._writes)
+            prepared = self._prepared("update", keys, noise, forget)
+            if not math.isfinite(prepared.size) and not bool(torch.isfinite(prepared.gain).all()):
+                raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
+            return prepared
 
     def write(self, prepared: Prepared) -> None:
         """Second half of `update`.
@@ -206,7 +208,11 @@ class CovarianceState(Moving):
             self._record(prepared)
 
     def remove(
-        self, K: torch.Tensor, noise: float = 1.0, *, remaining: Iterable[tuple[torch.Tensor, float]] | None = None
+        self,
+        K: KeysLike,
+        noise: float = 1.0,
+        *,
+        remaining: Iterable[tuple[torch.Tensor, float]] | None = None,
     ) -> torch.Tensor:
         """Take back a batch that was written with this noise (docs/mathematics.md, fact 5).
 
@@ -229,20 +235,20 @@ class CovarianceState(Moving):
         """
         if _checks.noise("remove", noise) == 0.0:
             raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
-        K = self._keys("remove", K)
+        keys = self._keys("remove", K)
         with ieee_products():
             try:
                 with self._unmoved_by_errors():
-                    form, gain, change, leverage = self._removal(K, noise)
+                    form, gain, change, leverage = self._removal(keys, noise)
                     self._watch.refuse(self)
             except BreakdownError:
                 if remaining is None:
                     raise
                 self.refactor(remaining)
-                return self._gain_of_removed(K, noise)
+                return self._gain_of_removed(keys, noise)
             self._settle()
             form.change64_(change, 1.0)
-            self._probes.remove(K, noise)
+            self._probes.remove(keys, noise)
             counters = self._counters
             self._writes += 1
             counters.steps -= 1
@@ -262,10 +268,10 @@ class CovarianceState(Moving):
         checked_basis("restrict", Q, self.d)
         self._restrict(self._keys("restrict", Q.mT))
 
-    def _restrict(self, K: torch.Tensor) -> None:
+    def _restrict(self, K: Keys) -> None:
         with ieee_products():
             with self._unmoved_by_errors():
-                form, factored, _ = self._factored("restrict", K, 0.0, 1.0)
+                form, factored = self._factored("restrict", K, 0.0, 1.0)
             self._change(form, factored)
             self._writes += 1
             self._singular_write(form)
@@ -280,14 +286,14 @@ class CovarianceState(Moving):
         fresh = Counters()
         probes = Probes.start(self._factor, self.device)
         for K, noise in written:
-            K = self._keys("refactor", K)
+            keys = self._keys("refactor", K)
             if _checks.noise("refactor", noise) == 0.0:
                 raise ValueError("refactor: noise must be > 0 for every batch")
-            wide = K.to(torch.float64)
+            wide = keys.rows.to(torch.float64)
             information.addmm_(wide.mT, wide, alpha=1.0 / noise)
-            probes.write(K, noise, 1.0)
+            probes.write(keys, noise, 1.0)
             fresh.steps += 1
-            fresh.largest_key = max(fresh.largest_key, largest_norm(K))
+            fresh.largest_key = max(fresh.largest_key, keys.largest)
         C = report.inverse_on_range(information, self._factor)
         self.take_covariance(C, fresh.largest_key)
         self._counters, self._probes, self._stale = fresh, probes, None
@@ -382,9 +388,6 @@ class CovarianceState(Moving):
     def _factor_and_probes(self, prior: Prior) -> tuple[PriorFactor, Probes]:
         return prior.factor, Probes.start(prior.factor, self.device)
 
-    def _largest(self, K: torch.Tensor) -> float:
-        return largest_norm(K)
-
     def _start(self, name: str, storage: torch.dtype) -> _Form:
         return _FORM_CLASSES[name].start(self._factor, storage, self.device)
 
@@ -411,35 +414,55 @@ class CovarianceState(Moving):
             self._form, self._reason = before
             raise
 
-    def _keys(self, op: str, K: object) -> torch.Tensor:
+    def _keys(self, op: str, K: object) -> Keys:
         return checked_keys(op, K, self.d, self.dtype, self.device)
 
-    def _factored(self, op: str, K: torch.Tensor, noise: float, forget: float) -> tuple[_Form, BatchFactor, float]:
-        """The form, the factored batch (float64 where it needs care), and |k~|^2 of the largest of checked keys."""
-        form = self._choose(K)
-        inner = form.coordinates(K.to(form.dtype))
+    def _prepared(self, op: str, keys: Keys, noise: float, forget: float) -> Prepared:
+        """Factor and gain of a batch, in float64 where it needs care; where it does not, the host waits once."""
+        form, weight = self._choose(keys), forget * noise
+        eps = torch.finfo(form.dtype).eps
+        inner = form.coordinates(keys.rows.to(form.dtype))
         products = form.products(inner)
-        total, largest, longest = batches.figures(products.G, inner)
+        attempt, gain, asked = None, None, batches.figures(products.G, inner)
+        if weight > 0.0:
+            attempt = batches.Attempt.of(products, weight)
+            gain = form.back(attempt.gain).to(self.dtype)
+            asked += [attempt.info, attempt.pivot, torch.linalg.vector_norm(gain)]
+        total, largest, longest, *tried = scalars(asked)
         if not math.isfinite(total) and not bool(torch.isfinite(products.G).all()):
-            raise ValueError(
-                f"{op}: K C K' overflows {self.dtype}: keys of size {float(K.abs().max()):.1e} are too large"
-            )
-        known: float | None = largest
-        if batches.needs_care(products.G, forget * noise, largest):
-            products, known = form.products64(form.coordinates64(K)), None
-        return form, batches.factor(products, forget * noise, torch.finfo(form.dtype).eps, known), longest**2
+            raise ValueError(f"{op}: K C K' overflows {self.dtype}: keys of size {reach(keys)} are too large")
+        careful = batches.needs_care(products.G, weight, largest)
+        factored = None
+        if attempt is not None and not careful:
+            info, pivot, size = tried
+            factored = attempt.found(weight, eps, largest, info, pivot)
+        if factored is None or gain is None:
+            del attempt, gain  # buffers of the size of a gain
+            if careful:
+                factored = batches.factor(form.products64(form.coordinates64(keys.rows)), weight, eps)
+            else:
+                factored = batches.truncated(products, weight, eps)
+            wide = factored.change.dtype != form.dtype
+            gain = (form.back64 if wide else form.back)(factored.gain).to(self.dtype)
+            size = float(torch.linalg.vector_norm(gain))
+        return Prepared(gain, size, factored, longest * longest, keys, noise, forget, self._writes)
 
-    def _removal(self, K: torch.Tensor, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
+    def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor]:
+        """The form and the factored batch."""
+        factored = self._prepared(op, K, noise, forget).factored
+        return self._form, factored
+
+    def _removal(self, K: Keys, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""
         form = self._choose(K)
-        products = form.products64(form.coordinates64(K))
+        products = form.products64(form.coordinates64(K.rows))
         gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
         return form, form.back64(gain).to(self.dtype), change, leverage
 
-    def _gain_of_removed(self, K: torch.Tensor, noise: float) -> torch.Tensor:
+    def _gain_of_removed(self, K: Keys, noise: float) -> torch.Tensor:
         """F A^-1 = C_new K' / noise, C_new without the batch."""
         form = self._choose(K)
-        return form.back64(form.products64(form.coordinates64(K)).Y / noise).to(self.dtype)
+        return form.back64(form.products64(form.coordinates64(K.rows)).Y / noise).to(self.dtype)
 
     def _change(self, form: _Form, factored: BatchFactor) -> None:
         if factored.change.dtype == form.dtype:
@@ -452,7 +475,7 @@ class CovarianceState(Moving):
         counters, pivot = self._counters, prepared.factored.pivot
         self._writes += 1
         counters.steps += 1
-        counters.largest_key = max(counters.largest_key, self._largest(prepared.keys))
+        counters.largest_key = max(counters.largest_key, prepared.keys.largest)
         counters.largest_inner = max(counters.largest_inner, prepared.inner)
         counters.forgot = counters.forgot or prepared.forget != 1.0
         self._watch.keep(counters)

@@ -8,6 +8,7 @@ import torch
 
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whiten
+from rlsedit_kernels.states.keys import Keys
 
 PROBES = 4
 DRIFT_WARNING = {"plain": 3e-3, "whitened": 3e-3, "inverse_root": 3e-4, "square_root": 3e-4}
@@ -124,18 +125,18 @@ class Probes:
         """An independent copy on a device."""
         return Probes(self.z.to(device, copy=True), self.image.to(device, copy=True))
 
-    def write(self, K: torch.Tensor, noise: float, forget: float) -> None:
+    def write(self, K: Keys, noise: float, forget: float) -> None:
         """S <- forget S + K'K / noise."""
         if forget != 1.0:
             self.image *= forget
         self._add(K, 1.0 / noise)
 
-    def remove(self, K: torch.Tensor, noise: float) -> None:
+    def remove(self, K: Keys, noise: float) -> None:
         """S <- S - K'K / noise."""
         self._add(K, -1.0 / noise)
 
-    def _add(self, K: torch.Tensor, factor: float) -> None:
-        for rows in K.split(_ROWS):  # no float64 copy of all keys
+    def _add(self, K: Keys, factor: float) -> None:
+        for rows in K.rows.split(_ROWS):  # no float64 copy of all keys
             wide = rows.to(torch.float64)
             self.image.addmm_(wide.mT, wide @ self.z, alpha=factor)
 

@@ -3,8 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+from rlsedit_kernels.states.reading import norm, scalars
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of a batch that have been checked, with what their values were read from the device for.
+
+    Methods of states that take keys take these too, and do not check or read them again in the dtype that they have.
+
+    Attributes:
+        rows: (u, d), finite, in the dtype and on the device of the state.
+        largest: squared norm of the longest key.
+        squared: |K|^2, the sum of the squared norms.
+    """
+
+    rows: torch.Tensor
+    largest: float
+    squared: float
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+
+KeysLike = torch.Tensor | Keys
+"""What a method takes: keys as they come, or checked ones."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """Targets of a batch that have been checked.
+
+    Attributes:
+        rows: (u, v), finite, in the dtype and on the device of the weight.
+        size: |V| in the Frobenius norm; infinite where that overflows.
+    """
+
+    rows: torch.Tensor
+    size: float
 
 
 def located(device: torch.device | str | None) -> torch.device:
@@ -13,8 +54,18 @@ def located(device: torch.device | str | None) -> torch.device:
     return asked if asked.type == "cpu" or asked.index is not None else torch.empty(0, device=asked).device
 
 
-def checked_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Keys (u, d) of a stream, finite, in the dtype of the state."""
+def checked_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.device) -> Keys:
+    """Keys (u, d) of a stream, finite, in the dtype of the state; the host waits once."""
+    if isinstance(K, Keys):
+        if K.rows.dtype == dtype and K.rows.device == device:
+            return K
+        K = K.rows
+    rows = shaped_keys(op, K, d, dtype, device)
+    return measured_keys(op, rows, scalars(measures(rows)))
+
+
+def shaped_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The part of `checked_keys` that needs no values: type, shape and device."""
     if not isinstance(K, torch.Tensor):
         raise TypeError(f"{op}: K must be a torch.Tensor, got {type(K).__name__}")
     if not K.dtype.is_floating_point:
@@ -23,7 +74,22 @@ def checked_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.d
         raise ValueError(f"{op}: K must have shape (u, d) with u >= 1 and d = {d}, got {tuple(K.shape)}")
     if K.device != device:
         raise ValueError(f"{op}: K must be on the device of the state, {device}, got {K.device}")
-    return finite(op, "K", K.detach().to(dtype))
+    return K.detach().to(dtype)
+
+
+def measures(rows: torch.Tensor) -> list[torch.Tensor]:
+    """Two numbers () of keys (u, d), on their device, by which `measured_keys` knows all it wants to."""
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    return [norms.max(), torch.linalg.vector_norm(norms, dtype=torch.float64)]
+
+
+def measured_keys(op: str, rows: torch.Tensor, found: Sequence[float]) -> Keys:
+    """Keys of which `measures` have been read; ValueError where they hold NaN or Inf."""
+    longest, size = found
+    if not math.isfinite(size):
+        finite(op, "K", rows)
+        size = norm(rows)  # finite keys whose norms overflow their dtype
+    return Keys(rows, _square(longest), _square(size))
 
 
 def checked_basis(op: str, Q: object, d: int) -> torch.Tensor:
@@ -47,11 +113,15 @@ def finite(op: str, name: str, value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def reach(K: Keys) -> str:
+    """The largest number of keys, for a message."""
+    return f"{float(K.rows.abs().max()):.1e}"
+
+
 def largest_norm(K: torch.Tensor) -> float:
     """Largest squared norm of a row."""
-    return float(torch.linalg.vector_norm(K.detach(), dim=1).max()) ** 2
+    return _square(float(torch.linalg.vector_norm(K, dim=1).max()))
 
 
-def squared_norm(A: torch.Tensor) -> float:
-    """|A|^2 in the Frobenius norm, accumulated in float64."""
-    return float(torch.linalg.vector_norm(A, dtype=torch.float64)) ** 2
+def _square(x: float) -> float:
+    return x * x  # x**2 raises where this is infinite

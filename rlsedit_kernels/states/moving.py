@@ -23,12 +23,12 @@ class Moving:
     _counters: Counters
     _writes: int
 
-    def _choose(self, K: torch.Tensor) -> Any:
-        """The form for these keys; an automatic one gives way when larger keys make it unsafe."""
+    def _choose(self, K: Any) -> Any:
+        """The form for keys with a `largest`; an automatic one gives way when larger keys make it unsafe."""
         form = self._form
         if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
             return form
-        largest = max(self._counters.largest_key, self._largest(K))
+        largest = max(self._counters.largest_key, K.largest)
         decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
         if form is None:
             self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
@@ -68,10 +68,6 @@ class Moving:
 
     def _settle(self) -> None:
         """Make the probes that a hard write has put off."""
-        raise NotImplementedError
-
-    def _largest(self, K: torch.Tensor) -> float:
-        """Squared norm of the largest key."""
         raise NotImplementedError
 
     def _start(self, name: str, storage: torch.dtype) -> Any:

@@ -7,7 +7,6 @@ import math
 import torch
 
 from rlsedit_kernels.errors import UnderdeterminedError
-from rlsedit_kernels.states.keys import squared_norm
 
 _HEADROOM = 0.125
 """R may grow to this fraction of the largest number of its dtype."""
@@ -60,12 +59,8 @@ class Pivoted:
                 "there is no gain and no weight before d independent keys have been committed"
             )
 
-    def room(self, op: str, rows: torch.Tensor, forget: float) -> float:
-        """|R|^2 once these rows are appended; ValueError where R could overflow on the way."""
-        return self.room_for(op, squared_norm(rows), forget)
-
     def room_for(self, op: str, squared: float, forget: float) -> float:
-        """`room` for rows with this sum of squares."""
+        """|R|^2 once rows with this sum of squares are appended; ValueError where R could overflow on the way."""
         trace = forget * self.trace + squared
         if not math.sqrt(trace) < _HEADROOM * torch.finfo(self.dtype).max:
             raise ValueError(

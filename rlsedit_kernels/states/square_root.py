@@ -19,7 +19,7 @@ from rlsedit_kernels.states import conversion, report, saving, triangular
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.keys import checked_basis, checked_keys, finite, largest_norm, located
+from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, finite, located, reach
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class PreparedRows:
 
     Attributes:
         gain: (d, u), as `SquareRootState.gain` gives it.
+        size: |gain| in the Frobenius norm; infinite where that overflows.
         rows: (u, r) what is appended to R.
         trace: |R|^2 with them.
         system: (u, u) Cholesky factor of forget noise I + K C K', float64; None for a state that this batch determines.
@@ -41,22 +42,26 @@ class PreparedRows:
     """
 
     gain: torch.Tensor
+    size: float
     rows: torch.Tensor
     trace: float
     system: torch.Tensor | None
     form: TriangularForm | None
-    keys: torch.Tensor
+    keys: Keys
     noise: float
     forget: float
     writes: int
 
-    def after(self, innovation: torch.Tensor) -> tuple[float, float]:
-        """What E = V - K W adds to the objective, <E, E_after> / noise, and |E_after|, E_after = (I - K g) E."""
+    def after(self, innovation: torch.Tensor) -> torch.Tensor:
+        """What E = V - K W adds to the objective, <E, E_after> / noise, and |E_after|, E_after = (I - K g) E.
+
+        (2,) float64 on the device of the state.
+        """
         if self.system is not None:
             return triangular.after(self.system, innovation, self.noise, self.forget)
         E = innovation.to(torch.float64)
-        residual = E - (self.keys.to(torch.float64) @ self.gain.to(torch.float64)) @ E
-        return float((E * residual).sum()) / self.noise, float(residual.norm())
+        residual = E - (self.keys.rows.to(torch.float64) @ self.gain.to(torch.float64)) @ E
+        return torch.stack([(E * residual).sum() / self.noise, residual.norm()])
 
 
 class SquareRootState:
@@ -173,14 +178,14 @@ class SquareRootState:
         Raises:
             TypeError, ValueError: as `gain`; nothing is written then.
         """
-        K, noise, forget = self.checked_batch("commit", K, noise, forget)
+        keys, noise, forget = self.checked_batch("commit", K, noise, forget)
         with ieee_products():
-            rows = self._form.coordinates(K).div_(math.sqrt(noise))
-            self._form.append_(rows, forget, self._form.room("commit", rows, forget))
-            self._record(K, noise, forget)
+            rows, trace = self._form.rows("commit", keys, self._form.coordinates(keys.rows), noise, forget)
+            self._form.append_(rows, forget, trace)
+            self._record(keys, noise, forget)
 
     def append_with(
-        self, B: torch.Tensor, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0, forget: float = 1.0
+        self, B: torch.Tensor, K: KeysLike, V: torch.Tensor, noise: float = 1.0, forget: float = 1.0
     ) -> None:
         """`commit` with a right-hand side rotated along, in place: R'B <- forget R'B + K'V / noise.
 
@@ -192,12 +197,16 @@ class SquareRootState:
         Raises:
             TypeError, ValueError: as `commit`, or B or V do not fit; R and B untouched.
         """
-        K, noise, forget = self.checked_batch("append_with", K, noise, forget)
-        targets = self._right_hand_side("append_with", B, V, K.shape[0]) / math.sqrt(noise)
+        keys, noise, forget = self.checked_batch("append_with", K, noise, forget)
+        targets = self._right_hand_side("append_with", B, V, len(keys))
+        self._append_with("append_with", B, keys, finite("append_with", "V", targets), noise, forget)
+
+    def _append_with(self, op: str, B: torch.Tensor, keys: Keys, V: torch.Tensor, noise: float, forget: float) -> None:
+        """`append_with` of what has been checked."""
         with ieee_products():
-            rows = self._form.coordinates(K).div_(math.sqrt(noise))
-            self._form.append_with_(rows, B, targets, forget, self._form.room("append_with", rows, forget))
-            self._record(K, noise, forget)
+            rows, trace = self._form.rows(op, keys, self._form.coordinates(keys.rows), noise, forget)
+            self._form.append_with_(rows, B, V / math.sqrt(noise), forget, trace)
+            self._record(keys, noise, forget)
 
     def solve(self, B: torch.Tensor) -> torch.Tensor:
         """R^-1 B (d, v), what the stream adds to the weight: one triangular solve.
@@ -208,11 +217,11 @@ class SquareRootState:
         with ieee_products():
             return self._form.solve(B)
 
-    def half(self, K: torch.Tensor) -> torch.Tensor:
+    def half(self, K: KeysLike) -> torch.Tensor:
         """H (r, u) = R^-T K': K C K' = H'H, and K (W - W_0) = H'B for a right-hand side B carried along."""
         keys = checked_keys("half", K, self.d, self.dtype, self.device)
         with ieee_products():
-            return self._form.half(self._form.coordinates(keys))
+            return self._form.half(self._form.coordinates(keys.rows))
 
     def update(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> torch.Tensor:
         """`commit` and `gain` at once.
@@ -224,23 +233,23 @@ class SquareRootState:
         self.write(prepared)
         return prepared.gain
 
-    def prepare(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> PreparedRows:
+    def prepare(self, K: KeysLike, noise: float = 1.0, forget: float = 1.0) -> PreparedRows:
         """First half of `update`: everything that can fail, nothing written."""
-        K, noise, forget = self.checked_batch("update", K, noise, forget)
+        keys, noise, forget = self.checked_batch("update", K, noise, forget)
         self.look()
         with ieee_products():
-            keys = self._form.coordinates(K)
-            rows = keys / math.sqrt(noise)
-            trace = self._form.room("update", rows, forget)
+            inner = self._form.coordinates(keys.rows)
+            rows, trace = self._form.rows("update", keys, inner, noise, forget)
             form, system = None, None
             if self._form.regular:
-                gain, system = self._form.gain_before(self._form.half(keys), forget * noise)
+                gain, system = self._form.gain_before(self._form.half(inner), forget * noise)
             else:
                 form = self._form.appended(rows, forget, trace)
-                gain = form.gain_after(keys).div_(noise)
-            if not math.isfinite(float(gain.sum())):
-                raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {float(K.abs().max()):.1e}")
-            return PreparedRows(gain, rows, trace, system, form, K, noise, forget, self._writes)
+                gain = form.gain_after(inner).div_(noise)
+            size = float(torch.linalg.vector_norm(gain))
+            if not math.isfinite(size) and not bool(torch.isfinite(gain).all()):
+                raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
+            return PreparedRows(gain, size, rows, trace, system, form, keys, noise, forget, self._writes)
 
     def write(self, prepared: PreparedRows) -> None:
         """Second half of `update`.
@@ -258,7 +267,11 @@ class SquareRootState:
         self._record(prepared.keys, prepared.noise, prepared.forget)
 
     def remove(
-        self, K: torch.Tensor, noise: float = 1.0, *, remaining: Iterable[tuple[torch.Tensor, float]] | None = None
+        self,
+        K: KeysLike,
+        noise: float = 1.0,
+        *,
+        remaining: Iterable[tuple[torch.Tensor, float]] | None = None,
     ) -> torch.Tensor:
         """Take back a batch that was written with this noise: R'R <- R'R - K'K / noise.
 
@@ -280,32 +293,33 @@ class SquareRootState:
             UnderdeterminedError: the state started from nothing and has seen too little.
             TypeError, ValueError: K or noise do not fit.
         """
-        K, noise, _ = self.checked_batch("remove", K, noise, 1.0)
+        keys, noise, _ = self.checked_batch("remove", K, noise, 1.0)
         with ieee_products():
             try:
-                form, _, gain, leverage = self._form.removed(self._wide_rows(K, noise), None, None)
+                form, _, gain, leverage = self._form.removed(self._wide_rows(keys, noise), None, None)
                 self._watch.refuse(self)
             except BreakdownError:
                 if remaining is None:
                     raise
                 self.refactor(remaining)
                 # F (noise I - K F)^-1 = C_new K' / noise, C_new without the batch
-                return self._form.gain_after(self._form.coordinates(K)).div_(noise)
+                return self._form.gain_after(self._form.coordinates(keys.rows)).div_(noise)
             self._form = form
-            self._unrecord(K, noise, leverage)
+            self._unrecord(keys, noise, leverage)
             return gain.div_(math.sqrt(noise))
 
-    def remove_with(self, B: torch.Tensor, K: torch.Tensor, V: torch.Tensor, noise: float = 1.0) -> None:
+    def remove_with(self, B: torch.Tensor, K: KeysLike, V: torch.Tensor, noise: float = 1.0) -> None:
         """`remove` with the right-hand side of `append_with`, in place: R'B <- R'B - K'V / noise."""
-        K, noise, _ = self.checked_batch("remove", K, noise, 1.0)
-        targets = self._right_hand_side("remove", B, V, K.shape[0]).to(torch.float64) / math.sqrt(noise)
+        keys, noise, _ = self.checked_batch("remove", K, noise, 1.0)
+        targets = finite("remove", "V", self._right_hand_side("remove", B, V, len(keys)))
         with ieee_products():
-            form, new_B, _, leverage = self._form.removed(self._wide_rows(K, noise), B, targets)
+            wide = targets.to(torch.float64) / math.sqrt(noise)
+            form, new_B, _, leverage = self._form.removed(self._wide_rows(keys, noise), B, wide)
             self._watch.refuse(self)
             assert new_B is not None
             B.copy_(new_B)
             self._form = form
-            self._unrecord(K, noise, leverage)
+            self._unrecord(keys, noise, leverage)
 
     def restrict(self, Q: torch.Tensor) -> None:
         """Forbid all later edits in the directions Q: C <- C - C Q (Q'C Q)^-1 Q'C (docs/mathematics.md, fact 9).
@@ -418,7 +432,7 @@ class SquareRootState:
     def __repr__(self) -> str:
         return f"SquareRootState({self.prior!r}, dtype={self.dtype}, device={str(self.device)!r}, steps={self.steps})"
 
-    def checked_batch(self, op: str, K: object, noise: float, forget: float) -> tuple[torch.Tensor, float, float]:
+    def checked_batch(self, op: str, K: object, noise: float, forget: float) -> tuple[Keys, float, float]:
         """Keys (u, d) in the dtype of the state, noise > 0 and forget; TypeError or ValueError in the name of `op`."""
         noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
         keys = checked_keys(op, K, self.d, self.dtype, self.device)
@@ -434,11 +448,11 @@ class SquareRootState:
                 "restrict(Q) with an orthonormal basis Q of the keys, or CovarianceState"
             )
 
-    def _wide_rows(self, K: torch.Tensor, noise: float) -> torch.Tensor:
-        return self._form.coordinates(K).to(torch.float64) / math.sqrt(noise)
+    def _wide_rows(self, K: Keys, noise: float) -> torch.Tensor:
+        return self._form.coordinates(K.rows).to(torch.float64) / math.sqrt(noise)
 
     def _right_hand_side(self, op: str, B: object, V: object, u: int) -> torch.Tensor:
-        """V (u, v) in the dtype of the state, for B (r, v); both checked."""
+        """V (u, v) in the dtype of the state, for B (r, v); both checked but for their values."""
         for name, value in (("B", B), ("V", V)):
             if not isinstance(value, torch.Tensor):
                 raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
@@ -452,17 +466,17 @@ class SquareRootState:
             raise ValueError(f"{op}: B must have shape (r, v) with r = {self.rank}, got {tuple(B.shape)}")
         if tuple(V.shape) != (u, B.shape[1]):
             raise ValueError(f"{op}: V must have shape (u, v) = {(u, B.shape[1])}, got {tuple(V.shape)}")
-        return finite(op, "V", V.detach().to(self.dtype))
+        return V.detach().to(self.dtype)
 
-    def _record(self, K: torch.Tensor, noise: float, forget: float) -> None:
+    def _record(self, K: Keys, noise: float, forget: float) -> None:
         self._writes += 1
         self._counters.steps += 1
-        self._counters.largest_key = max(self._counters.largest_key, largest_norm(K))
+        self._counters.largest_key = max(self._counters.largest_key, K.largest)
         self._counters.forgot = self._counters.forgot or forget != 1.0
         self._watch.keep(self._counters)
         self._probes.write(K, noise, forget)
 
-    def _unrecord(self, K: torch.Tensor, noise: float, leverage: float) -> None:
+    def _unrecord(self, K: Keys, noise: float, leverage: float) -> None:
         self._writes += 1
         self._counters.steps -= 1
         self._counters.largest_leverage = max(leverage, self._counters.largest_leverage or 0.0)

@@ -61,22 +61,26 @@ def solve_columns(R: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 
 
 def system(H: torch.Tensor, noise: float) -> torch.Tensor:
-    """Cholesky factor (u, u) float64 of noise I + H'H, for H (r, u) = R^-T K' and noise > 0."""
+    """Cholesky factor (u, u) float64 of noise I + H'H, for H (r, u) = R^-T K' and noise > 0.
+
+    NaN where there is none, because H holds NaN or Inf: the host does not wait to find out.
+    """
     wide = H.to(torch.float64)
     A = wide.mT @ wide
     A.diagonal().add_(noise)
-    return torch.linalg.cholesky(A)
+    L, info = torch.linalg.cholesky_ex(A)
+    return torch.where(info == 0, L, torch.nan)
 
 
-def after(L: torch.Tensor, innovation: torch.Tensor, noise: float, forget: float) -> tuple[float, float]:
+def after(L: torch.Tensor, innovation: torch.Tensor, noise: float, forget: float) -> torch.Tensor:
     """What E = V - K W adds to the objective, <E, E_after> / noise, and |E_after|, E_after = noise' (L L')^-1 E.
 
-    L is `system` of noise' = forget noise: no difference is formed, however near the leverage is to 1.
+    (2,) float64 on the device of E. L is `system` of noise' = forget noise: no difference is formed, however near the
+    leverage is to 1.
     """
     E = innovation.to(torch.float64)
     residual = torch.cholesky_solve(E, L) * (forget * noise)
-    inner, size = torch.stack([(E * residual).sum(), residual.norm()]).tolist()
-    return inner / noise, size
+    return torch.stack([(E * residual).sum() / noise, residual.norm()])
 
 
 def leverage(X: torch.Tensor, eps: float) -> tuple[torch.Tensor, float]:

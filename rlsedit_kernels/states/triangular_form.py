@@ -10,8 +10,9 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import triangular
-from rlsedit_kernels.states.keys import squared_norm
+from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.pivots import Pivoted
+from rlsedit_kernels.states.reading import squared_norm
 from rlsedit_kernels.states.saving import saved_tensor
 
 
@@ -69,15 +70,25 @@ class TriangularForm(Pivoted):
         return self.R.diagonal()
 
     def coordinates(self, K: torch.Tensor) -> torch.Tensor:
-        """Keys (u, r) in the basis; a tensor of its own."""
-        return K.clone() if self.basis is None else K @ self.basis
+        """Keys (u, r) in the basis; K itself where there is none."""
+        return K if self.basis is None else K @ self.basis
+
+    def rows(self, op: str, K: Keys, inner: torch.Tensor, noise: float, forget: float) -> tuple[torch.Tensor, float]:
+        """What a batch appends, (u, r) = K / sqrt(noise) in the basis, and |R|^2 with it; `inner` is `coordinates`.
+
+        Raises:
+            ValueError: R could overflow on the way.
+        """
+        rows = inner / math.sqrt(noise)
+        squared = K.squared / noise if self.basis is None else squared_norm(rows)
+        return rows, self.room_for(op, squared, forget)
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """Columns (d, p) of columns (r, p) in the basis."""
         return gain if self.basis is None else self.basis @ gain
 
     def append_(self, rows: torch.Tensor, forget: float, trace: float) -> None:
-        """R'R <- forget R'R + rows'rows in place; `trace` is what `room` gave."""
+        """R'R <- forget R'R + rows'rows in place; `trace` is what came with the rows."""
         if forget != 1.0:
             self.R.mul_(math.sqrt(forget))
         ops.qr_append_(self.R, rows)

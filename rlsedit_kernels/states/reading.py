@@ -1,0 +1,58 @@
+"""Numbers read from a device at once: every reading makes the host wait for all that was launched before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+_ROWS = 64
+_ELEMENTS = 1 << 22
+
+
+def scalars(asked: Sequence[torch.Tensor]) -> list[float]:
+    """Numbers () of any dtype, read at once."""
+    return torch.stack([one.to(torch.float64) for one in asked]).tolist()
+
+
+def blocks(A: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Blocks of rows: small ones fit a CPU's cache, and each is a launch on a GPU."""
+    return A.split(_ROWS if A.device.type == "cpu" else max(_ROWS, _ELEMENTS // A.shape[1]))
+
+
+class Norms:
+    """Frobenius norms, accumulated in float64 without a float64 copy; asked for one by one and read at once."""
+
+    def __init__(self) -> None:
+        self._parts: list[list[torch.Tensor]] = []
+
+    def ask(self, A: torch.Tensor | None = None) -> int:
+        """For the norm of A, and of what `add` adds to it; its place in what `read` gives."""
+        self._parts.append([])
+        if A is not None:
+            self.add(len(self._parts) - 1, A)
+        return len(self._parts) - 1
+
+    def add(self, place: int, A: torch.Tensor) -> None:
+        """Make the norm at `place` one of A as well."""
+        self._parts[place] += [torch.linalg.vector_norm(part, dtype=torch.float64) for part in blocks(A)]
+
+    def read(self, *more: torch.Tensor) -> tuple[list[float], list[float]]:
+        """The norms, and the numbers in these tensors, all in one reading."""
+        parts = [part.reshape(1) for row in self._parts for part in row]
+        found = iter(torch.cat([*parts, *(one.to(torch.float64).reshape(-1) for one in more)]).tolist())
+        norms = [math.hypot(*(next(found) for _ in row)) for row in self._parts]
+        return norms, list(found)
+
+
+def norm(A: torch.Tensor) -> float:
+    """Frobenius norm, accumulated in float64, without a float64 copy of A."""
+    asked = Norms()
+    asked.ask(A)
+    return asked.read()[0][0]
+
+
+def squared_norm(A: torch.Tensor) -> float:
+    """|A|^2 in the Frobenius norm, accumulated in float64."""
+    return float(torch.linalg.vector_norm(A, dtype=torch.float64)) ** 2
