@@ -226,6 +226,35 @@ def test_matrices_are_loaded_and_stored_by_rows() -> None:
     assert np.array_equal(back, given)
 
 
+@pytest.mark.parametrize(("m", "k"), [(8, 4), (16, 4), (16, 8), (16, 16)])
+def test_products_of_float64(m, k) -> None:
+    """Lane 4 g + t has A[g + 8 i][t + 4 j], B[t + 4 j][g] and D[g + 8 i][2 t, 2 t + 1]; i is counted before j."""
+    rng = np.random.default_rng(m + k)
+    A, B, D = rng.standard_normal((m, k)), rng.standard_normal((k, 8)), rng.standard_normal((m, 8))
+    lanes = [divmod(lane, 4) for lane in range(32)]
+    halves, parts = range(m // 8), range(k // 4)
+    a = np.array([[A[g + 8 * i, t + 4 * j] for j in parts for i in halves] for g, t in lanes])
+    b = np.array([[B[t + 4 * j, g] for j in parts] for g, t in lanes])
+    d = np.array([[D[g + 8 * i, 2 * t + c] for i in halves for c in range(2)] for g, t in lanes])
+
+    def registers(first: int, count: int) -> list[str]:
+        return [f"%fd{first + i}" for i in range(count)]
+
+    sums, left, right = registers(0, d.shape[1]), registers(10, a.shape[1]), registers(20, b.shape[1])
+    moves = [("ld", "%rd1", sums), ("ld", "%rd2", left), ("ld", "%rd3", right), ("st", "%rd1", sums)]
+    lines = []
+    for op, base, names in moves:
+        lines.append(f"mul.wide.u32 %rd5, %r0, {8 * len(names)}; add.s64 %rd6, %rd5, {base};")
+        for i, name in enumerate(names):
+            place = f"[%rd6+{8 * i}]"
+            lines.append(f"ld.global.f64 {name}, {place};" if op == "ld" else f"st.global.f64 {place}, {name};")
+    lists = ", ".join("{" + ", ".join(names) + "}" for names in (sums, left, right, sums))
+    lines.insert(-1 - len(sums), f"mma.sync.aligned.m{m}n8k{k}.row.col.f64.f64.f64.f64 {lists};")
+    run("\n".join(lines), d, a, b)
+    expected = D + A @ B
+    assert np.allclose(d, [[expected[g + 8 * i, 2 * t + c] for i in halves for c in range(2)] for g, t in lanes])
+
+
 @pytest.mark.parametrize(
     ("body", "what"),
     [

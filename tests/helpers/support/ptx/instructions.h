@@ -63,7 +63,7 @@ u32 ptx_shuffle(int mode, u32 value, u32 lane, u32 segment, u32 lanes, bool* in_
 void ptx_load_matrices(u32* d, int count, u64 row);
 void ptx_store_matrices(const u32* values, int count, u64 row);
 void ptx_mma_tf32(f32* d, const u32* a, const u32* b);
-void ptx_mma_f64(f64* d, const f64* a, const f64* b);
+void ptx_mma_f64(f64* d, const f64* a, const f64* b, int halves, int parts);
 void ptx_copy(u64 to, u64 from, int bytes, u32 valid);
 void ptx_copy_commit();
 void ptx_copy_wait(int left);

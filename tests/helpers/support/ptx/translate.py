@@ -413,18 +413,20 @@ class _Translation:
         return int(found[1])
 
     def _do_mma(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
-        shape = {
-            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32": ("tf32", "f32", "u32", 4, 4, 2),
-            "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64": ("f64", "f64", "f64", 2, 1, 1),
-        }.get(opcode)
-        if shape is None:
-            raise Unknown(opcode)
-        name, sums, factors, nd, na, nb = shape
+        if opcode == "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32":
+            name, sums, factors, nd, na, nb = "tf32(d, a, b)", "f32", "u32", 4, 4, 2
+        else:
+            found = re.fullmatch(r"mma\.sync\.aligned\.m(8|16)n8k(4|8|16)\.row\.col\.f64\.f64\.f64\.f64", opcode)
+            if found is None or found.groups() in (("8", "8"), ("8", "16")):
+                raise Unknown(opcode)
+            halves, parts = int(found[1]) // 8, int(found[2]) // 4
+            name, sums, factors = f"f64(d, a, b, {halves}, {parts})", "f64", "f64"
+            nd, na, nb = 2 * halves, halves * parts, parts
         d, a, b, c = map(self._list, operands)
         code = f"{sums} d[{nd}] = {{{', '.join(self._value(x, sums) for x in c)}}}; "
         code += f"const {factors} a[{na}] = {{{', '.join(self._value(x, factors) for x in a)}}}; "
         code += f"const {factors} b[{nb}] = {{{', '.join(self._value(x, factors) for x in b)}}}; "
-        code += f"ptx_mma_{name}(d, a, b); "
+        code += f"ptx_mma_{name}; "
         return code + " ".join(self._set(x, f"d[{i}]", sums) for i, x in enumerate(d))
 
     def _do_cp(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
