@@ -63,13 +63,11 @@ def reduce_kernel(P, G, u, blocks, g_b, g_r, g_c, SIDE: tl.constexpr, STEP: tl.c
         here = tl.zeros((SIDE, SIDE), dtype=dtype)
         there = tl.zeros((SIDE, SIDE), dtype=dtype)
         for start in range(0, blocks, STEP):
-            m = (start + tl.arange(0, STEP)).to(tl.int64)[:, None, None]
-            inside = (m < blocks) & (i[None, :, None] < u) & (j[None, None, :] < u)
-            at = P + (m * u + i[None, :, None]) * u + j[None, None, :]
-            here += tl.sum(tl.load(at, mask=inside, other=0.0), axis=0)
-            inside = (m < blocks) & (j[None, :, None] < u) & (i[None, None, :] < u)
-            at = P + (m * u + j[None, :, None]) * u + i[None, None, :]
-            there += tl.sum(tl.load(at, mask=inside, other=0.0), axis=0)
+            for step in tl.static_range(STEP):  # loads that do not wait for each other
+                m = tl.cast(start + step, tl.int64)
+                rows = tl.where(m < blocks, u, 0)
+                here += load(P + m * u * u, i[:, None], j[None, :], rows, u, u, 1)
+                there += load(P + m * u * u, j[:, None], i[None, :], rows, u, u, 1)
         tile = 0.5 * (here + tl.trans(there))
         store(G + b * g_b, tile, i[:, None], j[None, :], u, u, g_r, g_c)
         store(G + b * g_b, tile, i[:, None], j[None, :], u, u, g_c, g_r)
@@ -79,7 +77,7 @@ def reduce(P: torch.Tensor, G: torch.Tensor) -> None:
     """G (b, u, u) from the partial sums P (b, blocks, u, u)."""
     batch, blocks, u, _ = P.shape
     side = launch.ceil_div(u, 16)
-    reduce_kernel[side, side, batch](P, G, u, blocks, *G.stride(), SIDE=16, STEP=16, num_warps=4, **launch.LAUNCH)
+    reduce_kernel[side, side, batch](P, G, u, blocks, *G.stride(), SIDE=16, STEP=8, num_warps=4, **launch.LAUNCH)
 
 
 @launch.on_its_device
