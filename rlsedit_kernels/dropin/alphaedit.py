@@ -5,18 +5,21 @@ The released code solves, for layer i with keys K (d, u) and residuals R (v, u),
     solve(P[i] @ (K @ K.T + cache_c[i]) + L2 * eye, P[i] @ K @ R.T)
 
 and then says cache_c[i] += K @ K.T. Here P[i] @ (..) and P[i] @ K @ R.T stay symbols, the solve is gain @ R.T with the
-gain of C = P / L2 (docs/mathematics.md, fact 3), and the addition commits the keys.
+gain of C = P / L2 (docs/mathematics.md, fact 3), and the addition commits the keys. That is the answer for K @ K.T of
+the keys on the right, and for L2 * eye: what is handed over is compared with these (`doubts`).
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlsedit_kernels.dropin import stand
-from rlsedit_kernels.dropin.stand import Stand
+from rlsedit_kernels.dropin.doubts import Doubts, wide_gram
+from rlsedit_kernels.dropin.stand import Held, Stand
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import CovarianceState
 
@@ -32,14 +35,21 @@ def alphaedit(
     """Stand-ins for `P` and `cache_c`, to be passed on in their places.
 
     Args:
-        P: (layers, d, d) orthogonal projectors on the null spaces.
+        P: (layers, d, d) orthogonal projectors on the null spaces, any floating dtype.
         l2: > 0, `hparams.L2`.
-        cache_c: (layers, d, d) sums of K K' of batches that were written before; None or zeros for none.
-        verify: compare the first solve of each layer with the original one; keeps P until then.
+        cache_c: (layers, d, d) sums of K K' of batches that were written before, any floating dtype; None or zeros for
+            none.
+        verify: compare the first solve of each layer with the original one, of the matrices that it was given; keeps P
+            until then.
         device: where P is factored, once; None for where it lies.
 
     Raises:
-        TypeError, ValueError: P is no stack of projectors, or l2 is not positive.
+        TypeError, ValueError: P is no stack of projectors, cache_c is not symmetric, or l2 is not positive. That a
+            cache_c is positive semi-definite is seen, and raised, at the first solve.
+
+    A solve returns a change (d, v) in the wider one of the dtypes of R and of the state, which is float64 for float64
+    keys and float32 for all others, under `torch.autocast` too. Solve and commit raise ValueError, with nothing
+    written, where K @ K.T is not that of the keys or the ridge is not L2 * eye.
     """
     if not isinstance(P, Tensor) or P.dim() != 3 or P.shape[1] != P.shape[2]:
         got = tuple(P.shape) if isinstance(P, Tensor) else type(P).__name__
@@ -48,12 +58,23 @@ def alphaedit(
         raise ValueError(
             f"dropin.alphaedit: cache_c must have the shape of P, {tuple(P.shape)}, got {tuple(cache_c.shape)}"
         )
+    if cache_c is not None:
+        _check_symmetric(cache_c)
     layers = [
         _Layer(i, P[i].to(device or P.device), float(l2), None if cache_c is None else cache_c[i], verify)
         for i in range(P.shape[0])
     ]
     projectors = ProjectorStack(layers, P)
     return projectors, CacheStack(projectors)
+
+
+def _check_symmetric(cache: Tensor) -> None:
+    apart, size = torch.stack([(cache - cache.mT).abs().max(), cache.abs().max()]).tolist()
+    if not apart <= max(1e-5, 4.0 * torch.finfo(cache.dtype).eps) * size:
+        raise ValueError(
+            f"dropin.alphaedit: cache_c must hold sums of K @ K.T, which are symmetric, got elements of size {size:.3g}"
+            f" that differ from their mirror image by {apart:.3g}"
+        )
 
 
 class _Layer:
@@ -67,18 +88,30 @@ class _Layer:
         self._dense = P.detach().clone() if verify else None
         self._state: CovarianceState | None = None
         self._pending: Tensor | None = None
+        self.commits = 0
 
-    def solve(self, keys: Tensor, residual: Tensor, gram: Tensor) -> Tensor:
-        """The change (d, v) for keys (d, u), R' (u, v), and K K' (d, d)."""
-        stand.check_keys(gram, keys)
-        state = self._ready(keys)
-        update = state.gain(keys.T).to(residual.dtype) @ residual
+    def solve(self, system: _System, right: _Columns) -> Tensor:
+        """The change (d, v) for the system P (K K' + cache) + L2 I and its right-hand side P K R'."""
+        assert right.residual is not None
+        gram, keys, residual = system.gram.read("K @ K.T"), right.keys.read("K"), right.residual.read("R")
+        if system.commits != self.commits:
+            raise ValueError("dropin.alphaedit: keys were added to cache_c between the system and its solve")
+        doubts = system.doubts
+        doubts.gram(gram, keys)
+        dense_gram = None if self._dense is None else wide_gram(gram, keys)
+        with stand.precise(keys.device):
+            gain = self._ready(keys).gain(keys.T)
+            doubts.settle()  # behind the gain, for which a GPU was waited for already
+            wide = torch.promote_types(gain.dtype, residual.dtype)
+            update = gain.to(wide) @ residual.to(wide)
         if self._dense is not None:
+            assert system.ridge is not None
+            assert dense_gram is not None
             P = self._dense.to(keys.device, torch.float64)
             past = 0.0 if self._past is None else self._past.to(P)
-            eye = torch.eye(len(P), dtype=torch.float64, device=P.device)
-            right = P @ keys.double() @ residual.double()
-            stand.verify(update, P @ (gram.double() + past) + self.l2 * eye, right, f"layer {self.index}")
+            with stand.precise(keys.device):
+                dense = P @ (dense_gram + past) + system.ridge.read("the ridge").double()
+                stand.verify(update, dense, P @ keys.double() @ residual.double(), f"layer {self.index}")
             self._dense = self._past = None
         self._pending = keys.detach().clone()
         return update
@@ -87,10 +120,21 @@ class _Layer:
         """Take K K' (d, d) in: that of the keys of the last solve."""
         if self._pending is None:
             raise ValueError("dropin.alphaedit: cache_c may grow by keys that were solved for only, and once")
-        stand.check_keys(gram, self._pending)
         assert self._state is not None
-        self._state.commit(self._pending.T)
+        stand.check_on("alphaedit", "K @ K.T", gram, self._pending.device)
+        doubts = Doubts()
+        doubts.gram(gram, self._pending, again=True)
+        with stand.precise(self._pending.device):
+            prepared = self._state.prepare(self._pending.T)
+            doubts.settle()
+            self._state.write(prepared)
         self._pending = None
+        self.commits += 1
+
+    @property
+    def basis(self) -> Tensor:
+        """Q (d, r) float64 with P = Q Q'."""
+        return self._prior.arrays["basis"]
 
     def health(self) -> object:
         """The state's report, None before the first batch."""
@@ -98,19 +142,21 @@ class _Layer:
 
     def gram(self) -> Tensor:
         """M (d, d) float32 on the CPU for which P M is that of the batches so far: S - P L2."""
-        basis = self._prior.arrays["basis"]
+        basis = self.basis
         if self._state is None:
             found = torch.zeros(self._prior.d, self._prior.d) if self._past is None else self._past
         else:
-            found = self._state.precision() - self.l2 * (basis @ basis.mT).to(self._state.device)
+            with stand.precise(basis.device, self._state.device):
+                found = self._state.precision() - self.l2 * (basis @ basis.mT).to(self._state.device)
         return found.to("cpu", torch.float32)
 
     def _ready(self, keys: Tensor) -> CovarianceState:
         if self._state is None:
             dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-            self._state = CovarianceState(self._prior, dtype=dtype, device=keys.device)
+            state = CovarianceState(self._prior, dtype=dtype, device=keys.device)
             if self._past is not None:
-                self._state.refactor([(stand.rows_of(self._past.to(keys.device)), 1.0)])
+                state.refactor([(stand.rows_of(self._past.to(keys.device)), 1.0)])
+            self._state = state
             if self._dense is None:
                 self._past = None
         return self._state
@@ -129,7 +175,23 @@ class ProjectorStack(Stand):
 
     def __init__(self, layers: list[_Layer], P: Tensor) -> None:
         self._layers = layers
+        self._given = weakref.ref(P), stand.version(P)
         self.like(P)
+
+    def check(self, P: Tensor) -> None:
+        """Refuse another P (layers, d, d) than the one given: free for the same tensor, O(layers d^2) for a copy.
+
+        Raises:
+            TypeError, ValueError: it is another one, or was changed in place.
+        """
+        ref, version = self._given
+        if ref() is P and version is not None and stand.version(P) == version:
+            return
+        stand.check_shape("alphaedit", "P", P, *self.shape)
+        doubts, message = Doubts(), "dropin.alphaedit: P must stay as it was given while a stream goes on"
+        for layer, now in zip(self._layers, P, strict=True):
+            doubts.projector(now, layer.basis, message)
+        doubts.settle()
 
     def __getitem__(self, key: Any) -> _Projector:
         return _Projector(self._layers[_index(key, len(self._layers))])
@@ -177,40 +239,54 @@ class _Projector(Stand):
 
     def __matmul__(self, other: object) -> _System | _Columns:
         if isinstance(other, _Gram) and other.layer is self.layer:
-            return _System(self.layer, other.gram)
-        if isinstance(other, Tensor) and other.dim() == 2:
-            return _Columns(self.layer, other)
+            return _System(self.layer, other.gram, other.commits)
+        if isinstance(other, Tensor):
+            keys = stand.check_shape("alphaedit", "K", other, self.shape[0], -1)
+            return _Columns(self.layer, Held(keys))
         raise TypeError(f"dropin.alphaedit: P[i] @ {type(other).__name__} is not part of the known solve")
 
 
 class _Cache(Stand):
-    """cache_c[i]."""
+    """cache_c[i], as it is now; or what a move or a cast made of it, which may be a copy."""
 
-    def __init__(self, layer: _Layer) -> None:
-        self.layer = layer
+    def __init__(self, layer: _Layer, *, moved: bool = False) -> None:
+        self.layer, self.commits, self._is_moved = layer, layer.commits, moved
         self.like(layer)
+
+    def _moved(self) -> _Cache:
+        twin = _Cache(self.layer, moved=True)
+        twin.commits = self.commits
+        return twin
 
     def __add__(self, gram: object) -> _Gram:
         if not isinstance(gram, Tensor):
             raise TypeError(f"dropin.alphaedit: cache_c[i] + {type(gram).__name__} is not part of the known solve")
-        return _Gram(self.layer, gram)
+        if self.commits != self.layer.commits:
+            raise ValueError("dropin.alphaedit: keys were added to cache_c since this cache_c[i] was taken out of it")
+        return _Gram(self.layer, Held(stand.check_shape("alphaedit", "K @ K.T", gram, *self.shape)))
 
     def __radd__(self, gram: object) -> _Gram:
         return self + gram
 
-    def __iadd__(self, gram: Tensor) -> _Cache:  # type: ignore[misc]
-        self.layer.commit(gram)
+    def __iadd__(self, gram: object) -> _Cache:  # type: ignore[misc]
+        if self._is_moved:
+            raise TypeError(
+                "dropin.alphaedit: cache_c[i] grows in its place; whether it does when what was moved or cast grows, as"
+                " in c = cache_c[i].cuda(); c += .., depends on where it lies"
+            )
+        self.layer.commit(stand.check_shape("alphaedit", "K @ K.T", gram, *self.shape))
+        self.commits = self.layer.commits
         return self
 
 
-_Cache.handlers = stand.add(lambda gram, cache, **_: cache + gram)
+_Cache.handlers = stand.add(lambda gram, cache: cache + gram)
 
 
 class _Gram(Stand):
     """K @ K.T + cache_c[i]."""
 
-    def __init__(self, layer: _Layer, gram: Tensor) -> None:
-        self.layer, self.gram = layer, gram
+    def __init__(self, layer: _Layer, gram: Held) -> None:
+        self.layer, self.gram, self.commits = layer, gram, layer.commits
 
     def __rmatmul__(self, _: object) -> object:
         raise TypeError(
@@ -222,16 +298,19 @@ class _Gram(Stand):
 class _System(Stand):
     """P[i] @ (K @ K.T + cache_c[i]), and with L2 * eye added."""
 
-    def __init__(self, layer: _Layer, gram: Tensor, complete: bool = False) -> None:
-        self.layer, self.gram, self.complete = layer, gram, complete
+    def __init__(self, layer: _Layer, gram: Held, commits: int) -> None:
+        self.layer, self.gram, self.commits = layer, gram, commits
+        self.ridge: Held | None = None
+        self.doubts = Doubts()
 
     def __add__(self, ridge: object) -> _System:
-        if self.complete or not isinstance(ridge, Tensor):
+        if self.ridge is not None or not isinstance(ridge, Tensor):
             raise TypeError("dropin.alphaedit: the system has one term beside P @ (...): L2 * eye")
-        have = float(ridge[0, 0])
-        if abs(have - self.layer.l2) > max(1e-6, torch.finfo(ridge.dtype).eps) * self.layer.l2:
-            raise ValueError(f"dropin.alphaedit: L2 must be {self.layer.l2:g} as it was given, got {have:g}")
-        return _System(self.layer, self.gram, True)
+        stand.check_shape("alphaedit", "L2 * eye", ridge, *self.layer.shape)
+        found = _System(self.layer, self.gram, self.commits)
+        found.ridge = Held(ridge)
+        found.doubts.multiple_of_identity("alphaedit", "L2", ridge, self.layer.l2)
+        return found
 
     def __radd__(self, ridge: object) -> _System:
         return self + ridge
@@ -240,22 +319,26 @@ class _System(Stand):
 class _Columns(Stand):
     """P[i] @ K, and P[i] @ K @ R.T."""
 
-    def __init__(self, layer: _Layer, keys: Tensor, residual: Tensor | None = None) -> None:
+    def __init__(self, layer: _Layer, keys: Held, residual: Held | None = None) -> None:
         self.layer, self.keys, self.residual = layer, keys, residual
 
     def __matmul__(self, residual: object) -> _Columns:
         if self.residual is not None or not isinstance(residual, Tensor):
             raise TypeError("dropin.alphaedit: the right-hand side is P[i] @ K @ R.T")
-        return _Columns(self.layer, self.keys, residual)
+        count = self.keys.read("K").shape[1]
+        return _Columns(self.layer, self.keys, Held(stand.check_shape("alphaedit", "R.T", residual, count, -1)))
 
 
-def _solve(system: object, right: object, **_: object) -> Tensor:
+def _solve(system: object, right: object) -> Tensor:
     if not isinstance(system, _System) or not isinstance(right, _Columns) or system.layer is not right.layer:
         raise TypeError("dropin.alphaedit: both sides of the solve must be made from P of one layer")
-    if not system.complete or right.residual is None:
+    if system.ridge is None or right.residual is None:
         raise TypeError("dropin.alphaedit: the solve lacks L2 * eye, or the residuals")
-    return system.layer.solve(right.keys, right.residual, system.gram)
+    keys = right.keys.read("K")
+    for name, held in (("K @ K.T", system.gram), ("L2 * eye", system.ridge), ("R.T", right.residual)):
+        stand.check_on("alphaedit", name, held.read(name), keys.device)
+    return system.layer.solve(system, right)
 
 
-_System.handlers = {torch.linalg.solve: _solve, **stand.add(lambda ridge, system, **_: system + ridge)}
+_System.handlers = {torch.linalg.solve: _solve, **stand.add(lambda ridge, system: system + ridge)}
 _Columns.handlers = {torch.linalg.solve: _solve}

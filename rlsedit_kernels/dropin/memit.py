@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rlsedit_kernels.dropin import stand
-from rlsedit_kernels.dropin.stand import Stand
+from rlsedit_kernels.dropin.doubts import Doubts, wide_gram
+from rlsedit_kernels.dropin.stand import Held, Stand
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import CovarianceState
 
@@ -60,12 +61,15 @@ class Moment(Stand):
     """Stands for E[k k'] (d, d).
 
     Args:
-        moment: (d, d), symmetric positive semi-definite.
-        verify: compare the first solve with the original one.
+        moment: (d, d), symmetric positive semi-definite, any floating dtype; it must not be changed in place any more.
+        verify: compare the first solve with the original one, of the matrices that it was given.
+
+    A solve returns (d, u) in float64 for float64 keys and in float32 for all others, under `torch.autocast` too. It
+    raises ValueError where K K' is not that of the keys on the right, or the moment was changed.
     """
 
     def __init__(self, moment: Tensor, *, verify: bool = False) -> None:
-        self._moment, self._verify = moment.detach(), verify
+        self._moment, self._verify = Held(moment.detach()), verify
         self.like(moment)
         self._states: dict[tuple[float, torch.dtype, torch.device], CovarianceState] = {}
 
@@ -77,18 +81,30 @@ class Moment(Stand):
     __mul__ = __rmul__
 
     def gain(self, weight: float, keys: Tensor, gram: Tensor) -> Tensor:
-        """(weight E[k k'] + K K')^-1 K (d, u) for keys (d, u)."""
-        stand.check_keys(gram, keys)
+        """(weight E[k k'] + K K')^-1 K (d, u) for keys (d, u) and K K' (d, d) of one device.
+
+        Raises:
+            ValueError: they do not fit, or do not belong together.
+        """
+        moment = self._moment.read("the second moment")
+        stand.check_shape("memit", "the right-hand side K", keys, len(moment), -1)
+        stand.check_shape("memit", "K @ K.T", gram, *self.shape)
+        stand.check_on("memit", "K @ K.T", gram, keys.device)
+        doubts = Doubts()
+        doubts.gram(gram, keys)
+        dense_gram = wide_gram(gram, keys) if self._verify else None
         key = (weight, keys.dtype, keys.device)
-        if key not in self._states:
-            dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-            prior = Prior.anchor(weight * self._moment.double())
-            self._states[key] = CovarianceState(prior, dtype=dtype, device=keys.device)
-        gain = self._states[key].gain(keys.T)
-        if self._verify:
-            system = weight * self._moment.to(keys.device, torch.float64) + gram.double()
-            stand.verify(gain, system, keys, "MEMIT")
-            self._verify = False
+        with stand.precise(moment.device, keys.device):
+            if key not in self._states:
+                dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+                prior = Prior.anchor(weight * moment.double())
+                self._states[key] = CovarianceState(prior, dtype=dtype, device=keys.device)
+            gain = self._states[key].gain(keys.T)
+            doubts.settle()  # behind the gain, for which a GPU was waited for already
+            if dense_gram is not None:
+                system = weight * moment.to(keys.device, torch.float64) + dense_gram
+                stand.verify(gain, system, keys, "MEMIT")
+                self._verify = False
         return gain
 
 
@@ -101,29 +117,29 @@ class _Weighted(Stand):
     def __add__(self, gram: object) -> _System:
         if not isinstance(gram, Tensor):
             raise TypeError(f"dropin.memit: weight * cov + {type(gram).__name__} is not part of the known solve")
-        return _System(self, gram)
+        return _System(self, Held(gram))
 
     def __radd__(self, gram: object) -> _System:
         return self + gram
 
 
-_Weighted.handlers = stand.add(lambda gram, weighted, **_: weighted + gram)
+_Weighted.handlers = stand.add(lambda gram, weighted: weighted + gram)
 
 
 class _System(Stand):
     """weight * cov + K @ K.T."""
 
-    def __init__(self, weighted: _Weighted, gram: Tensor) -> None:
+    def __init__(self, weighted: _Weighted, gram: Held) -> None:
         self.weighted, self.gram = weighted, gram
 
     def __add__(self, other: object) -> _System:
         raise TypeError("dropin.memit: the system has two terms, weight * cov and K @ K.T; MEMIT keeps no earlier keys")
 
 
-def _solve(system: object, keys: object, **_: object) -> Tensor:
+def _solve(system: object, keys: object) -> Tensor:
     if not isinstance(system, _System) or not isinstance(keys, Tensor):
         raise TypeError("dropin.memit: the right-hand side of the solve must be the keys (d, u)")
-    return system.weighted.moment.gain(system.weighted.weight, keys, system.gram)
+    return system.weighted.moment.gain(system.weighted.weight, keys, system.gram.read("K @ K.T"))
 
 
 _System.handlers = {torch.linalg.solve: _solve}

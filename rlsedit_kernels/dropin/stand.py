@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlsedit_kernels.backends.precision import ieee_products
+
 VERIFIED = 1e-3
 """Largest relative difference to the original solve that `verify` lets pass; published code solves in float32."""
 
-SAME_KEYS = 1e-3
-"""Largest relative difference between the trace of K K' and |K|^2 of the keys it should be made of."""
-
 Handler = Callable[..., Any]
+
+_DEFAULTS: Mapping[str, Any] = {"alpha": 1, "left": True, "out": None, "unitriangular": False}
+"""Keywords of functions of torch that mean nothing with these values."""
 
 
 class VerificationError(ValueError):
@@ -51,7 +55,7 @@ class Stand:
     ) -> Any:
         for kind in types:
             if issubclass(kind, Stand) and func in kind.handlers:
-                return kind.handlers[func](*args, **(kwargs or {}))
+                return _call(kind.handlers[func], func, args, kwargs or {})
         names = [kind.__name__ for kind in types]
         raise TypeError(
             f"dropin: {getattr(func, '__name__', func)} of {names} is no part of an expression that is known here; "
@@ -60,6 +64,9 @@ class Stand:
 
     def to(self, *_: Any, **__: Any) -> Any:
         """Itself: a state lives where the keys are."""
+        return self._moved()
+
+    def _moved(self) -> Any:
         return self
 
     cuda = cpu = float = double = half = bfloat16 = detach = contiguous = to
@@ -75,6 +82,84 @@ class Stand:
     __matmul__ = __rmatmul__ = __imatmul__ = _refuse
 
 
+def _call(handler: Handler, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call it with the keywords that mean something; one that it does not know changes the expression."""
+    told = {key: value for key, value in kwargs.items() if not _is_default(key, value)}
+    try:
+        inspect.signature(handler).bind(*args, **told)
+    except TypeError:
+        name, words = getattr(func, "__name__", func), ", ".join(f"{key}={told[key]!r:.40}" for key in told)
+        raise TypeError(
+            f"dropin: {name} with {len(args)} operands and ({words}) is no part of the known solve"
+        ) from None
+    return handler(*args, **told)
+
+
+def _is_default(key: str, value: Any) -> bool:
+    return key in _DEFAULTS and (value is None or isinstance(value, (int, float))) and value == _DEFAULTS[key]
+
+
+@contextmanager
+def precise(*devices: torch.device) -> Iterator[None]:
+    """Products in the dtype of their operands, as IEEE has them: neither autocast nor TF32 reaches a state."""
+    with ExitStack() as stack:
+        for kind in {"cpu", *(device.type for device in devices)}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(ieee_products())
+        yield
+
+
+class Held:
+    """A tensor that an expression was written with, and that must be the same when the expression is worth something.
+
+    Torch would have computed with its values at once; here they are read later.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, version(tensor)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor.
+
+        Raises:
+            ValueError: it was changed in place since.
+        """
+        if version(self._tensor) != self._version:
+            raise ValueError(f"dropin: {name} was changed in place between the expression and its solve")
+        return self._tensor
+
+
+def version(tensor: Tensor) -> int | None:
+    """Its count of changes in place; None for one of inference mode, which has none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def check_shape(where: str, name: str, tensor: object, *shape: int) -> Tensor:
+    """The tensor.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it has another shape; -1 stands for any size.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"dropin.{where}: {name} must be a tensor, got {type(tensor).__name__}")
+    got = tuple(tensor.shape)
+    if len(got) != len(shape) or any(want not in (-1, have) for want, have in zip(shape, got, strict=True)):
+        raise ValueError(f"dropin.{where}: {name} must have shape {shape}, got {got}")
+    return tensor
+
+
+def check_on(where: str, name: str, tensor: Tensor, device: torch.device) -> None:
+    """Refuse a tensor that does not lie where the keys lie: torch would, too.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if tensor.device != device:
+        raise ValueError(f"dropin.{where}: {name} must be on the device of the keys, {device}, got {tensor.device}")
+
+
 def add(handler: Handler) -> dict[Any, Handler]:
     """Handlers for tensor + stand."""
     return dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), handler)
@@ -85,27 +170,13 @@ def matmul(handler: Handler) -> dict[Any, Handler]:
     return dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__), handler)
 
 
-def check_keys(gram: Tensor, keys: Tensor) -> None:
-    """Refuse a Gram matrix K K' (d, d) that is not that of the keys (d, u), by its trace.
-
-    Raises:
-        ValueError: they do not belong together.
-    """
-    have, want = float(gram.diagonal().double().sum()), float(keys.double().square().sum())
-    if not abs(have - want) <= SAME_KEYS * max(want, 1e-30):
-        raise ValueError(
-            f"dropin: K K' must be that of the keys of this batch, got trace {have:.6g} beside |K|^2 = {want:.6g}; is "
-            "there another term in the system?"
-        )
-
-
 def verify(found: Tensor, system: Tensor, right: Tensor, what: str) -> None:
     """Compare with the original solve, in float64.
 
     Raises:
         VerificationError: they differ by more than `VERIFIED` in the Frobenius norm.
     """
-    with torch.no_grad():  # residuals may come out of an optimisation, with its graph
+    with torch.no_grad(), precise(system.device):  # residuals may come out of an optimisation, with its graph
         exact = torch.linalg.solve(system.double(), right.double())
         error = float(torch.linalg.norm(found.double() - exact) / torch.linalg.norm(exact).clamp_min(1e-300))
     if not error <= VERIFIED:
@@ -116,7 +187,20 @@ def verify(found: Tensor, system: Tensor, right: Tensor, what: str) -> None:
 
 
 def rows_of(gram: Tensor) -> Tensor:
-    """Rows A (r, d) float64 with A'A = gram, for a cache of earlier keys that is handed over."""
+    """Rows A (r, d) float64 with A'A = gram, for a cache of earlier keys (d, d) that is handed over.
+
+    Raises:
+        ValueError: it has a negative eigenvalue beyond its rounding error, and so is no sum of K K'.
+    """
     values, vectors = torch.linalg.eigh(gram.double())
+    low, high = torch.stack([values[0], values[-1]]).tolist()
+    if not low >= -max(_NEGATIVE, 4.0 * torch.finfo(gram.dtype).eps) * max(high, 0.0):
+        raise ValueError(
+            f"dropin: a cache of earlier keys must be a sum of K K', got the eigenvalue {low:.3g} beside {high:.3g}"
+        )
     keep = values > values[-1].clamp_min(0) * 1e-12
     return (vectors[:, keep] * values[keep].sqrt()).T
+
+
+_NEGATIVE = 1e-4
+"""Largest negative eigenvalue of a sum of K K', relative to the largest one, that rounding in float32 explains."""

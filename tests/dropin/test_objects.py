@@ -47,7 +47,10 @@ EYE = torch.eye(D)
         (lambda P, c: P[0, :, :] @ (K @ K.T + c[1, :, :]), TypeError, r"P\[i\] @ _Gram"),
         (lambda P, c: P[0, :3, :], TypeError, "layer by layer"),
         (lambda P, c: P[2, :, :], TypeError, "layer by layer"),
-        (lambda P, c: P[0] @ (K @ K.T + c[0]) + 3.0 * EYE, ValueError, "L2 must be 2 as it was given, got 3"),
+        (
+            lambda P, c: torch.linalg.solve(P[0] @ (K @ K.T + c[0]) + 3.0 * EYE, P[0] @ K @ R.T),
+            ValueError, "L2 must be 2 as it was given, got 3",
+        ),
         (lambda P, c: P[0] @ (K @ K.T + c[0]) + L2 * EYE + L2 * EYE, TypeError, "one term beside"),
         (lambda P, c: torch.linalg.solve(P[0] @ (K @ K.T + c[0]), P[0] @ K @ R.T), TypeError, "lacks L2"),
         (
@@ -156,7 +159,7 @@ def test_a_matrix_that_comes_again_is_factored_once() -> None:
     [
         (lambda C: C - K @ K.T, "C - Tensor is not part"),
         (lambda C: torch.linalg.inv(C), "no part of an expression"),
-        (lambda C: (C - (C @ K)) @ random(D, U, seed=8), "multiplied by the keys of its batch"),
+        (lambda C: change(C, K) @ random(D, U + 1, seed=8), "multiplied by the keys of its batch"),
         (lambda C: torch.stack([C], dim=1), "along dimension 0"),
         (lambda C: torch.stack([C]).__setitem__(0, K @ K.T), "its own update"),
     ],
@@ -166,10 +169,18 @@ def test_the_reference_code_refuses_what_it_does_not_know(use: Callable[[Any], o
         use(dropin.Covariance(moment()))
 
 
+def change(C: Any, keys: Tensor) -> Any:
+    """What the reference code writes."""
+    F = C @ keys
+    upper = torch.linalg.cholesky(torch.eye(keys.shape[1]) + keys.T @ F, upper=True)
+    G = torch.linalg.solve_triangular(upper, F, upper=True, left=False)
+    return C - G @ G.T
+
+
 def test_a_copied_covariance_is_independent() -> None:
     stack = torch.stack([dropin.Covariance(moment())])
     twin = stack.clone()
-    twin[0] = twin[0] - twin[0] @ K
+    twin[0] = change(twin[0], K)
     assert stack[0].health() is None
     assert twin[0].health().steps == 1
 
