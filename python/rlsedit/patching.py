@@ -172,15 +172,17 @@ def _alphaedit(module: Any, stack: ExitStack, verify: bool) -> None:
     def apply(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        cache, hparams = given.arguments["cache_c"], given.arguments["hparams"]
+        cache, hparams, P = (given.arguments[name] for name in ("cache_c", "hparams", "P"))
         if not isinstance(cache, dropin.CacheStack):
             known = None if cache is None else caches.find(cache)
             if known is None:
                 device = _device(given.arguments.get("model"))
-                _, known = dropin.alphaedit(given.arguments["P"], hparams.L2, cache, verify=verify, device=device)
+                _, known = dropin.alphaedit(P, hparams.L2, cache, verify=verify, device=device)
                 if cache is not None:
                     caches.add(cache, known)
             cache = known
+        if P is not cache.partner:
+            cache.partner.check(P)  # the same tensor as a rule, which costs nothing
         given.arguments["P"], given.arguments["cache_c"] = cache.partner, cache
         return original(*given.args, **given.kwargs)
 

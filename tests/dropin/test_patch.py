@@ -245,6 +245,36 @@ def test_a_cache_that_changes_under_the_patch() -> None:
             with_own_cache(model, cache, range(1))
 
 
+def test_another_projector_in_the_middle_of_a_stream_is_refused() -> None:
+    """The stand-ins know one P; a copy of it is not another one."""
+    toy, module = import_module("toy"), import_module(PLACES["alphaedit"][0])
+    exact, _ = run("alphaedit", 3)
+    model = toy.Toy()
+    P = toy.projectors(model, toy.hparams().nullspace_threshold)
+    others = (toy.projectors(model, 1.0), 0.99 * P, P + 1e-3, P[:1], None)
+    mine = torch.zeros_like(P)
+
+    def write(batch: int, given: Any, cache: Any) -> Any:
+        return module.apply_AlphaEdit_to_model(
+            model, None, toy.requests(toy.U, 100 + batch), toy.hparams(), cache_c=cache, P=given
+        )[1]
+
+    with rlsedit.patch("alphaedit"):
+        stand = write(0, P, mine)
+        before = [weight.clone() for weight in model.weights]
+        for other in others:
+            for cache in (stand, mine):
+                with pytest.raises((TypeError, ValueError), match="P must"):
+                    write(1, other, cache)
+        assert all(map(torch.equal, model.weights, before))
+        write(1, P.clone(), stand)
+        write(2, P.double(), mine)
+        assert largest_difference(model, exact) < 1e-4
+        P[0, 0, 0] += 0.5
+        with pytest.raises(ValueError, match="P must stay as it was given"):
+            write(3, P, stand)
+
+
 def test_a_cache_is_given_back_as_a_tensor() -> None:
     """P M P for M: what the original needs to go on."""
     toy = import_module("toy")
