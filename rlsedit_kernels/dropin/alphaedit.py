@@ -22,6 +22,7 @@ from rlsedit_kernels.dropin.doubts import Doubts, wide_gram
 from rlsedit_kernels.dropin.stand import Held, Stand
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import CovarianceState
+from rlsedit_kernels.states.covariance import Prepared
 
 
 def alphaedit(
@@ -87,7 +88,7 @@ class _Layer:
         self._past = None if past is None or not bool(past.any()) else past.detach().clone()
         self._dense = P.detach().clone() if verify else None
         self._state: CovarianceState | None = None
-        self._pending: Tensor | None = None
+        self._pending: tuple[Tensor, Prepared] | None = None
         self.commits = 0
 
     def solve(self, system: _System, right: _Columns) -> Tensor:
@@ -100,10 +101,11 @@ class _Layer:
         doubts.gram(gram, keys)
         dense_gram = None if self._dense is None else wide_gram(gram, keys)
         with stand.precise(keys.device):
-            gain = self._ready(keys).gain(keys.T)
+            own = keys.detach().clone()  # the batch may be written after the caller has used its tensor for another
+            prepared = self._ready(own).prepare(own.T)
             doubts.settle()  # behind the gain, for which a GPU was waited for already
-            wide = torch.promote_types(gain.dtype, residual.dtype)
-            update = gain.to(wide) @ residual.to(wide)
+            wide = torch.promote_types(prepared.gain.dtype, residual.dtype)
+            update = prepared.gain.to(wide) @ residual.to(wide)
         if self._dense is not None:
             assert system.ridge is not None
             assert dense_gram is not None
@@ -113,7 +115,7 @@ class _Layer:
                 dense = P @ (dense_gram + past) + system.ridge.read("the ridge").double()
                 stand.verify(update, dense, P @ keys.double() @ residual.double(), f"layer {self.index}")
             self._dense = self._past = None
-        self._pending = keys.detach().clone()
+        self._pending = own, prepared
         return update
 
     def commit(self, gram: Tensor) -> None:
@@ -121,12 +123,11 @@ class _Layer:
         if self._pending is None:
             raise ValueError("dropin.alphaedit: cache_c may grow by keys that were solved for only, and once")
         assert self._state is not None
-        stand.check_on("alphaedit", "K @ K.T", gram, self._pending.device)
+        keys, prepared = self._pending
         doubts = Doubts()
-        doubts.gram(gram, self._pending, again=True)
-        with stand.precise(self._pending.device):
-            prepared = self._state.prepare(self._pending.T)
-            doubts.settle()
+        doubts.gram(gram, keys.to(gram.device), again=True)  # released code adds on the host
+        doubts.settle()
+        with stand.precise(keys.device):
             self._state.write(prepared)
         self._pending = None
         self.commits += 1

@@ -9,6 +9,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -382,8 +383,13 @@ def test_verification_notices_another_solve(monkeypatch: pytest.MonkeyPatch) -> 
     """A gain that is off by a percent, as a wrong prior would make it."""
     from rlsedit_kernels import CovarianceState
 
-    gain = CovarianceState.gain
-    monkeypatch.setattr(CovarianceState, "gain", lambda self, K, noise=1.0: 1.01 * gain(self, K, noise))
-    for place in ("alphaedit", "memit"):
+    prepare = CovarianceState.prepare
+
+    def off(*args: Any, **kwargs: Any) -> Any:
+        prepared = prepare(*args, **kwargs)
+        return replace(prepared, gain=1.01 * prepared.gain)
+
+    monkeypatch.setattr(CovarianceState, "prepare", off)
+    for place in ("alphaedit", "memit", "rlsedit"):
         with rlsedit.patch(place, verify=True), pytest.raises(dropin.VerificationError, match=r"differs .* by 1\.0"):
             run(place, 1)

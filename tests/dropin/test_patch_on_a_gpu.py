@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from support.default_device import plain_torch_under
 
 import rlsedit
+from rlsedit_kernels import dropin
 
 if torch.get_default_device().type != "cuda":
     pytest.skip("needs --device cuda, with a GPU or --pretend-cuda", allow_module_level=True)
@@ -108,3 +109,48 @@ def test_the_weights_are_those_of_the_original(place: str) -> None:
     for mine, theirs in zip(found, exact, strict=True):
         assert mine.device == torch.device("cuda", 0)
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-4
+
+
+def waits(batch: Callable[[int], Any]) -> int:
+    """How often the host waits for the GPU in the sixth batch, before which the guard does not look."""
+    for i in range(5):
+        batch(i)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            batch(5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in found)
+
+
+D, V, U = 200, 7, 5
+
+
+def test_checks_wait_for_the_gpu_once_a_batch_more_than_the_state() -> None:
+    """All that was handed over is read at once, behind the gain, for which a state waits twice; a commit reads once."""
+    eye = torch.eye(D, device="cuda")
+    stream = torch.randn(6, D, U, generator=torch.Generator().manual_seed(0)).to("cuda")
+    P, cache = dropin.alphaedit(torch.diag((torch.arange(D) % 4 > 0).float())[None].to("cuda"), 2.0)
+    moment = dropin.Moment(torch.eye(D, device="cuda"))
+    stack = torch.stack([dropin.Covariance(torch.eye(D, device="cuda"))])
+
+    def alphaedit(batch: int) -> None:
+        keys = stream[batch]
+        gram = keys @ keys.T
+        torch.linalg.solve(P[0] @ (gram + cache[0]) + 2.0 * eye, P[0] @ keys @ keys.T[:, :V])
+        cache[0] += gram
+
+    def memit(batch: int) -> None:
+        torch.linalg.solve(15 * moment + stream[batch] @ stream[batch].T, stream[batch])
+
+    def reference(batch: int) -> None:
+        keys = stream[batch]
+        F = stack[0] @ keys
+        upper = torch.linalg.cholesky(torch.eye(U, device="cuda") + keys.T @ F, upper=True)
+        G = torch.linalg.solve_triangular(upper, F, upper=True, left=False)
+        stack[0] = new = stack[0] - G @ G.T
+        new @ keys
+
+    assert [waits(batch) for batch in (alphaedit, memit, reference)] == [2 + 1 + 1, 2 + 1, 2 + 1]
