@@ -191,28 +191,44 @@ def test_a_how_to_changes_at_most_ten_lines(block: str) -> None:
     compile(block if not block.startswith(" ") else "if True:\n" + block, "docs/dropin.md", "exec")
 
 
-def test_the_editor_of_thirty_lines() -> None:
-    """It minimises its objective, and a removed batch leaves no trace."""
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_the_editor_of_thirty_lines(dtype: torch.dtype, bias: bool) -> None:
+    """It minimises its objective for a layer of any dtype; batches that are removed or fail leave no trace."""
     (block,) = [b for b in BLOCKS if "class LinearEditor" in b]
-    assert len([line for line in block.splitlines() if line.strip()]) <= 30
+    assert len([line for line in block.splitlines() if line.strip()]) <= 35
     space: dict[str, Any] = {}
     exec(compile(block, "docs/dropin.md", "exec"), space)
-    inputs, layers = random(4 * D, D, seed=6), [torch.nn.Linear(D, V) for _ in range(2)]
+    inputs, layers = random(4 * D, D, seed=6), [torch.nn.Linear(D, V, bias=bias, dtype=dtype) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
-    first = layers[0].weight.detach().clone()
+    first = layers[0].weight.detach().clone().double()
     editors = [space["LinearEditor"](layer, inputs, 2.0) for layer in layers]
-    batches = {name: (random(U, D, seed=10 + i), random(U, V, seed=20 + i)) for i, name in enumerate("abc")}
+    batches = {
+        n: (random(U, D, seed=10 + i).to(dtype), random(U, V, seed=20 + i).to(dtype)) for i, n in enumerate("abc")
+    }
     for name, batch in batches.items():
         editors[0].write(name, *batch)
         if name != "b":
             editors[1].write(name, *batch)
     information = 2.0 * inputs.double().T @ inputs.double() / len(inputs)
     keys = torch.cat([k for k, _ in batches.values()]).double()
-    values = torch.cat([v for _, v in batches.values()]).double() - layers[0].bias.detach().double()
-    wanted = torch.linalg.solve(information + keys.T @ keys, information @ first.double().T + keys.T @ values)
-    assert relative_error(layers[0].weight.detach().double(), wanted.T) < 1e-4
+    values = torch.cat([v for _, v in batches.values()]).double()
+    if bias:
+        values -= layers[0].bias.detach().double()
+    wanted = torch.linalg.solve(information + keys.T @ keys, information @ first.T + keys.T @ values)
+    master = 1e-10 if dtype == torch.float64 else 1e-5
+    assert relative_error(editors[0].master.double(), wanted.T) < master
+    assert relative_error(layers[0].weight.detach().double(), wanted.T) < max(master, torch.finfo(dtype).eps / 2)
+    before, covariance = layers[0].weight.detach().clone(), editors[0].state.covariance()
+    for name, batch in {"shape": (K.T, R), "NaN": (K.T * float("nan"), R.T)}.items():
+        with pytest.raises((RuntimeError, ValueError)):
+            editors[0].write(name, *batch)
+    with pytest.raises(KeyError):
+        editors[0].remove("shape")
+    assert torch.equal(layers[0].weight, before)
+    assert torch.equal(editors[0].state.covariance(), covariance)
     editors[0].remove("b")
-    assert relative_error(layers[0].weight.detach(), layers[1].weight.detach()) < 1e-4
+    assert relative_error(editors[0].master, editors[1].master) < 10.0 * master  # a removal loses a digit
     assert list(editors[0].written) == ["a", "c"]
 
 
