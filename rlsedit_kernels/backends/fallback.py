@@ -1,11 +1,13 @@
 """The ops in plain torch: the last resort, on whatever device torch serves.
 
 Slower than the native kernels, but under the same contract: no synchronisation, no d x d temporary,
-exactly symmetric results, C untouched where info != 0.
+exactly symmetric results; where info != 0, no gain and C untouched. The dtype is that of the tensors, under
+autocast too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -33,32 +35,75 @@ def _reads_better_by_rows(C: torch.Tensor) -> bool:
 
 def cholesky(A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     L, info = torch.linalg.cholesky_ex(A)
-    if A.device.type != "cpu":  # LAPACK reports NaN, cuSOLVER does not (pytorch issue 64818)
-        lost = L.diagonal(dim1=-2, dim2=-1).isnan().to(torch.int32)
-        info = torch.where(info == 0, torch.where(lost.any(-1), lost.argmax(-1) + 1, 0), info)
+    pivots = L.diagonal(dim1=-2, dim2=-1)
+    if L.device.type == "cpu" and math.isfinite(pivots.sum().item()):  # a look costs nothing there
+        return L.contiguous(), info
+    # Not every library that torch calls reports a pivot of NaN (cuSOLVER: pytorch issue 64818), and none one of Inf.
+    # What it leaves behind the pivot that it does report says nothing.
+    lost = pivots.isfinite().logical_not_()
+    first = torch.where(lost.any(-1), lost.to(torch.int32).argmax(-1) + 1, 0)
+    info = torch.where((first > 0) & ((info == 0) | (first < info)), first, info)
     return L.contiguous(), info.to(torch.int32)
 
 
+def _failed(info: torch.Tensor) -> torch.Tensor | None:
+    """(..., 1, 1), true where info != 0; None where that is known to be nowhere, which a GPU is not asked."""
+    if info.device.type == "cpu" and not info.any():
+        return None
+    return (info != 0)[..., None, None]
+
+
 def gain_solve(Y: torch.Tensor, G: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gain, Z, info, _ = _gain_solve(Y, G, noise)
+    return gain, Z, info
+
+
+def _gain_solve(
+    Y: torch.Tensor, G: torch.Tensor, noise: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`gain_solve`, and where it failed."""
     A = G.clone()
-    A.diagonal(dim1=-2, dim2=-1).add_(noise)
+    A.diagonal(dim1=-2, dim2=-1).add_(_in_dtype(noise, G.dtype))
     L, info = cholesky(A)
     with ieee_products():
         Z = torch.linalg.solve_triangular(L.mT, Y, upper=True, left=False)
         gain = torch.linalg.solve_triangular(L, Z, upper=False, left=False)
-    return gain.contiguous(), Z.contiguous(), info
+    gain, Z, failed = gain.contiguous(), Z.contiguous(), _failed(info)
+    if failed is not None:  # no gain exists: make sure that nobody mistakes what is returned for one
+        gain.masked_fill_(failed, math.nan)
+        Z.masked_fill_(failed, math.nan)
+    return gain, Z, info, failed
+
+
+def _in_dtype(number: float, dtype: torch.dtype) -> float:
+    """The number as a kernel in `dtype` has it: Inf where it overflows, where torch would raise."""
+    return number if abs(number) <= torch.finfo(dtype).max else math.copysign(math.inf, number)
 
 
 def downdate_(C: torch.Tensor, Z: torch.Tensor, alpha: float = -1.0) -> None:
+    _change_(C, Z, _in_dtype(alpha, C.dtype))
+
+
+def _change_(
+    C: torch.Tensor, Z: torch.Tensor, alpha: float, scale: float = 1.0, failed: torch.Tensor | None = None
+) -> None:
+    """C <- scale (C + alpha Z Z'), some rows at a time; where `failed` (..., 1, 1), not a bit of C changes."""
     d = C.shape[-1]
     with ieee_products():
         for start in range(0, d, _ROWS):
             stop = min(start + _ROWS, d)
-            rows = C[..., start:stop, :stop]
-            rows.add_(Z[..., start:stop, :] @ Z[..., :stop, :].mT, alpha=alpha)
-            C[..., :start, start:stop].copy_(rows[..., :start].mT)
+            old, above = C[..., start:stop, :stop], C[..., :start, start:stop]
+            product = Z[..., start:stop, :] @ Z[..., :stop, :].mT
+            rows = old.add_(product, alpha=alpha) if failed is None else torch.add(old, product, alpha=alpha)
+            if scale != 1.0:
+                rows.mul_(scale)
             block = rows[..., start:]
             block.copy_(block.tril() + block.tril(-1).mT)
+            if failed is None:
+                above.copy_(rows[..., :start].mT)
+            else:
+                above.copy_(torch.where(failed, above, rows[..., :start].mT))
+                old.copy_(torch.where(failed, old, rows))
 
 
 def downdate_gain_products_(
@@ -82,12 +127,8 @@ def rls_update_(
     C: torch.Tensor, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     Y, G = gain_products(C, K)
-    gain, Z, info = gain_solve(Y, G, forget * noise)
-    good = (info == 0)[..., None, None]
-    downdate_(C, torch.where(good, Z, torch.zeros_like(Z)))
-    if forget != 1.0:
-        one = torch.ones_like(good, dtype=C.dtype)
-        C.mul_(torch.where(good, one / forget, one))
+    gain, Z, info, failed = _gain_solve(Y, G, forget * noise)
+    _change_(C, Z, -1.0, _in_dtype(1.0 / forget, C.dtype), failed)
     return gain, info
 
 

@@ -26,8 +26,8 @@ def cholesky(A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         L (..., u, u), contiguous, with a zero upper triangle, and info (...) int32: 0 where the factor is
-        valid, j > 0 where the leading minor of order j is not positive (or not a number); L is then
-        unspecified.
+        valid, j > 0 where the leading minor of order j is the first that is not positive and finite; L is
+        then unspecified.
 
     Raises:
         TypeError: not a dense float32/float64 tensor.

@@ -26,11 +26,11 @@ def gain_solve(Y: torch.Tensor, G: torch.Tensor, noise: float) -> tuple[torch.Te
     Args:
         Y: (..., d, u) = C K'.
         G: (..., u, u) = K Y, symmetric (the lower triangle is read); dtype, device, leading dimensions of Y.
-        noise: finite, >= 0; 0 is a hard write and needs a positive definite G.
+        noise: >= 0 and finite in the dtype of Y; 0 is a hard write and needs a positive definite G.
 
     Returns:
         gain (..., d, u), Z (..., d, u), contiguous, and info (...) int32 as that of `cholesky`; gain and Z
-        are unspecified where info != 0.
+        are NaN where info != 0.
 
     Raises:
         TypeError, ValueError: dtype, device, shape or noise do not fit.
@@ -45,4 +45,4 @@ def gain_solve(Y: torch.Tensor, G: torch.Tensor, noise: float) -> tuple[torch.Te
     if G.dim() < 2 or tuple(G.shape[-2:]) != (u, u):
         raise ValueError(f"{OP}: G must have shape (..., u, u) with u = Y.shape[-1] = {u}, got {tuple(G.shape)}")
     _checks.same_batch(OP, "G", G, "Y", Y)
-    return torch.ops.rlsedit_kernels.gain_solve.default(Y, G, _checks.noise(OP, noise))
+    return torch.ops.rlsedit_kernels.gain_solve.default(Y, G, _checks.noise(OP, noise, Y.dtype))
