@@ -1,7 +1,7 @@
-"""Products in IEEE precision, whatever the process has allowed elsewhere.
+"""Products in IEEE precision and in the dtype of their tensors, whatever the process has allowed elsewhere.
 
-A recurrence in single-pass TF32 breaks down within tens of batches (docs/mathematics.md), so the global
-switches of torch must not reach it.
+A recurrence in single-pass TF32 breaks down within tens of batches (docs/mathematics.md), so neither the global
+switches of torch nor autocast may reach it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,24 @@ _SWITCHES: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.
 
 @contextlib.contextmanager
 def ieee_products() -> Iterator[None]:
-    """Within the block, float32 matrix products of torch are carried out in IEEE float32."""
+    """Within the block, torch forms matrix products in the dtype of their tensors, and float32 ones in IEEE float32.
+
+    Autocast is off there, on every device.
+    """
+    cast = torch._C._is_any_autocast_enabled()
     before = [switch.fp32_precision for switch in _SWITCHES]
     changed = [value not in ("ieee", "none") for value in before]
-    if not any(changed):
+    if not (cast or any(changed)):
         yield
         return
-    try:
-        for switch in _SWITCHES:
-            switch.fp32_precision = "ieee"
-        yield
-    finally:
-        for switch, value in zip(_SWITCHES, before, strict=True):
-            switch.fp32_precision = value
+    with torch._C._DisableAutocast() if cast else contextlib.nullcontext():
+        if not any(changed):
+            yield
+            return
+        try:
+            for switch in _SWITCHES:
+                switch.fp32_precision = "ieee"
+            yield
+        finally:
+            for switch, value in zip(_SWITCHES, before, strict=True):
+                switch.fp32_precision = value
