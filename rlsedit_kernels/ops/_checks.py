@@ -10,6 +10,7 @@ import math
 import torch
 
 DTYPES = (torch.float32, torch.float64)
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in DTYPES}
 
 
 def tensor(op: str, name: str, value: object, like: torch.Tensor | None = None) -> torch.Tensor:
@@ -125,11 +126,12 @@ def writable(op: str, name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{op}: {name} is written in place and must not require a gradient; call it under no_grad")
 
 
-def noise(op: str, value: float) -> float:
-    """Noise of a batch: a finite number >= 0."""
+# Numbers are only compared: `math.isfinite` of one that torch.compile has made symbolic breaks the graph.
+def noise(op: str, value: float, dtype: torch.dtype = torch.float64) -> float:
+    """Noise of a batch: a number >= 0 that is finite in the dtype of its tensors."""
     number = _number(op, "noise", value)
-    if not (math.isfinite(number) and number >= 0.0):
-        raise ValueError(f"{op}: noise must be finite and >= 0, got {value!r}")
+    if not 0.0 <= number <= LARGEST[dtype]:
+        raise ValueError(f"{op}: noise must be finite and >= 0{_limit(number, dtype)}, got {value!r}")
     return number
 
 
@@ -141,12 +143,18 @@ def forget(op: str, value: float) -> float:
     return number
 
 
-def finite_number(op: str, name: str, value: float) -> float:
-    """A finite Python number."""
+def finite_number(op: str, name: str, value: float, dtype: torch.dtype = torch.float64) -> float:
+    """A number that is finite in the dtype of its tensors."""
     number = _number(op, name, value)
-    if not math.isfinite(number):
-        raise ValueError(f"{op}: {name} must be finite, got {value!r}")
+    if not -LARGEST[dtype] <= number <= LARGEST[dtype]:
+        raise ValueError(f"{op}: {name} must be finite{_limit(number, dtype)}, got {value!r}")
     return number
+
+
+def _limit(number: float, dtype: torch.dtype) -> str:
+    """What a message adds where a number is finite, but not in `dtype`."""
+    overflows = LARGEST[dtype] < abs(number) < math.inf
+    return f" (at most {LARGEST[dtype]:.4g} in {str(dtype).removeprefix('torch.')})" if overflows else ""
 
 
 def _number(op: str, name: str, value: object) -> float:

@@ -26,18 +26,18 @@ def downdate_(C: torch.Tensor, Z: torch.Tensor, alpha: float = -1.0) -> torch.Te
     Args:
         C: (..., d, d) float32 or float64, symmetric, any strides; changed.
         Z: (..., d, u), dtype, device and leading dimensions of C; u >= 1. Must not share memory with C.
-        alpha: finite factor.
+        alpha: factor, finite in the dtype of C.
 
     Returns:
         C itself, exactly symmetric.
 
     Raises:
-        TypeError, ValueError: dtype, device or shape do not fit, or C overlaps itself.
+        TypeError, ValueError: dtype, device, shape or alpha do not fit, or C overlaps itself.
 
     Numerics: accumulated in the dtype of C; no d x d temporary.
     """
     C = _checks.square(OP, "C", C, "d")
     Z = _checks.columns(OP, "Z", Z, C)
     _checks.writable(OP, "C", C)
-    torch.ops.rlsedit_kernels.downdate_.default(C, Z, _checks.finite_number(OP, "alpha", alpha))
+    torch.ops.rlsedit_kernels.downdate_.default(C, Z, _checks.finite_number(OP, "alpha", alpha, C.dtype))
     return C

@@ -32,13 +32,13 @@ def downdate_gain_products_(
         C: (..., d, d) float32 or float64, symmetric; changed.
         Z: (..., d, w) columns of the downdate, w >= 1.
         K: (..., u, d) keys of the next batch, u >= 1.
-        alpha: finite factor.
+        alpha: factor, finite in the dtype of C.
 
     Returns:
         Y (..., d, u) and G (..., u, u) as `gain_products` of the new C gives them.
 
     Raises:
-        TypeError, ValueError: dtype, device or shape do not fit, or C overlaps itself.
+        TypeError, ValueError: dtype, device, shape or alpha do not fit, or C overlaps itself.
 
     Numerics: as `downdate_` and `gain_products`.
     """
@@ -46,5 +46,5 @@ def downdate_gain_products_(
     Z = _checks.columns(OP, "Z", Z, C)
     K = _checks.keys(OP, K, C)
     _checks.writable(OP, "C", C)
-    factor = _checks.finite_number(OP, "alpha", alpha)
+    factor = _checks.finite_number(OP, "alpha", alpha, C.dtype)
     return torch.ops.rlsedit_kernels.downdate_gain_products_.default(C, Z, K, factor)

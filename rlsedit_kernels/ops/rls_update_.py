@@ -32,13 +32,13 @@ def rls_update_(
     Args:
         C: (..., d, d) float32 or float64, symmetric; changed where info == 0, untouched elsewhere.
         K: (..., u, d) keys, dtype, device and leading dimensions of C; u >= 1.
-        noise: finite, >= 0 (the reciprocal of the weight of the batch).
+        noise: >= 0 and finite in the dtype of C (the reciprocal of the weight of the batch).
         forget: forgetting factor in (0, 1].
 
     Returns:
         gain (..., d, u), equal to C_new K' / noise where noise > 0, and info (...) int32: 0, or the order of
-        the first leading minor of (forget noise I + G) that is not positive. The gain is unspecified where
-        info != 0.
+        the first leading minor of (forget noise I + G) that is not positive and finite; the gain is NaN
+        there.
 
     Raises:
         TypeError, ValueError: dtype, device, shape, noise or forget do not fit, or C overlaps itself.
@@ -49,4 +49,5 @@ def rls_update_(
     C = _checks.square(OP, "C", C, "d")
     K = _checks.keys(OP, K, C)
     _checks.writable(OP, "C", C)
-    return torch.ops.rlsedit_kernels.rls_update_.default(C, K, _checks.noise(OP, noise), _checks.forget(OP, forget))
+    noise, forget = _checks.noise(OP, noise, C.dtype), _checks.forget(OP, forget)
+    return torch.ops.rlsedit_kernels.rls_update_.default(C, K, noise, forget)
