@@ -22,4 +22,9 @@ SCHEMAS: dict[str, str] = {
 
 def is_in_place(op: str) -> bool:
     """Whether `op` writes to one of its arguments."""
-    return "!" in SCHEMAS[op]
+    return written(op) > 0
+
+
+def written(op: str) -> int:
+    """How many arguments `op` writes to; they come first."""
+    return SCHEMAS[op].count("!")
