@@ -11,7 +11,7 @@ import pytest
 
 from rlsedit.metrics import Estimate, EvalReport
 from rlsedit.paths import atomic_directory, atomic_write_text, cache_dir
-from rlsedit.report import Console, estimate, seconds, table
+from rlsedit.report import Console, estimate, markdown_table, seconds, table
 from rlsedit.report.plots import plot_objective
 from rlsedit.report.scores import finite, score_table
 from rlsedit.reports import BatchReport
@@ -38,6 +38,14 @@ def test_columns_line_up_whatever_the_script() -> None:
     assert table(("a",), [("123456789",)], limit=6).splitlines()[2] == "123..."
     with pytest.raises(ValueError, match="must have 2 columns"):
         table(("a", "b"), [("1",)])
+
+
+def test_a_bar_in_a_cell_is_no_border_in_markdown() -> None:
+    text = markdown_table(("", "|W|"), [("a|b", "two\nlines")])
+    assert text == "|  | \\|W\\| |\n|---|---:|\n| a\\|b | two lines |"
+    assert markdown_table(("a", "b"), [], align="ll").endswith("|---|---|")
+    with pytest.raises(ValueError, match="must have 2 columns"):
+        markdown_table(("a", "b"), [("1",)])
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["estimate", "seconds", "table"]
+__all__ = ["estimate", "markdown_table", "seconds", "table"]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str = "", limit: int = 0) -> str:
@@ -34,6 +34,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str = 
     ]
     rule = "  ".join("─" * w for w in widths)
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str = "") -> str:
+    """The same cells as a table in Markdown; bars in cells are escaped, since they would begin a cell.
+
+    Args:
+        header: titles of the columns.
+        rows: cells, each row as long as the header.
+        align: one letter a column, "l" or "r"; by default the first left and the others right.
+
+    Raises:
+        ValueError: if a row or `align` does not fit the header.
+    """
+    rows = list(rows)
+    align = align or "l" + "r" * (len(header) - 1)
+    if len(align) != len(header) or any(len(row) != len(header) for row in rows):
+        raise ValueError(f"markdown_table: rows and align must have {len(header)} columns as the header")
+    rule = "|".join("---:" if letter == "r" else "---" for letter in align)
+    lines = ["| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in row) + " |" for row in (header, *rows)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
 def estimate(mean: float, stderr: float, *, percent: bool = True) -> str:
