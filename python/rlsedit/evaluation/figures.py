@@ -7,25 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..report.stages import STAGES, TITLES, booked
+from ..report.styles import COLOURS, HATCHES, point
 from .records import RunRecord
-from .tables import STAGES, by_method, over_runs, value_of
+from .tables import averaged, by_method, several, value_of
 
 __all__ = ["FIGURES", "draw"]
-
-_COLOURS = (
-    "#0b6e99",
-    "#d1603d",
-    "#5b8c5a",
-    "#7d5ba6",
-    "#c9a227",
-    "#4c4c4c",
-    "#b3589a",
-    "#2a9d8f",
-    "#8c564b",
-    "#1f3b73",
-)
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-_STAGE_NAMES = {"targets": "z*", "keys": "keys", "solve": "update", "report": "terms"}
 
 _SCORES = (
     ("efficacy_success", "efficacy"),
@@ -70,17 +57,18 @@ def _over_checkpoints(records: Sequence[RunRecord], group: str, panels: Sequence
             x, y, errors = [], [], []
             for count in counts:
                 entries = [entry for run in runs for entry in run.checkpoints if entry["facts"] == count]
-                mean, error = over_runs([value_of(entry, group, "counterfact", name) for entry in entries])
+                pairs = [value_of(entry, group, "counterfact", name) for entry in entries]
+                mean, error = averaged(pairs, several(records))
                 if not math.isnan(mean):
                     x.append(count)
                     y.append(100 * mean)
                     errors.append(0.0 if math.isnan(error) else 100 * error)
             if x:
-                axis.errorbar(x, y, yerr=errors, capsize=2, **_style(index, method))
+                axis.errorbar(x, y, yerr=errors, capsize=2, elinewidth=0.8, **_style(index, method))
         axis.set_title(title, fontsize=10)
         axis.set_ylim(0, 102)
         _finish(axis, label)
-    axes[0].set_ylabel("percent")
+    axes[0].set_ylabel("percent; bars: standard error over " + ("runs" if several(records) else "facts"), fontsize=9)
     return _with_legend(figure, axes)
 
 
@@ -118,11 +106,14 @@ def _time(records: Sequence[RunRecord]) -> Any:
     left = [0.0] * len(methods)
     for index, stage in enumerate(STAGES):
         widths = [
-            sum(b["seconds"].get(stage, 0.0) for run in runs for b in run.batches)
+            sum(booked(name, b["seconds"])[stage] for run in runs for b in run.batches)
             / sum(run.batches[-1]["facts"] for run in runs)
-            for runs in methods.values()
+            for name, runs in methods.items()
         ]
-        axis.barh(list(methods), widths, left=left, color=_COLOURS[index], label=_STAGE_NAMES[stage], height=0.6)
+        axis.barh(
+            list(methods), widths, left=left, color=COLOURS[index], label=TITLES[stage], height=0.6,
+            hatch=HATCHES[index], edgecolor="white", lw=0.0,
+        )  # fmt: skip
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.invert_yaxis()
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -141,8 +132,7 @@ def _figure(panels: int) -> tuple[Any, Any]:
 
 
 def _style(index: int, label: str) -> dict[str, Any]:
-    colour, mark = _COLOURS[index % len(_COLOURS)], _MARKS[index % len(_MARKS)]
-    return {"color": colour, "marker": mark, "ms": 5, "lw": 1.6, "label": label}
+    return {**point(index), "ms": 5, "lw": 1.6, "label": label}
 
 
 def _with_legend(figure: Any, axes: Any) -> Any:

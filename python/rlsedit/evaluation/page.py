@@ -10,7 +10,7 @@ from typing import Any
 from ..paths import atomic_write_text
 from .figures import FIGURES, draw
 from .records import Folder, RunRecord
-from .tables import Table, batches_csv, scores_csv, tables
+from .tables import Table, batches_csv, means_csv, scores_csv, tables
 
 __all__ = ["write_report"]
 
@@ -26,7 +26,7 @@ svg { max-width: 100%; height: auto; } pre { background: #f6f6f6; padding: 1rem;
 
 
 def write_report(folder: Folder) -> list[str]:
-    """Write results.json, results.md, scores.csv, batches.csv, the figures and index.html from the records.
+    """Write results.json, results.md, scores.csv, means.csv, batches.csv, the figures and index.html from the records.
 
     Returns:
         Names of the files.
@@ -42,6 +42,7 @@ def write_report(folder: Folder) -> list[str]:
         "results.json": json.dumps(folder.results(), indent=1, ensure_ascii=False) + "\n",
         "results.md": _markdown(head, records, found),
         "scores.csv": scores_csv(records),
+        "means.csv": means_csv(records),
         "batches.csv": batches_csv(records),
     }
     for name, text in files.items():

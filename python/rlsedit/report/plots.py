@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from rlsedit.report.styles import point
+
 __all__ = ["BatchTerms", "plot_objective"]
 
 
@@ -27,8 +29,6 @@ _PANELS = (
     ("parameter_deviation", "distance from the first weights", r"$\|W_t - W_0\|_F^2$"),
     ("anchor_deviation", "change of the anchor map", r"$\|K_0 (W_t - W_0)\|_F^2$"),
 )
-_COLOURS = ("#0b6e99", "#d1603d", "#5b8c5a", "#7d5ba6")
-_MARKS = ("o", "s", "^", "D")
 
 
 def plot_objective(runs: Mapping[str, Sequence[BatchTerms]], path: str | os.PathLike[str], title: str = "") -> None:
@@ -55,8 +55,7 @@ def plot_objective(runs: Mapping[str, Sequence[BatchTerms]], path: str | os.Path
                 total += len(batch.ids)
                 written.append(total)
             values = [getattr(batch, name) for batch in batches]
-            mark, colour = _MARKS[index % len(_MARKS)], _COLOURS[index % len(_COLOURS)]
-            axis.plot(written, values, marker=mark, ms=4.5, lw=1.8, color=colour, label=run)
+            axis.plot(written, values, ms=4.5, lw=1.8, label=run, **point(index))
         axis.set_title(f"{label}\n{formula}", fontsize=10)
         axis.set_xlabel("facts written")
         axis.set_xlim(left=0)

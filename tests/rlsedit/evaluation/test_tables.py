@@ -1,0 +1,128 @@
+"""Tables and figures of an evaluation: what they average, what ± is, where seconds are booked, valid Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import pytest
+from support import markdown
+
+from rlsedit.evaluation import RunRecord, RunSpec, figures
+from rlsedit.evaluation.tables import batches_csv, means_csv, tables
+from rlsedit.methods import list_methods
+from rlsedit.report.styles import point
+
+SECONDS = {"targets": 3.0, "keys": 0.5, "solve": 0.25, "report": 0.125}
+
+
+def estimate(mean: float, stderr: float) -> dict[str, float]:
+    return {"mean": mean, "stderr": stderr, "low": 0.0, "high": 1.0, "count": 8}
+
+
+def record(method: str, order: int, before: float, after: float) -> RunRecord:
+    def entry(facts: int, value: float) -> dict:
+        found = {"counterfact": {name: estimate(value, 0.1) for name in ("efficacy_success", "score")}}
+        return {"facts": facts, "groups": {"all": found, "first": found}}
+
+    batch = {"facts": 4, "seconds": SECONDS, "fit": 1.0, "parameter": 2.0, "anchor": 3.0, "parameter_bound": 2.0,
+             "anchor_bound": None, "target_loss": 0.1, "steps": 5}  # fmt: skip
+    ability = {"before": {"text": {"perplexity": estimate(10.0, 0.5)}}, "after": {"text": {"perplexity": estimate(
+        10.0 + order, 0.5)}}}  # fmt: skip
+    return RunRecord(RunSpec(method, 0, order), {}, [batch], [entry(0, before), entry(4, after)], [], ability, True)
+
+
+ONE = [record("rlsedit", 0, 0.75, 0.5), record("memit", 0, 0.75, 0.25)]
+SEVERAL = [record("rlsedit", 0, 0.75, 0.5), record("memit", 0, 0.75, 0.25),
+           record("rlsedit", 1, 0.5, 0.7), record("memit", 1, 0.5, 0.25)]  # fmt: skip
+
+
+def rows_of(records, title: str) -> tuple[str, dict[str, dict[str, str]]]:
+    (found,) = [table for table in tables(records) if table.title == title]
+    return found.about, {row[0]: dict(zip(found.header, row, strict=True)) for row in found.rows}
+
+
+def test_the_row_before_is_the_mean_over_the_runs() -> None:
+    _, rows = rows_of(SEVERAL, "Scores")
+    assert rows["before"]["efficacy"] == "62.5 ± 12.5", "75 and 50, each of them once and not once a method"
+    assert rows["rlsedit"]["efficacy"] == "60.0 ± 10.0"
+    assert rows["memit"]["efficacy"] == "25.0 ± 0.0"
+    _, rows = rows_of(SEVERAL, "Ability")
+    assert rows["before"]["text, perplexity"] == "10 ± 0"
+    assert rows["rlsedit"]["text, perplexity"] == "10.5 ± 0.5"
+
+
+@pytest.mark.parametrize("title", ["Scores", "Retention", "Ability"])
+def test_one_sign_has_one_meaning_and_the_caption_names_it(title) -> None:
+    about, _ = rows_of(ONE, title)
+    assert f"± is the standard error over {'the items of the task' if title == 'Ability' else 'facts'}." in about
+    about, _ = rows_of(SEVERAL, title)
+    assert "Means over the runs (seeds and orders); ± is the standard error over them" in about
+
+
+def test_a_single_run_among_several_has_no_error() -> None:
+    """Its error over facts would stand beside errors over runs."""
+    _, rows = rows_of(SEVERAL[:3], "Scores")
+    assert rows["memit"]["efficacy"] == "25.0"
+    _, rows = rows_of(ONE, "Scores")
+    assert rows["memit"]["efficacy"] == "25.0 ± 10.0"
+
+
+def test_both_errors_are_in_a_file() -> None:
+    found = {(r["method"], r["facts"], r["group"], r["metric"]): r for r in csv.DictReader(io.StringIO(
+        means_csv(SEVERAL)))}  # fmt: skip
+    row = found["rlsedit", "4", "all", "efficacy_success"]
+    values = {name: float(row[name]) for name in ("runs", "mean", "stderr_over_runs", "stderr_over_facts")}
+    assert values == pytest.approx({"runs": 2, "mean": 0.6, "stderr_over_runs": 0.1, "stderr_over_facts": 0.1})
+    (alone,) = [r for r in csv.DictReader(io.StringIO(means_csv(ONE[:1]))) if r["facts"] == "4" and r["group"] == "all"
+                and r["metric"] == "score"]  # fmt: skip
+    assert alone["stderr_over_runs"] == ""
+    assert float(alone["stderr_over_facts"]) == pytest.approx(0.1)
+
+
+def test_the_steps_of_fine_tuning_are_its_update() -> None:
+    records = [record("rlsedit", 0, 0.5, 0.5), record("ft", 0, 0.5, 0.5), record("of another version", 0, 0.5, 0.5)]
+    about, rows = rows_of(records, "Speed")
+    assert "the steps of fine-tuning are its update" in about
+    assert (rows["rlsedit"]["z*"], rows["rlsedit"]["update"]) == ("0.7500", "0.0625")
+    assert (rows["ft"]["z*"], rows["ft"]["update"], rows["ft"]["update of a batch"]) == ("", "0.8125", "3.2500")
+    assert rows["of another version"]["z*"] == "0.7500"
+    assert len({row["a fact"] for row in rows.values()}) == 1
+    lines = {row["method"]: row for row in csv.DictReader(io.StringIO(batches_csv(records)))}
+    assert [float(lines["ft"][f"seconds_{name}"]) for name in ("targets", "solve")] == [0.0, 3.25]
+    figure = figures.FIGURES["time"](records)
+    bars = {bar.get_label(): [patch.get_width() for patch in bar] for bar in figure.axes[0].containers}
+    assert bars["z*"] == [0.75, 0.0, 0.75]
+    assert bars["update"] == [0.0625, 0.8125, 0.0625]
+
+
+@pytest.mark.parametrize("records", [ONE, SEVERAL], ids=["one", "several"])
+def test_tables_are_valid_markdown(records) -> None:
+    for table in tables(records):
+        (found,) = markdown.tables(table.markdown())
+        assert len(found) == 1 + len(table.rows)
+        assert [cell.replace("\\|", "|") for cell in found[0]] == table.header
+
+
+def test_every_method_has_a_style_of_its_own_also_in_grey() -> None:
+    records = [record(name, 0, 0.5, 0.5) for name in list_methods()]
+    for name in ("scores", "objective"):
+        lines = [
+            line for line in figures.FIGURES[name](records).axes[0].lines if line.get_marker() not in ("None", "_")
+        ]
+        seen = [(line.get_marker(), line.get_fillstyle()) for line in lines]
+        assert len(seen) == len(set(seen)) == len(records)
+
+
+def test_styles_never_repeat() -> None:
+    styles = [(point(i, filled=kind)["marker"], point(i, filled=kind)["fillstyle"]) for kind in (True, False)
+              for i in range(60)]  # fmt: skip
+    assert len(styles) == len(set(styles))
+
+
+def test_a_metric_that_was_not_measured_is_left_out() -> None:
+    records = [record("memit", 0, math.nan, math.nan)]
+    about, rows = rows_of(records, "Scores")
+    assert "efficacy" not in rows["memit"]
+    assert "±" in about
