@@ -35,28 +35,78 @@ def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
     columns = [{row["name"]: row for row in result["rows"]} for result in results]
     problems = [result["rows"][0]["problem"] for result in results]
     machine = results[-1]["machine"]
+    calls = ", ".join(str(result["settings"]["repetitions"]) for result in results)
     lines = [
         f"One whole batch of {problems[-1]['u']} keys, state and weight, one layer, {problems[-1]['dtype']} "
-        f"({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}): median, and how many times that "
-        "of the first row; error: |W - W_exact| / |W_exact - W_0| against float64 at the largest d.",
+        f"({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}): median of {calls} calls (by "
+        "column; n: fewer), and in brackets how many times that of the first row. error: |W - W_exact| / "
+        "|W_exact - W_0| against float64 at the largest d.",
         "",
+        *_on_groups(results[-1]),
         "| | " + " | ".join(f"d = {p['d']}, v = {p['v']}" for p in problems) + " | error |",
         "|---" * (len(problems) + 2) + "|",
     ]
     for name in names or columns[-1]:
-        cells = [_median(column.get(name)) for column in columns]
+        cells = [_median(column.get(name), result) for column, result in zip(columns, results, strict=True)]
         error = columns[-1][name]["error"]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {'' if error is None else f'{error:.0e}'} |")
     return "\n".join(lines)
 
 
-def _median(row: Result | None) -> str:
+def _on_groups(result: Result) -> list[str]:
+    """What a ratio is to where the first row was measured again, by the contender that shows it most."""
+    rows = [row for row in result["rows"] if row["times"] is not None and row["ratio"]]
+    row = max(rows, key=lambda row: abs(_beside(row) / _first(row, result)["times"]["median"] - 1.0))
+    first, time = _first(row, result), row["times"]["median"]
+    shown, beside = _time(first["times"]["median"]), _time(_beside(row))
+    if shown == beside:
+        return []
+    text = (
+        "Ratios are to the first row as measured in turns with the contender. What does not fit into memory together "
+        "is measured in groups, each with the first row anew; where its time there is not the one shown, it stands "
+        f"behind the ratio: {row['name']}: {_time(time)} = {_ratio(row)} × {beside}, and "
+        f"{time / first['times']['median']:.0f} times the {shown} that the first row took in the first group."
+    )
+    if row.get("baseline") is None:
+        text += (
+            " The file keeps time and ratio, from which such a time is worked out, and not of how many calls it is the "
+            f"median (at most {result['settings']['repetitions']})."
+        )
+    return [text, ""]
+
+
+def _median(row: Result | None, result: Result) -> str:
+    """Time, ratio, the baseline's time where it is not the one of the first row, and the calls where they are fewer."""
     if row is None or row["times"] is None:
         return ""
-    ms = 1e3 * row["times"]["median"]
-    time = f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1000:.3g} s"
-    ratio = row["ratio"]
-    return f"{time}" + ("" if ratio is None else f" ({ratio:.2f})" if ratio < 10 else f" ({ratio:.0f})")
+    times, about = row["times"], []
+    if row["ratio"] is not None:
+        shown = _time(_first(row, result)["times"]["median"])
+        beside = _time(_beside(row))
+        about.append(_ratio(row) + ("" if beside == shown else f" × {beside}"))
+    if times["repetitions"] < result["settings"]["repetitions"]:
+        about.append(f"n = {times['repetitions']}")
+    return _time(times["median"]) + (f" ({'; '.join(about)})" if about else "")
+
+
+def _first(row: Result, result: Result) -> Result:
+    """The row of the baseline on the same problem."""
+    name = result["settings"]["baseline"]
+    return next(one for one in result["rows"] if one["name"] == name and one["problem"] == row["problem"])
+
+
+def _beside(row: Result) -> float:
+    """Seconds of the baseline in the same group; files older than that field give it by time and ratio."""
+    kept = row.get("baseline")
+    return float(row["times"]["median"] / row["ratio"] if kept is None else kept)
+
+
+def _time(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1.0 else f"{seconds:.3g} s"
+
+
+def _ratio(row: Result) -> str:
+    return f"{row['ratio']:.2f}" if row["ratio"] < 10 else f"{row['ratio']:.0f}"
 
 
 def batch_sizes(result: Result) -> str:
@@ -66,14 +116,15 @@ def batch_sizes(result: Result) -> str:
     rows = {(row["name"], row["problem"]["u"]): row for row in result["rows"]}
     lines = [
         f"One whole batch, state and weight, d = {problem['d']}, v = {problem['v']}, {problem['dtype']} "
-        f"({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}): median, how many times that of "
-        "the first row, and the error of W against float64.",
+        f"({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}): median of "
+        f"{result['settings']['repetitions']} calls, how many times that of the first row, and the error of W against "
+        "float64.",
         "",
         "| | " + " | ".join(f"u = {u} | error" for u in sizes) + " |",
         "|---" * (2 * len(sizes) + 1) + "|",
     ]
     for name in HEADLINE:
-        cells = [f"{_median(rows[name, u])} | {rows[name, u]['error']:.0e}" for u in sizes]
+        cells = [f"{_median(rows[name, u], result)} | {rows[name, u]['error']:.0e}" for u in sizes]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -158,7 +209,9 @@ def engines(result: Result) -> str:
     found = {(row["op"], row["u"], row["engine"]): row for row in rows}
     lines = [
         f"By engine of the native CPU library, and plain torch: d = {settings['d']}, float32 ({device(result)}). "
-        "Milliseconds, and how many times those of the first column.",
+        f"Milliseconds, the median over {settings['rounds']} rounds of the fastest of {settings['calls']} calls; in "
+        "brackets how many times the first column, the median over the rounds of each round's ratio, so that it is "
+        "not quite the ratio of the two times.",
         "",
         "| | u | " + " | ".join(names) + " | largest error |",
         "|---" * (len(names) + 3) + "|",

@@ -129,5 +129,8 @@ def _filled(row: Row, one: Contender, small: list[Row], problems: list[Problem],
     reason = (
         f"{row.reason}; from the rate at d = {d[1]}: the same rule was off by {off:+.0f} % from d = {d[0]} to {d[1]}"
     )
-    ratio = None if base is None or base.times is None else seconds / base.times.median
-    return replace(row, status="extrapolated", reason=reason, times=Times(seconds, seconds, seconds, 0), ratio=ratio)
+    row = replace(row, status="extrapolated", reason=reason, times=Times(seconds, seconds, seconds, 0))
+    if base is None or base.times is None:
+        return row
+    known = base.times
+    return replace(row, ratio=seconds / known.median, baseline=known.median, baseline_repetitions=known.repetitions)

@@ -327,12 +327,15 @@ def _measured(run: _Run, problem: Problem, found: Ceilings, base: _Run | None) -
         work = run.counter.stages.get(name, Count())
         stages.append(StageRow(name, seconds, work.flops, work.bytes, found.reached(work, seconds)))
     total = Count.total(run.counter.stages.values())
+    beside = None if base is None else Times.of([seconds for seconds, _ in base.samples])
     return _row(
         run.cell,
         problem,
         status="measured",
         times=times,
-        ratio=None if base is None else times.median / Times.of([seconds for seconds, _ in base.samples]).median,
+        ratio=None if beside is None else times.median / beside.median,
+        baseline=None if beside is None else beside.median,
+        baseline_repetitions=None if beside is None else beside.repetitions,
         stages=tuple(stages),
         flops=total.flops,
         bytes=total.bytes,

@@ -67,7 +67,10 @@ class Row:
         reason: why it was skipped or failed, or from what it was extrapolated.
         problem: d, v, u, layers, dtype, device, seed; `history`, batches written before the clock was started.
         times: of one batch, all layers; None where there are none.
-        ratio: its median over that of the baseline in the same interleaved run; None without a baseline.
+        ratio: its median over `baseline`; None without a baseline.
+        baseline: seconds, median of the baseline in the same interleaved run; it is measured anew with each group that
+            fits into memory together. None without one, and in files older than this field.
+        baseline_repetitions: how many calls that median is of.
         stages: parts of a batch.
         flops, bytes: of a batch, counted.
         of_ceiling: as for a stage, of the whole batch.
@@ -92,6 +95,15 @@ class Row:
     kept_bytes: float | None = None
     error: float | None = None
     error_batches: int | None = None
+    baseline: float | None = None
+    baseline_repetitions: int | None = None
+
+    @property
+    def compared_with(self) -> float | None:
+        """Seconds of the baseline that `ratio` is of, also in older files, which have time and ratio alone."""
+        if self.baseline is not None or self.times is None or not self.ratio:
+            return self.baseline
+        return self.times.median / self.ratio
 
     @property
     def per_edit(self) -> float | None:

@@ -254,3 +254,38 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, found) -> 
     assert row.error is not None
     assert row.error < 1e-3
     assert "solve" in [stage.name for stage in row.stages]
+
+
+def test_a_ratio_is_to_the_baseline_of_its_own_group(found) -> None:
+    """The baseline takes longer in the second group: each row keeps the median that its ratio is of."""
+    made = []
+
+    class Slowing:
+        def __init__(self, problem: Problem) -> None:
+            self.seconds = 0.002 * (1 + 5 * len(made))
+            made.append(self)
+
+        def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            time.sleep(self.seconds)
+
+    class Other:
+        def __init__(self, problem: Problem) -> None:
+            pass
+
+        def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            time.sleep(0.004)
+
+    contenders = [
+        Contender("base", Slowing, truth=None, bytes=lambda p: 1.0),
+        Contender("a", Other, truth=None, bytes=lambda p: 6.0),
+        Contender("b", Other, truth=None, bytes=lambda p: 6.0),
+    ]
+    settings = Settings(repetitions=3, cold=False, memory=10.0, baseline="base")
+    base, a, b = profile.measure(contenders, Problem(16, 4, 2), settings, found=found).rows
+    assert len(made) == 2
+    assert base.baseline == a.baseline == base.times.median
+    assert b.baseline > 3 * a.baseline
+    for row in (base, a, b):
+        assert row.ratio == pytest.approx(row.times.median / row.baseline)
+        assert row.compared_with == row.baseline
+        assert row.baseline_repetitions == 3

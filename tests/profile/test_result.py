@@ -130,3 +130,29 @@ def test_the_schema_is_json(small) -> None:
     content = json.loads(json.dumps(small.as_dict()))
     assert content["schema"] == profile.SCHEMA
     assert {"machine", "ceilings", "settings", "rows", "kind"} < set(content)
+
+
+def test_older_files_give_the_baseline_by_time_and_ratio(small, tmp_path) -> None:
+    content = small.as_dict()
+    for row in content["rows"]:
+        del row["baseline"], row["baseline_repetitions"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    for old, new in zip(profile.load(tmp_path / "old.json").rows, small.rows, strict=True):
+        assert old.baseline is None
+        assert old.compared_with == pytest.approx(new.baseline)
+
+
+def test_an_extrapolated_ratio_keeps_what_it_is_to(found) -> None:
+    base = {"d": 256, "v": 64, "u": 4, "layers": 1, "dtype": torch.float32, "device": "cpu"}
+    contenders = profile.named(["rlsedit, op", "MEMIT"], profile.catalogue("cpu"))
+    settings = Settings(repetitions=2, cold=False)
+    measured = profile.measure(contenders, Problem(**base), settings, found=found)
+    rows = tuple(
+        dataclasses.replace(r, status="skipped", times=None, ratio=None, baseline=None) if "MEMIT" in r.name else r
+        for r in measured.rows
+    )
+    filled = profile.extrapolated(dataclasses.replace(measured, rows=rows), contenders, base, settings).rows
+    first, memit = filled[0], next(row for row in filled if "MEMIT" in row.name)
+    assert memit.baseline == first.times.median
+    assert memit.baseline_repetitions == 2
+    assert memit.ratio == pytest.approx(memit.times.median / memit.baseline)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 
 import pytest
 import torch
 from support import language_models as lm
+from support import markdown
 
 from rlsedit.cli import main
 from rlsedit.facts import save_facts
+from rlsedit.report import profile_plots, profile_tables
 from rlsedit_kernels import profile
-from rlsedit_kernels.profile import Ceilings
+from rlsedit_kernels.profile import Ceilings, Row, StageRow, Times
 
 CEILINGS = Ceilings(1e10, {"float32": 1e11, "float64": 5e10})
 SMALL = ["profile", "--dk", "32", "--dv", "8", "--batch", "4", "--repeat", "2", "--warm", "--device", "cpu"]
@@ -38,7 +41,13 @@ def test_one_shape(tmp_path, capsys) -> None:
     result = profile.load(tmp_path / "out" / "profile.json")
     assert {row.status for row in result.rows} == {"measured"}
     table = (tmp_path / "out" / "profile.md").read_text()
-    assert table.count("| plain torch Woodbury |") == 1
+    assert table.count("| plain torch Woodbury |") == 2  # its row, and its stages
+    assert "4 keys, state and weight; 1 layer of d = 32, v = 8, float32, cpu" in table
+    assert "error: |W - W_exact|" in table
+    costs, stages = markdown.tables(table)
+    assert costs[0][1:4] == ["a batch", "calls", "p20 .. p80"]
+    assert stages[0][:3] == ["", "stage", "time"]
+    assert "d = 32, v = 8, float32, cpu" in text
     for name in ("cost.svg", "cost.png", "roofline.svg", "roofline.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
 
@@ -68,6 +77,10 @@ def test_growth(flags, kind, heads, tmp_path, capsys) -> None:
     assert "last / first" in text
     assert profile.load(tmp_path / "o" / "profile.json").kind == kind
     assert (tmp_path / "o" / "growth.svg").stat().st_size > 1000
+    page = (tmp_path / "o" / "profile.md").read_text()
+    assert len(markdown.tables(page)) == 2
+    assert "v = 8, float32, cpu" in page
+    assert "error: |W - W_exact|" in page
 
 
 def test_what_is_left_out_says_why_and_can_be_extrapolated(capsys) -> None:
@@ -141,7 +154,7 @@ def test_whole_edits_of_a_model(files, capsys, monkeypatch) -> None:
     assert main(whole_edit(files, "--trace", str(trace), "--json", str(out))) == 0
     text = capsys.readouterr().out
     assert "alphaedit_dense" in text
-    assert "targets" in text
+    assert "z*" in text
     result = profile.load(out)
     assert result.kind == "edit"
     assert [row.name for row in result.rows] == ["rlsedit", "alphaedit_dense"]
@@ -155,6 +168,78 @@ def test_whole_edits_of_a_model(files, capsys, monkeypatch) -> None:
     assert before == {path.name: path.read_bytes() for path in (files / "model").iterdir()}
     assert main(["profile", "--from", str(out)]) == 0
     assert "alphaedit_dense" in capsys.readouterr().out
+
+
+def test_out_of_whole_edits_has_tables_and_figures(files, capsys, monkeypatch) -> None:
+    from rlsedit import profiling
+
+    monkeypatch.setattr(profiling, "ceilings", lambda device: CEILINGS)
+    out = files / "out"
+    assert main(whole_edit(files, "--methods", "rlsedit,ft", "--set", "ft_steps=2", "--out", str(out))) == 0
+    text = capsys.readouterr().out
+    assert {"profile.json", "profile.md", "stages.svg", "stages.png"} == {path.name for path in out.iterdir()}
+    assert all(path.name in text for path in out.iterdir())
+    sizes = "LlamaForCausalLM: 4 facts, batches of 2; 2 layers of d = 48, v = 32, float32, cpu."
+    page = (out / "profile.md").read_text()
+    for shown in (text, page):
+        assert sizes in shown
+        assert "the steps of fine-tuning are its update" in shown
+    ((header, *rows),) = markdown.tables(page)
+    found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert found["ft"]["z*"] == "0 us (0.0 %)"
+    assert float(found["ft"]["update"].split("(")[1].split()[0]) > 50
+    assert float(found["rlsedit"]["z*"].split("(")[1].split()[0]) > 50
+
+
+def many(names: list[str], **more) -> profile.Profile:
+    """Rows of equal work; the last takes a hundred times as long, beside a slower baseline."""
+    problem = {"d": 8, "v": 4, "u": 2, "layers": 1, "dtype": "float32", "device": "cpu", "history": 0}
+    stages = (StageRow("all", 0.1, 1e6, 1e6, 0.5),)
+    rows = [
+        Row(name, "", "measured", "", problem, Times(0.1, 0.1, 0.1, 3), 1.0, stages, 1e6, 1e6, baseline=0.1,
+            baseline_repetitions=3)
+        for name in names
+    ]  # fmt: skip
+    rows[-1] = dataclasses.replace(rows[-1], times=Times(10.0, 9.0, 11.0, 2), ratio=50.0, baseline=0.2)
+    kind = {"kind": "shape", **more}["kind"]
+    return profile.Profile(kind, {"cpu": "x"}, CEILINGS, {"baseline": names[0], "cold": True}, tuple(rows))
+
+
+def test_a_ratio_stands_beside_what_it_is_to() -> None:
+    result = many(["base", "other", "slow"])
+    ((header, *rows), _) = markdown.tables(profile_tables.markdown(result))
+    row = dict(zip(header, rows[-1], strict=True))
+    assert (row["a batch"], row["calls"], row["ratio"], row["to"]) == ("10.00 s", "2", "50", "200.0 ms (3)")
+    assert "ratio: to 'base' in turns" in profile_tables.profile_table(result)
+    older = dataclasses.replace(
+        result, rows=tuple(dataclasses.replace(r, baseline=None, baseline_repetitions=None) for r in result.rows)
+    )
+    ((header, *rows), _) = markdown.tables(profile_tables.markdown(older))
+    assert dict(zip(header, rows[-1], strict=True))["to"] == "200.0 ms"
+
+
+def test_a_bar_has_its_ratio_and_what_it_is_to(tmp_path, monkeypatch) -> None:
+    texts = []
+    monkeypatch.setattr(
+        profile_plots, "_finish", lambda figure, axis, path: texts.extend(t.get_text() for t in axis.texts)
+    )
+    profile_plots.plot_bars(many(["base", "other", "slow"]), tmp_path / "x.svg")
+    assert texts == ["100.0 ms  (1x)", "100.0 ms  (1x)", "10.00 s  (50 x 200.0 ms)"]
+
+
+@pytest.mark.parametrize("draw", ["plot_roofline", "plot_axis"])
+def test_no_two_contenders_look_alike_in_grey(draw, tmp_path, monkeypatch) -> None:
+    names = [one.name for one in profile.catalogue("cpu", 2)] + [f"rlsedit, ops [{i}]" for i in range(8)]
+    names += [f"one's own {i}" for i in range(8)]
+    seen = []
+
+    def look(figure, axis, path) -> None:
+        handles = axis.get_legend().legend_handles
+        seen.extend((h.get_marker(), h.get_fillstyle()) for h in handles if h.get_marker() != "None")
+
+    monkeypatch.setattr(profile_plots, "_finish", look)
+    getattr(profile_plots, draw)(many(names, kind="history" if draw == "plot_axis" else "shape"), tmp_path / "x.svg")
+    assert len(seen) == len(set(seen)) == len(names)
 
 
 def test_the_model_gets_its_weights_back(files) -> None:

@@ -175,7 +175,7 @@ def _title(base: dict[str, Any], args: argparse.Namespace) -> str:
 
 
 def _show(console: Any, result: Any, args: argparse.Namespace) -> int:
-    from rlsedit.report.profile_tables import markdown, profile_table, stage_table, sweep_table
+    from rlsedit.report.profile_tables import profile_table, stage_table, sweep_table
 
     if result.kind == "edit":
         from rlsedit.cli.profile_edit import show_edit
@@ -190,22 +190,34 @@ def _show(console: Any, result: Any, args: argparse.Namespace) -> int:
             console.line(stage_table(result))
     else:
         console.line(sweep_table(result))
+    write(console, result, args)
+    return 0 if any(row.times is not None for row in result.rows) else 1
+
+
+def write(console: Any, result: Any, args: argparse.Namespace) -> None:
+    """--json and --out: the result, its tables and its figures."""
+    from rlsedit.report.profile_tables import markdown
+
     if args.json is not None:
         result.save(args.json)
         console.line(f"\nwritten to {args.json}")
     if args.out is not None:
         result.save(args.out / "profile.json")
         (args.out / "profile.md").write_text(markdown(result), encoding="utf-8")
-        console.line(f"\nwritten to {args.out}: profile.json, profile.md, {', '.join(_draw(result, args.out))}")
-    return 0 if any(row.times is not None for row in result.rows) else 1
+        names = ["profile.json", "profile.md", *_draw(result, args.out)]
+        console.line(f"\nwritten to {args.out}: {', '.join(names)}")
 
 
 def _draw(result: Any, folder: Path) -> list[str]:
-    from rlsedit.report.profile_plots import plot_axis, plot_bars, plot_roofline
+    from rlsedit.report.profile_plots import plot_axis, plot_bars, plot_edit, plot_roofline
 
     if not any(row.times is not None for row in result.rows):
         return []
-    figures = {"cost": plot_bars, "roofline": plot_roofline} if result.kind == "shape" else {"growth": plot_axis}
+    figures: dict[str, Any] = {"growth": plot_axis}
+    if result.kind == "shape":
+        figures = {"cost": plot_bars, "roofline": plot_roofline}
+    elif result.kind == "edit":
+        figures = {"stages": plot_edit}
     names = []
     for name, draw in figures.items():
         for kind in ("svg", "png"):

@@ -51,16 +51,12 @@ def run_edit(console: Any, args: argparse.Namespace) -> int:
 
 def show_edit(console: Any, result: Any, args: argparse.Namespace) -> int:
     """The stages of each method, and files where they are asked for."""
+    from rlsedit.cli.profile import write
     from rlsedit.report.profile_tables import edit_table
 
     console.line()
     console.line(edit_table(result))
-    if args.json is not None:
-        result.save(args.json)
-        console.line(f"\nwritten to {args.json}")
-    if args.out is not None:
-        result.save(args.out / "profile.json")
-        console.line(f"\nwritten to {args.out}: profile.json")
+    write(console, result, args)
     if args.trace is not None:
         console.line(f"\ntraces in {args.trace}; open them in Perfetto or chrome://tracing")
     return 0

@@ -7,14 +7,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from rlsedit.report.stages import TITLES, booked
+from rlsedit.report.styles import COLOURS, HATCHES, point
+from rlsedit.report.tables import seconds
 from rlsedit_kernels.profile import Profile, Row
 
-__all__ = ["plot_axis", "plot_bars", "plot_roofline"]
+__all__ = ["plot_axis", "plot_bars", "plot_edit", "plot_roofline"]
 
-_COLOURS = (
-    "#0b6e99", "#d1603d", "#5b8c5a", "#7d5ba6", "#c9a227", "#4c4c4c", "#b3589a", "#2a9d8f", "#8c564b", "#1f3b73",
-)  # fmt: skip
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _OURS, _PUBLISHED = "#0b6e99", "#9a9a9a"
 _AXES = {
     "history": "batches written before",
@@ -27,7 +26,9 @@ Path = str | os.PathLike[str]
 
 
 def plot_bars(profile: Profile, path: Path) -> None:
-    """Milliseconds of a batch for each contender, stage by stage, on a logarithmic axis with times in words.
+    """Milliseconds of a batch for each contender on a logarithmic axis, with times and ratios in words.
+
+    A ratio stands with the baseline's time where that was measured anew, so that it can be told from the times drawn.
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -37,15 +38,21 @@ def plot_bars(profile: Profile, path: Path) -> None:
     values = [1e3 * row.times.median for row in rows if row.times]
     shades = [_OURS if _ours(row.name) else _PUBLISHED for row in rows]
     axis.barh(range(len(rows)), values, color=shades, height=0.62)
+    first = next((row.times.median for row in rows if row.times and row.name == profile.settings.get("baseline")), None)
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         mark = "~ " if row.status == "extrapolated" else ""
-        ratio = "" if row.ratio is None else f"  ({row.ratio:.3g}x)"
-        axis.text(value * 1.06, place, f"{mark}{value:.3g} ms{ratio}", va="center", fontsize=8)
+        ratio = _ratio(row, first)
+        axis.text(value * 1.06, place, f"{mark}{seconds(value / 1e3)}{ratio}", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xscale("log")
-    axis.set_xlim(min(values) / 3, max(values) * 6)
-    axis.set_title("blue: this package; grey: published sequences and one's own", fontsize=9, loc="left")
+    axis.set_xlim(min(values) / 3, max(values) * 14)
+    about = (
+        "blue: this package; grey: published sequences and one's own\n"
+        f"in brackets: how many times {profile.settings.get('baseline')!r} as measured in turns with it, "
+        "and its time where that is not the one drawn"
+    )
+    axis.set_title(about, fontsize=8, loc="left")
     axis.set_xlabel(f"milliseconds for a batch of {rows[0].problem['u']} keys ({_problem(rows[0])})", fontsize=9)
     _finish(figure, axis, path)
 
@@ -60,17 +67,16 @@ def plot_axis(profile: Profile, path: Path) -> None:
         raise ValueError(f"plot_axis: profile must be a sweep over {', '.join(_AXES)}, got kind {profile.kind!r}")
     rows = _drawn(profile)
     figure, axis = _figure(8.5, 5.0)
-    for index, name in enumerate(dict.fromkeys(row.name for row in rows)):
+    handles: list[Any] = []
+    for name, mark in _marks(rows).items():
         own = sorted((row for row in rows if row.name == name), key=lambda row: row.problem[profile.kind])
         x = [row.problem[profile.kind] for row in own]
         y = [1e3 * row.times.median for row in own if row.times]
         low = [1e3 * (row.times.median - row.times.p20) for row in own if row.times]
         high = [1e3 * (row.times.p80 - row.times.median) for row in own if row.times]
         style = "-" if _ours(name) else "--"
-        axis.errorbar(
-            x, y, yerr=(low, high), marker=_MARKS[index % len(_MARKS)], ms=5, lw=1.6, ls=style, capsize=2,
-            color=_COLOURS[index % len(_COLOURS)], label=name,
-        )  # fmt: skip
+        axis.errorbar(x, y, yerr=(low, high), ms=6, lw=1.6, ls=style, capsize=2, elinewidth=0.8, **mark)
+        handles += axis.plot([], [], ms=6, lw=1.6, ls=style, label=name, **mark)  # bars would cover the mark
     axis.set_xlabel(_AXES[profile.kind])
     axis.set_ylabel("milliseconds for a batch")
     axis.set_yscale("log")
@@ -79,6 +85,29 @@ def plot_axis(profile: Profile, path: Path) -> None:
         ticks = sorted({row.problem[profile.kind] for row in rows})
         axis.set_xticks(ticks, [str(value) for value in ticks])
         axis.minorticks_off()
+    axis.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _finish(figure, axis, path)
+
+
+def plot_edit(profile: Profile, path: Path) -> None:
+    """Seconds of an edit by each method, stage by stage.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    rows = _drawn(profile)
+    figure, axis = _figure(8.5, 1.2 + 0.45 * len(rows))
+    spent = [booked(row.name, {stage.name: stage.seconds for stage in row.stages}) for row in rows]
+    left = [0.0] * len(rows)
+    for index, (stage, title) in enumerate(TITLES.items()):
+        widths = [part[stage] / int(row.problem["u"]) for part, row in zip(spent, rows, strict=True)]
+        axis.barh(
+            [row.name for row in rows], widths, left=left, color=COLOURS[index], label=title, height=0.6,
+            hatch=HATCHES[index], edgecolor="white", lw=0.0,
+        )  # fmt: skip
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axis.invert_yaxis()
+    axis.set_xlabel(f"seconds for an edit, in batches of {rows[0].problem['u']} ({_problem(rows[0])})", fontsize=9)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _finish(figure, axis, path)
 
@@ -100,13 +129,20 @@ def plot_roofline(profile: Profile, path: Path) -> None:
         x = [low, knee, max(high, 2 * knee)]
         y = [1e-9 * min(rate, profile.ceilings.bytes_per_s * value) for value in x]
         axis.plot(x, y, color="0.35", ls=style, lw=1.3, label=f"ceiling, {name}")
-    for index, (row, value) in enumerate(zip(rows, intensity, strict=True)):
+    marks = _marks(rows)
+    for place, (row, value) in enumerate(zip(rows, intensity, strict=True)):  # the first on top
         assert row.times is not None
         assert row.flops is not None
         axis.plot(
-            value, 1e-9 * row.flops / row.times.median, marker=_MARKS[index % len(_MARKS)], ms=7, ls="",
-            color=_COLOURS[index % len(_COLOURS)], label=row.name, mfc=None if _ours(row.name) else "none", mew=1.5,
-        )  # fmt: skip
+            value,
+            1e-9 * row.flops / row.times.median,
+            ms=7,
+            ls="",
+            label=row.name,
+            mew=1.5,
+            zorder=3 - 0.01 * place,
+            **marks[row.name],
+        )
     rates = [1e-9 * row.flops / row.times.median for row in rows if row.flops and row.times]
     axis.set_ylim(
         10 ** math.floor(math.log10(min(rates) / 1.5)),
@@ -127,10 +163,25 @@ def _drawn(profile: Profile) -> Sequence[Row]:
     return rows
 
 
+def _marks(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """A style for each contender: filled marks for ours, open ones for the others."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    kinds = {kind: [name for name in names if _ours(name) is kind] for kind in (True, False)}
+    return {name: point(kinds[_ours(name)].index(name), filled=_ours(name)) for name in names}
+
+
 def _problem(row: Row) -> str:
     layers = int(row.problem["layers"])
     several = f", {layers} layers" if layers > 1 else ""
     return f"d = {row.problem['d']}, v = {row.problem['v']}{several}, {row.problem['dtype']}"
+
+
+def _ratio(row: Row, first: float | None) -> str:
+    """How many times the baseline beside it, with that one's time where it differs from `first` as printed."""
+    if row.ratio is None or row.compared_with is None:
+        return ""
+    times, beside = f"{row.ratio:.3g}", seconds(row.compared_with)
+    return f"  ({times}x)" if first is not None and beside == seconds(first) else f"  ({times} x {beside})"
 
 
 def _ours(name: str) -> bool:
