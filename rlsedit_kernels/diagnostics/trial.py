@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from rlsedit_kernels.diagnostics import measures
 from rlsedit_kernels.diagnostics.steps import HasCovariance, HasHealth, MakeStep, Step
 from rlsedit_kernels.diagnostics.streams import Batch, Stream
 from rlsedit_kernels.diagnostics.truth import Exact, Truth, checkpoints
+
+logger = logging.getLogger("rlsedit_kernels")
 
 SCHEMA = "rlsedit-stability/1"
 
@@ -30,6 +34,7 @@ DENSE_LIMIT = 1024
 """Largest d at which the covariance is taken apart at every look unless it is asked for."""
 
 _REFUSALS = (ArithmeticError, torch.linalg.LinAlgError)
+"""What a step says no with (`BreakdownError` is an ArithmeticError); any other exception is a mistake in the step."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,9 @@ class Trial:
         stream, step: names.
         points: at growing numbers of batches, up to the end or to where the step gave up.
         seconds: spent in `update`.
-        refused_at: the batch (from 1) that was answered with an exception, None if there was none.
-        reason: its text.
+        refused_at: the batch (from 1; 0: when it was made) at which the step refused, None if it did not.
+        failed_at: the same for an exception that is no refusal: an error in the step, or in what it was given.
+        reason: kind and text of the exception.
         broke_at: the first checkpoint with an error of W above `BROKEN`, or not finite; None if there was none.
         flagged_at: the first checkpoint at which `health()` said "warning" or "broken".
     """
@@ -83,6 +89,12 @@ class Trial:
     seconds: float
     refused_at: int | None
     reason: str | None
+    failed_at: int | None = None
+
+    @property
+    def ended_at(self) -> int | None:
+        """The batch at which an exception ended the trial, of either kind."""
+        return self.refused_at if self.failed_at is None else self.failed_at
 
     @property
     def broke_at(self) -> int | None:
@@ -107,7 +119,7 @@ class Trial:
     @property
     def false_alarm(self) -> bool:
         """Whether `health()` spoke on a stream along which W was never off by more than `HEALTHY`."""
-        return self.flagged_at is not None and self.worst <= HEALTHY and self.refused_at is None
+        return self.flagged_at is not None and self.worst <= HEALTHY and self.ended_at is None
 
     @property
     def worst(self) -> float:
@@ -118,35 +130,58 @@ class Trial:
 class _Runner:
     """One step, fed until it gives up."""
 
-    def __init__(self, name: str, step: Step | None, reason: str | None) -> None:
-        self.name, self.step, self.reason = name, step, reason
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.step: Step | None = None
+        self.reason: str | None = None
         self.points: list[Point] = []
         self.seconds = 0.0
-        self.refused_at: int | None = None if step is not None else 0
+        self.refused_at: int | None = None
+        self.failed_at: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.refused_at is not None or self.failed_at is not None
+
+    @contextmanager
+    def guarded(self, count: int) -> Iterator[None]:
+        """Whatever the step raises ends its trial alone, and is kept as what it is: a refusal or an error."""
+        try:
+            yield
+        except Exception as error:
+            self.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if isinstance(error, _REFUSALS):
+                self.refused_at = count
+            else:
+                logger.debug("stability: %s failed", self.name, exc_info=True)
+                self.failed_at = count
+
+    def make(self, maker: MakeStep, stream: Stream) -> None:
+        with self.guarded(0):
+            self.step = maker(stream)
 
     def write(self, batch: Batch, count: int) -> None:
-        if self.step is None or self.refused_at is not None:
+        if self.step is None or self.ended:
             return
         _settle(batch.K)
         begin = time.perf_counter()
-        try:
+        with self.guarded(count):
             self.step.update(batch.K, batch.V, batch.noise, batch.forget)
-        except (*_REFUSALS, ValueError, RuntimeError) as error:
-            self.refused_at, self.reason = count, f"{type(error).__name__}: {' '.join(str(error).split())}"
         _settle(batch.K)
         self.seconds += time.perf_counter() - begin
 
     def look(self, batch: Batch, count: int, exact: Exact, true_gain: torch.Tensor | None, leverage: float) -> None:
-        if self.step is None or self.refused_at is not None:
-            return
-        try:
-            W = self.step.weight
-        except ArithmeticError as error:
-            self.refused_at, self.reason = count, f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return
-        point = Point(count, *measures.weight_errors(W, exact), leverage)
-        if true_gain is not None and isinstance(self.step, HasCovariance):
-            C = self.step.covariance()
+        if self.step is not None and not self.ended:
+            with self.guarded(count):
+                self.points.append(self._point(self.step, batch, count, exact, true_gain, leverage))
+
+    @staticmethod
+    def _point(
+        step: Step, batch: Batch, count: int, exact: Exact, true_gain: torch.Tensor | None, leverage: float
+    ) -> Point:
+        point = Point(count, *measures.weight_errors(step.weight, exact), leverage)
+        if true_gain is not None and isinstance(step, HasCovariance):
+            C = step.covariance()
             gain = measures.on_host(C) @ batch.K.to(torch.float64).mT / batch.noise
             of_gain = measures.gain_errors(gain, true_gain, exact)
             e = measures.covariance_error(C, exact)
@@ -154,14 +189,14 @@ class _Runner:
                 point, error_C=e.relative, error_C_plain=e.plain, smallest=e.smallest, asymmetry=e.asymmetry,
                 condition=e.condition, error_gain=of_gain[0], error_gain_plain=of_gain[1],
             )  # fmt: skip
-        if isinstance(self.step, HasHealth):
-            health = self.step.health()
+        if isinstance(step, HasHealth):
+            health = step.health()
             used = f"{health.form} {health.storage.removeprefix('torch.')}"
             point = replace(point, drift=health.drift, status=health.status, form=used)
-        self.points.append(point)
+        return point
 
     def trial(self, stream: str) -> Trial:
-        return Trial(stream, self.name, tuple(self.points), self.seconds, self.refused_at, self.reason)
+        return Trial(stream, self.name, tuple(self.points), self.seconds, self.refused_at, self.reason, self.failed_at)
 
 
 def run_trials(
@@ -188,14 +223,17 @@ def run_trials(
         progress: called with the number of batches done.
 
     Returns:
-        One trial for each step. A step that raises is left at that batch; other steps go on.
+        One trial for each step. A step that raises is left at that batch; other steps go on. What is no refusal is kept
+        apart (`Trial.failed_at`).
     """
     if batches < 1:
         raise ValueError(f"run_trials: batches must be >= 1, got {batches}")
     looks = set(checkpoints(batches) if at is None else at)
     dense = stream.d <= DENSE_LIMIT if covariances is None else covariances
     given = replace(stream, W_0=stream.W_0.to(device or "cpu"))
-    runners = [_made(name, make, given) for name, make in steps.items()]
+    runners = [_Runner(name) for name in steps]
+    for runner, make in zip(runners, steps.values(), strict=True):
+        runner.make(make, given)
     truth = Truth(stream)
     with ieee_products():
         for count, batch in enumerate(stream.batches(), start=1):
@@ -220,13 +258,6 @@ def _settle(tensor: torch.Tensor) -> None:
     """What was launched on the tensor's device has ended."""
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
-
-
-def _made(name: str, make: MakeStep, stream: Stream) -> _Runner:
-    try:
-        return _Runner(name, make(stream), None)
-    except (*_REFUSALS, ValueError, RuntimeError) as error:
-        return _Runner(name, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def save(path: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
@@ -265,11 +296,13 @@ def load(path: Path) -> tuple[dict[str, Any], list[Trial]]:
     trials = []
     for entry in content["trials"]:
         points = tuple(Point(**dict(zip(columns, map(_number, row), strict=True))) for row in entry["points"])
-        trials.append(Trial(points=points, **{key: entry[key] for key in _KEPT}))
+        trials.append(
+            Trial(points=points, **{key: entry[key] for key in _KEPT if key in entry})
+        )  # older files: no failed_at
     return content["settings"], trials
 
 
-_KEPT = ("stream", "step", "seconds", "refused_at", "reason")
+_KEPT = ("stream", "step", "seconds", "refused_at", "failed_at", "reason")
 _COLUMNS = [field.name for field in fields(Point)]
 _WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 

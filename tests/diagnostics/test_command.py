@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import markdown
 
 from rlsedit.cli.main import main
 from rlsedit.recorded import save_streams
-from rlsedit.report import stability
+from rlsedit.report import Console, stability
 from rlsedit_kernels import Prior
 from rlsedit_kernels.diagnostics import STREAMS, Batch, load
 
@@ -25,6 +26,25 @@ class Mine:
 
     def update(self, K, V, noise, forget) -> None:
         raise ArithmeticError("not mine")
+
+
+class Buggy(Mine):
+    """One that does not refuse but is wrong, at its third batch or when it is asked for its weight."""
+
+    def update(self, K, V, noise, forget) -> None:
+        self.left = getattr(self, "left", 3) - 1
+        if not self.left:
+            raise RuntimeError("boom | of a bar")
+
+
+class Shapeless(Mine):
+    def update(self, K, V, noise, forget) -> None:
+        self.weight = K @ V
+
+
+class Unmade:
+    def __init__(self, stream) -> None:
+        raise KeyError("nowhere")
 
 
 def run(*arguments: str) -> int:
@@ -65,6 +85,81 @@ def test_a_recorded_stream(tmp_path, capsys) -> None:
     save_streams(tmp_path / "run.safetensors", {5: (Prior.ridge(6, 1.0), batches)})
     assert run("--stream", str(tmp_path / "run.safetensors")) == 0
     assert "run, layer 5" in capsys.readouterr().out
+
+
+def test_sizes_are_those_of_the_stream_that_was_followed(tmp_path, capsys) -> None:
+    """Not the defaults of --d, --u, --v and --batches; layers and batches may differ."""
+    generator = torch.Generator().manual_seed(0)
+
+    def batches(d: int, *sizes: int) -> list[Batch]:
+        return [Batch(torch.randn(u, d, generator=generator), torch.randn(u, 3, generator=generator)) for u in sizes]
+
+    file, out = tmp_path / "run.safetensors", tmp_path / "out"
+    save_streams(file, {5: (Prior.ridge(6, 1.0), batches(6, 2, 2, 1))})
+    assert run("--stream", str(file), "--out", str(out)) == 0
+    sizes = "d = 6, u = 1 to 2, v = 3, 3 batches"
+    assert sizes in capsys.readouterr().out
+    assert f"({sizes})" in (out / "stability.md").read_text(encoding="utf-8")
+    settings, _ = load(out / "results.json")
+    assert settings["sizes"] == {"run, layer 5": {"d": 6, "u": [1, 2], "v": 3, "batches": 3}}
+    assert not {"d", "u", "v", "batches", "seed"} & set(settings)
+    save_streams(file, {5: (Prior.ridge(6, 1.0), batches(6, 2, 2, 1)), 7: (Prior.ridge(8, 1.0), batches(8, 2))})
+    assert run("--stream", str(file), "--batches", "2") == 0
+    assert "d = 6 to 8, u = 2, v = 3, 1 to 2 batches" in capsys.readouterr().out
+    assert run(*SMALL, "--streams", "easy", "--forms", "plain", "--no-published") == 0
+    assert "d = 16, u = 4, v = 4, 30 batches" in capsys.readouterr().out
+
+
+def test_a_mistake_in_a_step_is_an_error_with_its_message_and_no_refusal(tmp_path, capsys) -> None:
+    steps = [f"--step={__name__}:{name}" for name in ("Mine", "Buggy", "Shapeless", "Unmade")]
+    out = tmp_path / "out"
+    assert run(*SMALL, "--streams", "easy,weak-1", "--forms", "plain", "--no-published", *steps, "--out", str(out)) == 0
+    shown, page = capsys.readouterr().out, (out / "stability.md").read_text(encoding="utf-8")
+    expected = [
+        "Mine: refused: easy at 1, weak-1 at 1: ArithmeticError: not mine",
+        "Buggy: error: easy at 3, weak-1 at 3: RuntimeError: boom | of a bar",
+        "Shapeless: error: easy at 1, weak-1 at 1: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        "Unmade: error: easy when made, weak-1 when made: KeyError: 'nowhere'",
+    ]
+    for text in (shown, page):
+        assert all(f"{__name__}:{line}" in text for line in expected)
+    assert "refused 1" in shown
+    assert "error 3" in shown
+    assert shown.count("refused 3") == 0
+    errors, health = markdown.tables(page)
+    assert errors[0][2:] == [f"{__name__}:{name}" for name in ("Mine", "Buggy", "Shapeless", "Unmade")]
+    assert errors[1][2] == "†1"
+    assert errors[1][3].endswith("‡3")
+    assert errors[1][4:] == ["‡1", "‡0"]
+    assert "‡: ended there by an error of the step" in page
+    rows = {row[0]: row[1] for row in health[1:]}
+    assert rows == {"plain": "2", f"{__name__}:Shapeless": "0 of 2", f"{__name__}:Unmade": "0 of 2"}
+    kept = {trial.step.split(":")[-1]: trial for trial in load(out / "results.json")[1]}
+    assert (kept["Buggy"].refused_at, kept["Buggy"].failed_at) == (None, 3)
+    assert (kept["Mine"].refused_at, kept["Mine"].failed_at) == (1, None)
+
+
+def test_nothing_but_errors_is_a_failed_run_that_writes_what_it_has(tmp_path, capsys) -> None:
+    from rlsedit.cli import stability as command
+    from rlsedit_kernels.diagnostics import make_stream, run_trials
+
+    trials = run_trials(make_stream("easy", 8, 2), {"unmade": Unmade}, 3)
+    command._report(Console(), {"sizes": {"easy": {"d": 8, "u": [2], "v": 4, "batches": 3}}}, trials, tmp_path / "out")
+    assert "unmade: error: easy when made: KeyError: 'nowhere'" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "stability.md"}
+
+
+def test_lines_differ_in_grey(tmp_path, monkeypatch) -> None:
+    from rlsedit.report import stability_plots
+    from rlsedit_kernels.diagnostics import Point, Trial
+
+    trials = [Trial("easy", f"step {i}", (Point(1, 0.1, 0.1, 0.1), Point(2, 0.1, 0.1, 0.1)), 0.0, None, None)
+              for i in range(20)]  # fmt: skip
+    seen = []
+    monkeypatch.setattr(stability_plots, "save_figure", lambda figure, path: seen.extend(figure.axes[0].lines[:20]))
+    stability_plots.plot_errors(trials, tmp_path / "x.svg")
+    assert len({(line.get_marker(), line.get_fillstyle()) for line in seen}) == 20
+    assert all(line.get_markevery()[0] < 2 for line in seen), "a short line has a mark as well"
 
 
 def test_names(capsys) -> None:

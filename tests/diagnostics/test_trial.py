@@ -171,3 +171,38 @@ def test_covariances_can_be_left_out() -> None:
     (trial,) = run_trials(make_stream("easy", D, U), {"plain": filter_step("plain")}, 3, covariances=False)
     assert {point.error_C for point in trial.points} == {None}
     assert {point.status for point in trial.points} == {"ok"}
+
+
+def test_files_older_than_errors_are_read(trials, tmp_path) -> None:
+    path = tmp_path / "results.json"
+    save(path, {"d": D}, list(trials.values()))
+    content = json.loads(path.read_text())
+    for entry in content["trials"]:
+        del entry["failed_at"]
+    path.write_text(json.dumps(content))
+    assert {trial.failed_at for trial in load(path)[1]} == {None}
+
+
+@pytest.mark.parametrize("method", ["covariance", "health"])
+def test_what_a_step_raises_when_it_is_looked_at_ends_its_trial_alone(method) -> None:
+    class Looked(Bare):
+        pass
+
+    def fail(self) -> None:
+        raise TypeError("not\nyet")
+
+    setattr(Looked, method, fail)
+    looked, bare = run_trials(make_stream("easy", D, U), {"looked": Looked, "bare": Bare}, 3)
+    assert (looked.failed_at, looked.refused_at, looked.ended_at) == (1, None, 1)
+    assert looked.reason == "TypeError: not yet"
+    assert bare.points[-1].batches == 3
+
+
+@pytest.mark.parametrize("error", [rk.BreakdownError("x"), FloatingPointError("x"), torch.linalg.LinAlgError("x")])
+def test_a_refusal_is_no_error(error) -> None:
+    class Says(Bare):
+        def update(self, K, V, noise, forget) -> None:
+            raise error
+
+    (trial,) = run_trials(make_stream("easy", D, U), {"says": Says}, 3)
+    assert (trial.refused_at, trial.failed_at) == (1, None)

@@ -6,6 +6,7 @@ import argparse
 import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +79,17 @@ def run(args: argparse.Namespace) -> int:
         return _run_full(console, args)
     streams = _streams(args)
     steps = _steps(args)
-    names = ("d", "u", "v", "batches", "seed", "device", "backend")
-    settings = {name: getattr(args, name) for name in names} | _machine()
     trials: list[Trial] = []
+    sizes: dict[str, Any] = {}
     for stream in streams:
-        trials += _follow(console, stream, steps, args.batches, 12, args)
+        new, batches = _follow(console, stream, steps, args.batches, 12, args)
+        trials += new
+        sizes[stream.name] = {"d": stream.d, "u": _keys(stream, batches, args), "v": stream.v, "batches": batches}
+    asked = ["d", "u", "v", "batches", "seed"] if args.stream is None else []  # a recorded stream has its own
+    names = [*asked, "device", "backend"]
+    settings = {name: getattr(args, name) for name in names} | {"sizes": sizes} | _machine()
     _report(console, settings, trials, args.out)
-    return 0
+    return 0 if any(trial.points or trial.refused_at is not None for trial in trials) else 1
 
 
 def _run_full(console: Console, args: argparse.Namespace) -> int:
@@ -106,7 +111,7 @@ def _run_full(console: Console, args: argparse.Namespace) -> int:
         if not args.again and any(trial.stream == name for trial in kept):
             continue
         stream = make_stream(name, FULL["d"], FULL["u"], FULL["v"])
-        fresh = _follow(console, stream, steps, FULL["batches"], FULL["each_decade"], args)
+        fresh, _ = _follow(console, stream, steps, FULL["batches"], FULL["each_decade"], args)
         kept = load(RESULTS)[1] if RESULTS.exists() else []  # another part may have been written meanwhile
         every = {(t.stream, t.step): t for t in [*kept, *fresh]}
         save(RESULTS, settings, sorted(every.values(), key=lambda t: list(STREAMS).index(t.stream)))
@@ -127,6 +132,13 @@ def _streams(args: argparse.Namespace) -> list[Stream]:
         names = list(STREAMS) if args.streams == "all" else _names(args.streams)
     names += [f"condition-{value}" for value in args.condition]
     return [make_stream(name, args.d, args.u, args.v, args.seed) for name in names]
+
+
+def _keys(stream: Stream, batches: int, args: argparse.Namespace) -> list[int]:
+    """Keys of a batch: what was asked for, of a recorded stream what its batches have."""
+    if args.stream is None:
+        return [args.u]
+    return sorted({len(batch.K) for batch in islice(stream.batches(), batches)})
 
 
 def _steps(args: argparse.Namespace) -> dict[str, Any]:
@@ -157,9 +169,17 @@ def _follow(
     batches: int,
     each_decade: int,
     args: argparse.Namespace,
-) -> list[Trial]:
+) -> tuple[list[Trial], int]:
+    """The trials of one stream, and how many batches it had."""
     import rlsedit_kernels as rk
     from rlsedit_kernels.diagnostics import checkpoints, run_trials
+
+    followed = 0
+
+    def show(done: int) -> None:
+        nonlocal followed
+        followed = done
+        bar.update(done)
 
     forced = rk.use_backend(args.backend) if args.backend else nullcontext()
     with forced, console.bar(f"{stream.name:<16}", batches) as bar:
@@ -169,19 +189,26 @@ def _follow(
             batches,
             at=checkpoints(batches, each_decade),
             device=device_of(args.device),
-            progress=lambda done: bar.update(done),
+            progress=show,
         )
-        broke = [trial.step for trial in trials if trial.broke_at is not None or trial.refused_at is not None]
-        bar.finish(f"{bar.elapsed:6.1f} s, " + (f"broke: {', '.join(broke)}" if broke else "all held"))
-    return trials
+        ends = (
+            ("broke", [t.step for t in trials if t.broke_at is not None]),
+            ("refused", [t.step for t in trials if t.refused_at is not None]),
+            ("error", [t.step for t in trials if t.failed_at is not None]),
+        )
+        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in ends if names)
+        bar.finish(f"{bar.elapsed:6.1f} s, {said or 'all held'}")
+    return trials, followed
 
 
 def _report(console: Console, settings: dict[str, Any], trials: list[Trial], out: Path | None) -> None:
-    from rlsedit.report.stability import error_table, health_table, markdown
+    from rlsedit.report.stability import error_table, health_table, markdown, messages, sizes
     from rlsedit_kernels.diagnostics import save
 
     console.line()
+    console.line(f"largest error of W along each stream; {sizes(settings)}; @: the first batch above 1e-2")
     console.line(error_table(trials))
+    console.line("\n".join(["", *messages(trials), ""]).rstrip("\n"))
     console.line()
     console.line(health_table(trials))
     if out is None:
@@ -190,7 +217,8 @@ def _report(console: Console, settings: dict[str, Any], trials: list[Trial], out
 
     save(out / "results.json", settings, trials)
     (out / "stability.md").write_text(markdown(settings, trials), encoding="utf-8")
-    plot_errors(trials, out / "errors.svg")
+    if any(trial.points for trial in trials):
+        plot_errors(trials, out / "errors.svg")
     if any(point.drift is not None for trial in trials for point in trial.points):
         plot_health(trials, out / "health.svg")
     console.line(f"\nwritten to {out}")

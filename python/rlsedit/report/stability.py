@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.report.tables import table
+from rlsedit.report.tables import markdown_table, table
 
 if TYPE_CHECKING:
     from rlsedit_kernels.diagnostics import Trial
 
-__all__ = ["PAGE", "RESULTS", "error_table", "health_table", "markdown", "write_page"]
+__all__ = ["PAGE", "RESULTS", "error_table", "health_table", "markdown", "messages", "sizes", "write_page"]
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "bench" / "results" / "stability.json"
@@ -22,7 +23,7 @@ BEGIN, END = "<!-- begin: rlsedit stability --page -->", "<!-- end -->"
 
 
 def error_table(trials: Sequence[Trial]) -> str:
-    """Largest error of W along each stream, by form; where a form gave up, and at which batch."""
+    """Largest error of W along each stream, by form; where it refused or failed, and at which batch."""
     header, rows = _errors(trials)
     return table(header, rows)
 
@@ -35,18 +36,58 @@ def health_table(trials: Sequence[Trial]) -> str:
 
 def markdown(settings: dict[str, Any], trials: Sequence[Trial]) -> str:
     """Both tables, with the sizes they were measured at."""
-    sizes = f"d = {settings['d']}, u = {settings['u']}, v = {settings['v']}, at most {settings['batches']} batches"
-    if settings.get("device", "cpu") != "cpu":
-        sizes += f", on {settings['device']}"
-    if settings.get("backend"):
-        sizes += f", back end {settings['backend']}"
+    failed = any(trial.failed_at is not None for trial in trials)
+    said = "".join(f"- {line}\n" for line in messages(trials))
+    ended = f"†: refused at the batch behind it{_FAILED if failed else ''}"
     return (
-        f"Largest error of W in the S-norm, relative to W − W_0, along each stream ({sizes}). **Bold**: above 1e-2, "
-        "first at the batch behind the @. †: refused at the batch behind it.\n\n"
+        f"Largest error of W in the S-norm, relative to W − W_0, along each stream ({sizes(settings)}). **Bold**: "
+        f"above 1e-2, first at the batch behind the @. {ended}.\n\n"
         f"{_markdown(*_errors(trials, bold=True))}\n\n"
-        "What `health()` said:\n\n"
-        f"{_markdown(*_health(trials))}\n"
+        + (
+            f"What ended them, and at which batch (figures in a message are those of the first):\n\n{said}\n"
+            if said
+            else ""
+        )
+        + f"What `health()` said:\n\n{_markdown(*_health(trials))}\n"
     )
+
+
+_FAILED = "; ‡: ended there by an error of the step, which is no refusal (0: when it was made)"
+
+
+def sizes(settings: dict[str, Any]) -> str:
+    """Dimensions and batches of the streams as they were followed, where they ran."""
+    if "sizes" in settings:
+        known = list(settings["sizes"].values())
+        d, v, batches = (_span([entry[name] for entry in known]) for name in ("d", "v", "batches"))
+        u = _span([keys for entry in known for keys in entry["u"]])
+        text = f"d = {d}, u = {u}, v = {v}, {batches} batch{'' if batches == '1' else 'es'}"
+    else:  # a file older than this entry
+        text = f"d = {settings['d']}, u = {settings['u']}, v = {settings['v']}, at most {settings['batches']} batches"
+    if settings.get("device", "cpu") != "cpu":
+        text += f", on {settings['device']}"
+    if settings.get("backend"):
+        text += f", back end {settings['backend']}"
+    return text
+
+
+def messages(trials: Sequence[Trial]) -> list[str]:
+    """What ended trials, in the step's own words: one line for each step and kind of message."""
+    found: dict[tuple[str, str, str], list[Trial]] = {}
+    for trial in trials:
+        if trial.ended_at is not None:
+            kind = "refused" if trial.failed_at is None else "error"
+            found.setdefault((trial.step, kind, re.sub(r"-?\d[\d.e+-]*", "#", trial.reason or "")), []).append(trial)
+    lines = []
+    for (step, kind, _), ended in found.items():
+        where = ", ".join(f"{t.stream} " + (f"at {t.ended_at}" if t.ended_at else "when made") for t in ended)
+        lines.append(f"{step}: {kind}: {where}: {ended[0].reason}")
+    return lines
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
@@ -97,9 +138,9 @@ def _errors(trials: Sequence[Trial], bold: bool = False) -> tuple[list[str], lis
 
 
 def _cell(trial: Trial, bold: bool) -> str:
-    if trial.refused_at is not None:
-        mark = "†" if bold else "refused "
-        at = f"{mark}{trial.refused_at}"
+    if trial.ended_at is not None:
+        marks = ("†", "refused ") if trial.failed_at is None else ("‡", "error ")
+        at = f"{marks[0] if bold else marks[1]}{trial.ended_at}"
         if trial.broke_at is None:
             return at
         return (
@@ -115,17 +156,21 @@ def _health(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
     header = ["form", "streams", "W passed 1e-2", "said before", "said too late", "held at 1e-4", "false alarms"]
     rows = []
     for step in dict.fromkeys(trial.step for trial in trials):
-        own = [trial for trial in trials if trial.step == step and trial.points]
+        every = [trial for trial in trials if trial.step == step]
+        own = [trial for trial in every if trial.points]
+        if not own and any(trial.failed_at is not None for trial in every):  # a step that never came to be looked at
+            rows.append([step, f"0 of {len(every)}", *["-"] * (len(header) - 2)])
+            continue
         if not any(point.status is not None for trial in own for point in trial.points):
             continue
         broke = [trial for trial in own if trial.broke_at is not None]
-        healthy = [trial for trial in own if trial.worst <= 1e-4 and trial.refused_at is None]
+        healthy = [trial for trial in own if trial.worst <= 1e-4 and trial.ended_at is None]
         late = [trial.stream for trial in broke if not trial.warned_in_time]
         false = [trial.stream for trial in own if trial.false_alarm]
         rows.append(
             [
                 step,
-                str(len(own)),
+                str(len(own)) if len(own) == len(every) else f"{len(own)} of {len(every)}",
                 str(len(broke)),
                 str(len(broke) - len(late)),
                 _listed(late),
@@ -141,5 +186,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---"] * len(header)) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return markdown_table(header, rows, align="l" * len(header))

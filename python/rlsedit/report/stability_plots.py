@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlsedit.report.styles import point
+
 if TYPE_CHECKING:
     from rlsedit_kernels.diagnostics import Trial
 
@@ -25,6 +27,8 @@ FLOOR, CEILING = 1e-16, 1e2
 def plot_errors(trials: Sequence[Trial], path: Path) -> None:
     """Error of W against the number of batches: a panel for each of up to six streams, a line for each form.
 
+    A line that an exception ended ends in a large mark.
+
     Raises:
         ValueError: there is nothing to draw.
     """
@@ -41,9 +45,9 @@ def plot_errors(trials: Sequence[Trial], path: Path) -> None:
         for trial in (t for t in trials if t.stream == stream and t.points):
             i = steps.index(trial.step)
             values = [min(max(p.error_W, FLOOR), CEILING) for p in trial.points]
-            axis.plot([p.batches for p in trial.points], values, color=COLOURS[i % 9], ls=STYLES[i % 9], lw=1.5)
-            if trial.refused_at:
-                axis.plot(trial.points[-1].batches, values[-1], MARKS[i % 9], color=COLOURS[i % 9], ms=6)
+            axis.plot([p.batches for p in trial.points], values, **_style(i, len(values)))
+            if trial.ended_at is not None:
+                axis.plot(trial.points[-1].batches, values[-1], **{**_style(i), "ls": "", "ms": 8, "markevery": 1})
         axis.axhline(1e-2, color="0.5", lw=0.8)
         axis.set(xscale="log", yscale="log", title=stream)
         styled(axis)
@@ -120,4 +124,10 @@ def new_figure(size: tuple[float, float]) -> Any:
 def _line(i: int, label: str) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=COLOURS[i % 9], ls=STYLES[i % 9], lw=1.5, label=label)
+    return Line2D([], [], label=label, **_style(i))
+
+
+def _style(i: int, points: int = 1) -> dict[str, Any]:
+    """Line `i` of so many points: dashes alone are too much alike in grey, so that every fifth point has a mark."""
+    mark = {**point(i), "color": COLOURS[i % 9]}
+    return {**mark, "ls": STYLES[i % 9], "lw": 1.3, "ms": 4, "markevery": (min(i % 5, points - 1), 5)}
