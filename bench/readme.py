@@ -312,7 +312,7 @@ def edited_stream(*results: Result) -> str:
     ends = [run["checkpoints"][-1] for run in runs]
     first, oldest = runs[0]["checkpoints"][0], ends[0]["groups"]["first"]["count"]
     lines = [
-        "Percent, with standard errors over facts.",
+        "Percent, with standard errors over facts, of the perplexity over windows of its text.",
         "",
         f"| behind {ends[0]['facts']:,} edits | efficacy | generalisation | specificity | score "
         f"| first {oldest}: score | first {oldest}: accuracy | perplexity |",

@@ -88,6 +88,11 @@ def spread(records: Iterable[RunRecord], of_one: str = "facts") -> str:
     return f"± is the standard error over {of_one}."
 
 
+def _corner(records: Iterable[RunRecord], of_one: str = "facts") -> str:
+    """The same for the header, where a terminal shows the table without its caption."""
+    return f"± over {'runs' if several(records) else of_one}"
+
+
 def _before(records: Sequence[RunRecord]) -> list[RunRecord]:
     """One record for each seed and order: before its first batch a stream is the same for every method."""
     return list({(r.spec.seed, r.spec.order): r for r in reversed(records)}.values())
@@ -111,7 +116,7 @@ def _scores(records: Sequence[RunRecord]) -> Table:
             written = sorted({entry["facts"] for entry in known})
             rows.append([method, ", ".join(map(str, written)), *cells(known)])
     kept = [i for i in range(len(COLUMNS)) if any(row[2 + i] != "" for row in rows)]
-    header = ["", "facts", *(COLUMNS[i][2] for i in kept)]
+    header = [_corner(records), "facts", *(COLUMNS[i][2] for i in kept)]
     about = f"All facts of the stream (or a sample of them) behind its last batch, percent. {spread(records)}"
     return Table("Scores", about, header, [[row[0], row[1], *(row[2 + i] for i in kept)] for row in rows])
 
@@ -131,7 +136,7 @@ def _retention(records: Sequence[RunRecord]) -> Table:
         "Efficacy of the first facts of the stream after so many facts (figure 4 of the paper), percent. "
         f"{spread(records)}"
     )
-    return Table("Retention", about, ["", *(f"after {count}" for count in counts)], rows)
+    return Table("Retention", about, [_corner(records), *(f"after {count}" for count in counts)], rows)
 
 
 def _objective(records: Sequence[RunRecord]) -> Table:
@@ -187,7 +192,8 @@ def _ability(records: Sequence[RunRecord]) -> Table:
         "General ability before and behind the stream; the first figure that each task reports. "
         f"{spread(records, 'the items of the task')}"
     )
-    return Table("Ability", about, ["", *(f"{task}, {names[task]}" for task in tasks)], rows if tasks else [])
+    header = [_corner(records, "items"), *(f"{task}, {names[task]}" for task in tasks)]
+    return Table("Ability", about, header, rows if tasks else [])
 
 
 def _headline(records: Sequence[RunRecord], task: str) -> str:

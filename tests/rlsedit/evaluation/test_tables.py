@@ -57,6 +57,10 @@ def test_the_row_before_is_the_mean_over_the_runs() -> None:
 def test_one_sign_has_one_meaning_and_the_caption_names_it(title) -> None:
     about, _ = rows_of(ONE, title)
     assert f"± is the standard error over {'the items of the task' if title == 'Ability' else 'facts'}." in about
+    (found,) = [table for table in tables(ONE) if table.title == title]
+    assert found.header[0] == ("± over items" if title == "Ability" else "± over facts")
+    (found,) = [table for table in tables(SEVERAL) if table.title == title]
+    assert found.header[0] == "± over runs"
     about, _ = rows_of(SEVERAL, title)
     assert "Means over the runs (seeds and orders); ± is the standard error over them" in about
 
