@@ -262,7 +262,7 @@ def test_a_ratio_is_to_the_baseline_of_its_own_group(found) -> None:
 
     class Slowing:
         def __init__(self, problem: Problem) -> None:
-            self.seconds = 0.002 * (1 + 5 * len(made))
+            self.seconds = 0.002 * (1 + 20 * len(made))
             made.append(self)
 
         def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
@@ -284,7 +284,7 @@ def test_a_ratio_is_to_the_baseline_of_its_own_group(found) -> None:
     base, a, b = profile.measure(contenders, Problem(16, 4, 2), settings, found=found).rows
     assert len(made) == 2
     assert base.baseline == a.baseline == base.times.median
-    assert b.baseline > 3 * a.baseline
+    assert b.baseline > 2 * a.baseline
     for row in (base, a, b):
         assert row.ratio == pytest.approx(row.times.median / row.baseline)
         assert row.compared_with == row.baseline

@@ -12,6 +12,8 @@ from support.markdown import tables
 
 from rlsedit.evaluation import Folder
 from rlsedit.evaluation.page import write_report
+from rlsedit.report import stability
+from rlsedit_kernels.diagnostics import load
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -59,6 +61,11 @@ def test_a_committed_evaluation_is_that_of_its_runs(folder: Path, tmp_path: Path
             assert file.read_text(encoding="utf-8") == (tmp_path / "copy" / file.name).read_text(encoding="utf-8"), (
                 f"{file.name}: run: rlsedit evaluate --from"
             )
+
+
+def test_the_tables_of_stability_are_those_of_its_results() -> None:
+    """Written by `rlsedit stability --page`."""
+    assert stability.markdown(*load(stability.RESULTS)) in stability.PAGE.read_text(encoding="utf-8")
 
 
 def test_a_ratio_stands_with_what_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
