@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,7 @@ def _report(console: Any, folder: Any) -> int:
     records = folder.runs()
     for entry in tables(records):
         console.heading(entry.title)
+        console.line(textwrap.fill(entry.about, 100))
         console.line(table(entry.header, entry.rows))
     for record in records:
         if record.error:
