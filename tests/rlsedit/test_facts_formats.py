@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlsedit.facts import Fact, load_facts, save_facts
+from rlsedit.facts.ids import text_id
 from rlsedit.facts.io import fact_from_record, facts_from_record
 
 MQUAKE: dict[str, Any] = {
@@ -71,6 +72,8 @@ def test_mquake_has_a_fact_for_each_rewrite() -> None:
 def test_ids_of_several_facts_without_a_case() -> None:
     record = {key: value for key, value in MQUAKE.items() if key != "case_id"}
     assert [fact.id for fact in facts_from_record(record, "9")] == ["9.0", "9.1"]
+    found = facts_from_record(record)
+    assert [fact.id for fact in found] == [text_id(fact) for fact in found]
 
 
 def test_zsre_of_mend() -> None:
@@ -99,7 +102,9 @@ def test_all_formats_survive_saving(tmp_path) -> None:
     path = tmp_path / "mixed.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in (MQUAKE, MEND, EASYEDIT)), encoding="utf-8")
     facts = load_facts(path)
-    assert [fact.id for fact in facts] == ["4.0", "4.1", "2", "3"]
+    assert [fact.id for fact in facts] == ["4.0", "4.1", text_id(facts[2]), f"{text_id(facts[2])}-2"], (
+        "an id of its own is not counted"
+    )
     save_facts(facts, tmp_path / "ours.jsonl")
     assert load_facts(tmp_path / "ours.jsonl") == facts
 
@@ -133,7 +138,7 @@ def test_a_malformed_field_is_named(record, change, words, tmp_path) -> None:
         return
     with pytest.raises(ValueError, match=f"f.jsonl:1: {words}"):
         load_facts(path)
-    assert [fact.id for fact in load_facts(path, on_error="skip")] == ["2"]
+    assert [fact.id for fact in load_facts(path, on_error="skip")] == [text_id(facts_from_record(EASYEDIT)[0])]
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,32 @@ def test_saved_facts_read_back_equal(tmp_path: Path) -> None:
     assert load_facts(tmp_path / "deep" / "g.jsonl") == facts
 
 
-def test_missing_id_becomes_the_line_number(tmp_path: Path) -> None:
+def test_a_missing_id_is_made_from_the_text(tmp_path: Path) -> None:
+    """The same in every file and at every place of it; equal facts are counted."""
     record = {k: v for k, v in OURS.items() if k != "id"}
+    other = {**record, "subject": "Peru"}
     path = tmp_path / "f.jsonl"
-    path.write_text("\n" + json.dumps(record) + "\n\n" + json.dumps(record), encoding="utf-8")
-    assert [fact.id for fact in load_facts(path)] == ["2", "4"]
+    path.write_text(
+        "\n" + json.dumps(record) + "\n\n" + json.dumps(other) + "\n" + json.dumps(record), encoding="utf-8"
+    )
+    first, second, third = (fact.id for fact in load_facts(path))
+    assert third == f"{first}-2"
+    assert len({first, second}) == 2
+    assert [fact.id for fact in load_facts(write(tmp_path / "g.jsonl", other, {**record, "relation": "x"}))] == [
+        second,
+        first,
+    ], "neither place nor other fields count"
+    both = load_facts(path)
+    save_facts(both, tmp_path / "saved.jsonl")
+    assert load_facts(tmp_path / "saved.jsonl") == both
+    with pytest.raises(ValueError, match=f"id must be unique, got '{first}' again"):
+        load_facts(write(tmp_path / "h.jsonl", {**record, "id": first}, {**record, "id": first}))
+
+
+def test_what_the_log_says_of_a_request_is_passed_over(tmp_path: Path) -> None:
+    assert load_facts(write(tmp_path / "f.jsonl", {**OURS, "state": "applied"})) == load_facts(
+        write(tmp_path / "g.jsonl", OURS)
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from rlsedit.facts.fact import Fact
 from rlsedit.facts.formats import fields_of
 from rlsedit.facts.hub import cached_file
+from rlsedit.facts.ids import has_text_id, numbered, text_id
 from rlsedit.jsonlines import records
 from rlsedit.paths import atomic_write_text
 
@@ -20,13 +22,16 @@ logger = logging.getLogger(__name__)
 
 _FIELDS = frozenset(Fact.__dataclass_fields__)
 _REQUIRED = ("prompt", "subject", "target_new")
+_OF_LOG = "state"
+"""What `rlsedit log --json` says of a request beside the fact."""
 
 
 def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] = "raise") -> list[Fact]:
     """Reads facts from a file of JSON lines (or one JSON array, gzipped if its name ends in ``.gz``), or Parquet.
 
-    A record has the fields of `Fact`, or those of CounterFact, MQuAKE-CF or zsRE (`facts/formats.py`); a missing id
-    becomes the number of the record. A record of MQuAKE-CF holds one fact or several.
+    A record has the fields of `Fact`, or those of CounterFact, MQuAKE-CF or zsRE (`facts/formats.py`). A missing id is
+    made from the text (`facts/ids.py`), so that it is the same in every file and place; the second of two equal facts
+    without ids gets "-2" at its end, the third "-3". A record of MQuAKE-CF holds one fact or several.
 
     Args:
         path: the file, UTF-8; or ``hf://datasets/OWNER/NAME/FILE``, a file that Hugging Face's cache holds.
@@ -45,13 +50,17 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
         raise ValueError(f'load_facts: on_error must be "raise" or "skip", got {on_error!r}')
     facts: list[Fact] = []
     seen: dict[str, str] = {}
+    times: Counter[str] = Counter()
     skipped = 0
-    for where, number, record in records(cached_file(path), "a file with one fact per line"):
+    for where, _, record in records(cached_file(path), "a file with one fact per line"):
         try:
             if isinstance(record, json.JSONDecodeError):
                 raise ValueError(f"not valid JSON: {record.msg} at column {record.colno}")
-            found = facts_from_record(record, default_id=str(number))
-            for fact in found:
+            found: list[Fact] = []
+            for fact, made in _read(record, None):
+                before = times[fact.id] + sum(text_id(other) == fact.id for other in found)
+                found.append(numbered(fact, before + 1) if made else fact)
+                fact = found[-1]
                 if fact.id in seen:
                     raise ValueError(f"id must be unique, got {fact.id!r} again (first at {seen[fact.id]})")
         except (ValueError, TypeError) as error:
@@ -61,6 +70,7 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
             logger.warning("%s: skipped: %s", where, error)
             continue
         seen.update((fact.id, where) for fact in found)
+        times.update(text_id(fact) for fact in found if has_text_id(fact))
         facts += found
     if not facts:
         tail = f" ({skipped} bad records skipped)" if skipped else ""
@@ -68,7 +78,7 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
     return facts
 
 
-def fact_from_record(record: object, default_id: str = "0") -> Fact:
+def fact_from_record(record: object, default_id: str | None = None) -> Fact:
     """Makes a `Fact` from one decoded JSON object that holds one.
 
     Raises:
@@ -81,28 +91,44 @@ def fact_from_record(record: object, default_id: str = "0") -> Fact:
     return found[0]
 
 
-def facts_from_record(record: object, default_id: str = "0") -> list[Fact]:
+def facts_from_record(record: object, default_id: str | None = None) -> list[Fact]:
     """The facts of one decoded JSON object, in our fields or those of a published data set; one or more.
 
     Args:
         record: the object.
-        default_id: id where the record has none; ".0", ".1", ... are added where it holds several facts.
+        default_id: id where the record has none; ".0", ".1", ... are added where it holds several facts. None makes ids
+            from the texts.
 
     Raises:
         ValueError: if a field is missing, unknown or bad; the message names the field.
         TypeError: if a field has the wrong type.
     """
+    return [fact for fact, _ in _read(record, default_id)]
+
+
+def _read(record: object, default_id: str | None) -> list[tuple[Fact, bool]]:
+    """Facts, and whether the id of each was made here."""
     if not isinstance(record, dict):
         raise TypeError(f"a record must be a JSON object, got {type(record).__name__}")
     found = fields_of(record)
     several = len(found) > 1
-    return [_fact(fields, f"{default_id}.{i}" if several else default_id) for i, fields in enumerate(found)]
+    facts = []
+    for i, fields in enumerate(found):
+        made = fields.get("id") is None
+        if default_id is None:
+            fact = _fact(fields, "?")  # the text is known once the fields are checked
+            fact = numbered(fact) if made else fact
+        else:
+            fact = _fact(fields, f"{default_id}.{i}" if several else default_id)
+        facts.append((fact, made))
+    return facts
 
 
 def _fact(fields: dict[str, Any], default_id: str) -> Fact:
     for name in _REQUIRED:
         if name not in fields:
             raise ValueError(f"{name} is missing; the record has {', '.join(sorted(fields)) or 'no fields'}")
+    fields.pop(_OF_LOG, None)
     unknown = sorted(set(fields) - _FIELDS)
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
