@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rlsedit.recording import Recorder
     from rlsedit_kernels.distributed import Ranks
 
+_SHOWN = 5
+
 NAME = "edit"
 HELP = "write facts into a model and save it"
 DESCRIPTION = (
@@ -45,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the edited model")
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
     parser.add_argument("--resume", action="store_true", help="go on with the edits that --out holds")
+    parser.add_argument(
+        "--again", action="store_true", help="with --resume: write facts again that were removed, undone or replaced"
+    )
     parser.add_argument("--follow", action="store_true", help="wait for more lines at the end of --facts")
     parser.add_argument(
         "--on-conflict", default="keep-both", choices=("keep-both", "replace", "refuse"),
@@ -139,6 +145,8 @@ def _check(args: argparse.Namespace, streams: bool) -> None:
         raise FileNotFoundError(f"--facts: no file {args.facts}; --follow waits for lines of one that is there")
     if streams and (args.limit or args.skip_bad):
         raise ValueError("--limit, --skip-bad: are for files that are read at once; bad lines are answered one by one")
+    if args.again and not args.resume:
+        raise ValueError("--again: goes with --resume; what is begun writes all facts")
     if args.resume and args.text is not None:
         raise ValueError("--text: the folder has its second moments; leave it out with --resume")
     if (streams or args.record is not None) and size() > 1:
@@ -227,7 +235,7 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
     from rlsedit.report.stream import edit_stream
     from rlsedit.store import conflicts
 
-    todo = _left(console, editor, facts) if args.resume else facts
+    todo = _left(console, editor, facts, args) if args.resume else facts
     found = []
     if todo:
         assert editor.folder is not None
@@ -245,30 +253,33 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
     finish(console, editor, args.model, args.out, args.facts.name, args.text, scores, found)
 
 
-def _left(console: Any, editor: Editor, facts: Sequence[Fact]) -> list[Fact]:
+def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Namespace) -> list[Fact]:
     """Facts that are neither in the model nor taken out, after those that were planned when the last run ended."""
+    from rlsedit.store.again import told_apart
+
     assert editor.folder is not None
-    kept = {row.fact.id: row.fact for row in editor.folder.ledger.edits() if row.state in ("applied", "removed")}
-    for fact in facts:
-        old = kept.get(fact.id)
-        if old is not None and (old.prompt, old.subject, old.target_new) != (
-            fact.prompt,
-            fact.subject,
-            fact.target_new,
-        ):
-            raise ValueError(
-                f"--facts: id {fact.id!r} is that of another edit in the folder: {old.text} {old.target_new}"
-            )
-    named = {fact.id for fact in facts}
-    todo = [fact for fact in editor.planned if fact.id not in named] + [fact for fact in facts if fact.id not in kept]
+    found = told_apart(facts, editor.folder.ledger.edits(), args.again, args.on_conflict == "replace")
+    named = {fact.id for fact in found.facts}
+    todo = [fact for fact in editor.planned if fact.id not in named] + found.left
     console.line(f"resumed  behind step {_steps(editor)}: {len(todo)} facts are left")
+    if found.out:
+        reasons = Counter(row.reason for row in found.out)
+        shown = ", ".join(row.fact.id for row in found.out[:_SHOWN]) + (", ..." if len(found.out) > _SHOWN else "")
+        console.line(
+            f"left out {len(found.out)} that were written and taken out of the model again ("
+            + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            + f"): {shown}"
+        )
+        console.line(
+            "         later facts of the file replace them" if args.again else "         --again writes them again"
+        )
     return todo
 
 
 def _serve(console: Any, editor: Editor, batch: int, args: argparse.Namespace) -> None:
     from rlsedit.cli.serving import serve
 
-    serve(editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict)
+    serve(editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict, again=args.again)
     finish(console, editor, args.model, args.out, str(args.facts), args.text, {}, [])
 
 

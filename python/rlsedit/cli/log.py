@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive, metavar="N", help="only edits of this step")
     parser.add_argument("--text", metavar="TEXT", help="only edits whose request holds this text")
     parser.add_argument("--last", type=positive, metavar="N", help="only the last N of them")
-    parser.add_argument("--json", action="store_true", help="requests as JSON lines that --facts reads")
+    parser.add_argument(
+        "--json", action="store_true",
+        help="requests with their states as JSON lines; with --state applied what --facts of a new folder should read",
+    )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="check hashes; exit status 1 if a file is damaged")
     parser.add_argument("--no-evaluate", action="store_true", help="of one edit, do not measure its success")
     parser.add_argument("--device", default="auto", help="of the model that is measured")
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.json:
         for row in rows:
-            console.line(json.dumps(row.fact.to_dict(), ensure_ascii=not console.unicode))
+            console.line(json.dumps({**row.fact.to_dict(), "state": row.state}, ensure_ascii=not console.unicode))
         return 0
     _list(console, rows, counts)
     return 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import queue
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -26,13 +27,16 @@ _LONGEST = 1 << 20  # bytes of a line
 _WAITING = 1024  # lines read ahead
 
 
-def serve(editor: Editor, source: Path, batch: int, *, follow: bool, on_conflict: OnConflict) -> None:
+def serve(
+    editor: Editor, source: Path, batch: int, *, follow: bool, on_conflict: OnConflict, again: bool = False
+) -> None:
     """Write facts as they come, until the source ends or the process is told to end.
 
     Each line is answered by one JSON object on standard output: {"id", "status": "applied", "batch"} once it is
-    durable, "already" where the same edit is in the model, "refused" for a conflict, "failed" where it could not be
-    written, "error" (with "line") for a line that is no fact. SIGTERM or SIGINT ends the process behind the batch at
-    hand; lines without an answer have not been written. A second one ends it at once, without the batch at hand.
+    durable, "already" where the same edit is in the model, "removed" where it was taken out of it and stays out,
+    "refused" for a conflict, "failed" where it could not be written, "error" (with "line") for a line that is no fact.
+    SIGTERM or SIGINT ends the process behind the batch at hand; lines without an answer have not been written. A second
+    one ends it at once, without the batch at hand.
 
     Args:
         editor: kept in a folder.
@@ -40,6 +44,10 @@ def serve(editor: Editor, source: Path, batch: int, *, follow: bool, on_conflict
         batch: facts of one batch at most.
         follow: whether the end of the file is waited at.
         on_conflict: as for `Editor.edit`.
+        again: whether what was taken out of the model is written again.
+
+    Raises:
+        OSError: the disk is full. Everything else that is wrong with a fact is answered.
     """
     stop = threading.Event()
     lines: queue.Queue[tuple[int, bytes] | None] = queue.Queue(_WAITING)
@@ -47,71 +55,117 @@ def serve(editor: Editor, source: Path, batch: int, *, follow: bool, on_conflict
     with _until_told(stop):
         if planned := editor.planned:
             _write(editor, planned, on_conflict)
+        desk = _Desk(editor, on_conflict, again)
         reader.start()
         while (arrived := _arrived(lines, batch, stop)) is not None:
-            facts: list[Fact] = []
-            for number, line in arrived:
-                _admit(editor, facts, line, number, str(source) == "-", on_conflict)
-            if facts:
-                _write(editor, facts, on_conflict)
+            twins = [item for item in arrived if desk.admit(*item) is False]
+            desk.write()
+            for item in twins:  # behind the batch that has the first of them: in the model already, or tried again
+                desk.admit(*item)
+                desk.write()
         editor.finish()
     stop.set()
 
 
-def _admit(
-    editor: Editor, facts: list[Fact], line: bytes, number: int, standard: bool, on_conflict: OnConflict
-) -> None:
-    """Take the fact of a line into the batch, or answer why not."""
-    from rlsedit.facts.io import fact_from_record
-    from rlsedit.prompts import Context
-    from rlsedit.store.conflicts import find
-    from rlsedit.targets.rows import fact_rows
+class _Desk:
+    """Takes lines in, answers those that are not to be written, and hands the others to the editor.
 
-    if not line.strip():
-        return
-    fact = None
-    try:
-        if len(line) > _LONGEST:
-            raise ValueError(f"a line must not be longer than {_LONGEST} bytes")
-        text = line.decode("utf-8-sig")
-        record = json.loads(text)
-        name = hashlib.blake2b(text.strip().encode(), digest_size=6).hexdigest() if standard else str(number)
-        fact = fact_from_record(record, default_id=name)
-        fact_rows(editor.tokenizer, [fact], [Context("", 1.0)])
+    Args:
+        editor, on_conflict, again: see `serve`.
+    """
+
+    def __init__(self, editor: Editor, on_conflict: OnConflict, again: bool) -> None:
+        from rlsedit.store.again import FormerIds
+
         assert editor.folder is not None
-        index = editor.folder.journal.index
-        place = index.live.get(fact.id)
-        if place is not None:
-            old = editor.folder.ledger.edits(name=fact.id, state="applied")[-1].fact
-            if (old.prompt, old.subject, old.target_new) == (fact.prompt, fact.subject, fact.target_new):
-                _answer(id=fact.id, status="already", batch=place.number)
-                return
-        found = find([*facts, fact], index)
+        self._editor, self._on_conflict, self._again = editor, on_conflict, again
+        self._former = FormerIds(editor.folder.ledger.edits())
+        self._facts: list[Fact] = []
+
+    def write(self) -> None:
+        """Write what was taken in."""
+        facts, self._facts = self._facts, []
+        if facts:
+            _write(self._editor, facts, self._on_conflict)
+
+    def admit(self, number: int, line: bytes) -> bool:
+        """Take the fact of a line into the batch, or answer why not; False where the batch has the same fact."""
+        from rlsedit.facts.ids import statement
+
+        if not line.strip():
+            return True
+        fact = None
+        try:
+            fact = self._former.renamed(_fact(line))
+            self._encodes(fact)
+            if any(fact.id == other.id and statement(fact) == statement(other) for other in self._facts):
+                return False
+            answer = self._known(fact)
+        except Exception as error:
+            _unless_full(error)
+            known = {} if fact is None else {"id": fact.id.encode(errors="replace").decode()}
+            answer = {"line": number, **known, "status": "error", "error": _text(error)}
+        if answer is None:
+            assert fact is not None
+            self._facts.append(fact)
+        else:
+            _answer(**answer)
+        return True
+
+    def _encodes(self, fact: Fact) -> None:
+        from rlsedit.prompts import Context
+        from rlsedit.targets.rows import fact_rows
+
+        fact_rows(self._editor.tokenizer, [fact], [Context("", 1.0)])
+
+    def _known(self, fact: Fact) -> dict[str, object] | None:
+        """The answer to a fact that is not to be written; None where it is."""
+        from rlsedit.facts.ids import statement
+        from rlsedit.store.again import taken_out
+        from rlsedit.store.conflicts import find
+
+        assert self._editor.folder is not None
+        index, ledger = self._editor.folder.journal.index, self._editor.folder.ledger
+        place, rows = index.live.get(fact.id), ledger.edits(name=fact.id)
+        same = [row for row in rows if statement(row.fact) == statement(fact)]
+        if place is not None and any(row.state == "applied" for row in same):
+            return {"id": fact.id, "status": "already", "batch": place.number}
+        row = None if place is not None or self._again else taken_out(same)
+        if row is not None:
+            return {"id": fact.id, "status": "removed", "reason": row.reason}
+        found = find([*self._facts, fact], index)
         mine = [conflict.old for conflict in found if conflict.new == fact.id]
-        if on_conflict == "refuse" and mine:
-            _answer(id=fact.id, status="refused", conflicts=mine)
-            return
-        taken = place is not None and not (on_conflict == "replace" and fact.id in mine)
-        if taken or any(fact.id == other.id for other in facts):
+        if self._on_conflict == "refuse" and mine:
+            return {"id": fact.id, "status": "refused", "conflicts": mine}
+        taken = place is not None and not (self._on_conflict == "replace" and fact.id in mine)
+        if taken or any(fact.id == other.id for other in self._facts):
             raise ValueError(f"id must be unique, got {fact.id!r} again")
-    except (ValueError, TypeError, RecursionError) as error:
-        known = {} if fact is None else {"id": fact.id.encode(errors="replace").decode()}
-        _answer(line=number, **known, status="error", error=_text(error))
-        return
-    facts.append(fact)
+        return None
+
+
+def _fact(line: bytes) -> Fact:
+    from rlsedit.facts.io import fact_from_record
+
+    if len(line) > _LONGEST:
+        raise ValueError(f"a line must not be longer than {_LONGEST} bytes")
+    return fact_from_record(json.loads(line.decode("utf-8-sig")))
 
 
 def _write(editor: Editor, facts: list[Fact], on_conflict: OnConflict) -> None:
     """Write a batch and answer; facts of a batch that fails are tried one by one."""
+    assert editor.folder is not None
+    before = len(editor.folder.journal.entries)
     try:
         report = editor.edit(facts, batch_size=len(facts), finish=False, on_conflict=on_conflict)
-    except (ValueError, TypeError, OSError) as error:
+    except Exception as error:
+        _unless_full(error)
         if len(facts) == 1:
             _answer(id=facts[0].id, status="failed", error=_text(error))
             return
         for fact in facts:
-            if fact.id in _live(editor):  # of a part of the batch that had been written
-                _answer(id=fact.id, status="applied", batch=_live(editor)[fact.id].number)
+            place = _live(editor).get(fact.id)
+            if place is not None and place.number > before:  # of a part of the batch that had been written
+                _answer(id=fact.id, status="applied", batch=place.number)
             else:
                 _write(editor, [fact], on_conflict)
         return
@@ -120,6 +174,20 @@ def _write(editor: Editor, facts: list[Fact], on_conflict: OnConflict) -> None:
         named = {} if not old else {"replaced" if on_conflict == "replace" else "conflicts": old}
         place = _live(editor).get(fact.id)
         _answer(id=fact.id, status="applied", batch=None if place is None else place.number, **named)
+
+
+def _unless_full(error: BaseException) -> None:
+    """Raise an error that says the disk is full: nothing that follows could be written either.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or (isinstance(cause, sqlite3.Error) and "is full" in str(cause)):
+            raise error
+        cause = cause.__cause__ or cause.__context__
 
 
 def _live(editor: Editor) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def check_removable(method: Method, config: EditConfig, index: Index, many: bool
     if reason:
         raise ValueError(
             f"remove: {method.name!r} cannot take single edits back: {reason}; undo takes back the last batches, or "
-            "write the facts that shall stay into the first model (`rlsedit log DIR --json` lists them)"
+            "write the facts that shall stay into the first model (`rlsedit log DIR --state applied --json` "
+            "lists them)"
         )
 
 

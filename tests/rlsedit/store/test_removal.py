@@ -150,7 +150,7 @@ def test_where_there_is_no_formula_nothing_is_done(method: str, words: str, tmp_
     with pytest.raises(ValueError, match=words) as error:
         one.remove(["f1"])
     assert "undo takes back the last batches" in str(error.value)
-    assert "rlsedit log DIR --json" in str(error.value)
+    assert "rlsedit log DIR --state applied --json" in str(error.value)
     assert differing(everything(one), before) == []
     assert sorted(p.name for p in (tmp_path / "rlsedit" / "records").iterdir()) == files
 

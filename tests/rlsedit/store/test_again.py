@@ -1,0 +1,253 @@
+"""Facts that are given again: ids made from texts, ids of earlier versions, and what was taken out of the model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import language_models as lm
+from support.editors import facts
+from transformers import AutoModelForCausalLM
+
+from rlsedit.cli import main
+from rlsedit.facts import Fact, load_facts
+from rlsedit.facts.ids import text_id
+from rlsedit.store.check import reading
+
+SMALL = ["--layers", "1-2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=3", "--device", "cpu"]
+SMALL += ["--set", "mom2_weight=20", "--no-evaluate"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("again")
+    lm.tiny("llama", torch.float32).save_pretrained(folder / "llama")
+    lm.tokenizer().save_pretrained(folder / "llama")
+    (folder / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLSEDIT_CACHE", str(root / "cache"))
+
+
+def bare(some: list[Fact]) -> list[dict[str, Any]]:
+    """Records as README has them, without ids."""
+    return [{k: v for k, v in fact.to_dict().items() if k != "id"} for fact in some]
+
+
+def written(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def edit(root: Path, source: Path, out: Path, *more: str) -> list[str]:
+    return ["edit", str(root / "llama"), "--facts", str(source), "--out", str(out), "--text", str(root / "text.txt"),
+            *SMALL, "--batch", "2", *more]  # fmt: skip
+
+
+def resume(model: Path, source: Path | str, out: Path, *more: str) -> list[str]:
+    return ["edit", str(model), "--facts", str(source), "--out", str(out), "--batch", "2", "--device", "cpu",
+            "--no-evaluate", "--resume", *more]  # fmt: skip
+
+
+def given(monkeypatch: pytest.MonkeyPatch, *records: dict[str, Any]) -> None:
+    data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def answers(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def states(out: Path) -> dict[str, str]:
+    with reading(out) as (ledger, _):
+        return {row.fact.id: row.state for row in ledger.edits()}
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = (dict(AutoModelForCausalLM.from_pretrained(p, dtype="auto").state_dict()) for p in (one, other))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_more_facts_without_ids_are_appended(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second command of README's "A model on disk", with facts in README's own format."""
+    out, four = tmp_path / "out", bare(facts(4))
+    assert main(edit(root, written(tmp_path / "facts.jsonl", four[:3]), out)) == 0
+    assert main(resume(out, written(tmp_path / "more.jsonl", four[3:]), out)) == 0
+    assert "1 facts are left" in capsys.readouterr().out
+    assert states(out) == {text_id(fact): "applied" for fact in facts(4)}
+    # either file again, both in another order, and a stream of the same lines
+    for source in ("facts.jsonl", "more.jsonl"):
+        assert main(resume(out, tmp_path / source, out)) == 0
+        assert "0 facts are left" in capsys.readouterr().out
+    assert main(resume(root / "llama", written(tmp_path / "all.jsonl", four[::-1]), out)) == 0
+    assert "0 facts are left" in capsys.readouterr().out
+    given(monkeypatch, *four)
+    assert main(resume(out, "-", out)) == 0
+    assert [answer["status"] for answer in answers(capsys)] == ["already"] * 4
+
+
+def test_equal_facts_of_a_file_are_counted(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = bare(facts(2))
+    out, source, name = tmp_path / "out", written(tmp_path / "f.jsonl", [one, two, one]), text_id(facts(1)[0])
+    assert main(edit(root, source, out)) == 0
+    assert states(out) == {name: "applied", text_id(facts(2)[1]): "applied", f"{name}-2": "applied"}
+    assert main(resume(root / "llama", source, out)) == 0
+    assert "0 facts are left" in capsys.readouterr().out
+    # a stream is a request that may be sent again: the second one, in the same batch, is in the model already
+    three = bare(facts(3))[2]
+    given(monkeypatch, three, three)
+    assert main(resume(root / "llama", "-", out)) == 0
+    assert [answer["status"] for answer in answers(capsys)] == ["applied", "already"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_folders_with_numbers_of_lines_for_ids_go_on(
+    root: Path, tmp_path: Path, interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What earlier versions have written, whole or cut short in a batch, is taken for the same facts."""
+    from rlsedit.editor import Editor
+
+    six = bare(facts(6))
+    numbered = written(tmp_path / "numbered.jsonl", [{**r, "id": str(i)} for i, r in enumerate(six, 1)])
+    plain, whole, out = written(tmp_path / "facts.jsonl", six), tmp_path / "whole", tmp_path / "out"
+    assert main(edit(root, numbered, whole)) == 0
+    commit, calls = Editor._commit, []
+
+    def cut(self: Editor, *args: Any) -> Any:
+        calls.append(1)
+        if interrupted and len(calls) == 2:
+            os._exit(9)
+        return commit(self, *args)
+
+    pid = os.fork()
+    if pid == 0:
+        Editor._commit = cut  # type: ignore[method-assign]
+        torch.set_num_threads(1)
+        os._exit(main(edit(root, numbered, out)))
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status == (9 if interrupted else 0)
+    capsys.readouterr()
+    assert main(resume(root / "llama", plain, out)) == 0
+    assert f"{4 if interrupted else 0} facts are left" in capsys.readouterr().out
+    assert same(out, whole)
+    names = {str(i): "applied" for i in range(1, 5)}
+    names |= {text_id(f): "applied" for f in facts(2, 4)} if interrupted else {"5": "applied", "6": "applied"}
+    assert states(out) == names
+    # another file whose first line is another fact, and the same facts in another order
+    more = written(tmp_path / "more.jsonl", [*bare(facts(1, 6)), *six[::-1]])
+    assert main(resume(root / "llama", more, out)) == 0
+    assert "1 facts are left" in capsys.readouterr().out
+    assert main(["log", str(out), "--check"]) == 0
+    capsys.readouterr()
+    given(monkeypatch, six[2])
+    assert main(resume(root / "llama", "-", out)) == 0
+    assert [(a["id"], a["status"]) for a in answers(capsys)] == [("3", "already")]
+
+
+def test_what_was_taken_out_stays_out_until_it_is_wanted_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same in a file and in a stream: named with the reason, written again with --again."""
+    some = facts(4)
+    source, out = written(tmp_path / "f.jsonl", [fact.to_dict() for fact in some]), tmp_path / "out"
+    assert main(edit(root, source, out)) == 0
+    assert main(["remove", str(out), "--undo", "--device", "cpu"]) == 0
+    assert main(["remove", str(out), "f0", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(resume(root / "llama", source, out)) == 0
+    shown = capsys.readouterr().out
+    assert "0 facts are left" in shown
+    assert "left out 3 that were written and taken out of the model again (1 taken out, 2 undone): f0, f2, f3" in shown
+    assert "--again" in shown
+    given(monkeypatch, *(fact.to_dict() for fact in some))
+    assert main(resume(root / "llama", "-", out)) == 0
+    assert [(a["id"], a["status"], a.get("reason")) for a in answers(capsys)] == [
+        ("f0", "removed", "taken out"), ("f1", "already", None), ("f2", "removed", "undone"),
+        ("f3", "removed", "undone"),
+    ]  # fmt: skip
+    # the id is free for something else
+    given(monkeypatch, {**some[0].to_dict(), "target_new": "Quito"})
+    assert main(resume(root / "llama", "-", out)) == 0
+    assert [a["status"] for a in answers(capsys)] == ["applied"]
+    assert main(["remove", str(out), "--undo", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    given(monkeypatch, some[2].to_dict())
+    assert main(resume(root / "llama", "-", out, "--again")) == 0
+    assert answers(capsys)[-1]["status"] == "applied"
+    assert main(resume(root / "llama", source, out, "--again")) == 0
+    assert "2 facts are left" in capsys.readouterr().out
+    assert set(states(out).values()) == {"applied"}
+    assert main(["log", str(out), "--check"]) == 0
+    assert main([*edit(root, source, tmp_path / "new"), "--again"]) == 2
+    assert "--again: goes with --resume" in capsys.readouterr().err
+
+
+def test_what_a_later_fact_replaced_is_not_brought_back(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The later of two facts about the same wins, however often the file is given."""
+    first, other = facts(2)
+    later = replace(first, id="g", target_new="Quito")
+    source, out = written(tmp_path / "f.jsonl", [f.to_dict() for f in (first, other, later)]), tmp_path / "out"
+    assert main(edit(root, source, out, "--on-conflict", "replace")) == 0
+    capsys.readouterr()
+    for more, told in (((), "--again writes"), (("--again",), "later facts of the file replace them")):
+        assert main(resume(root / "llama", source, out, "--on-conflict", "replace", *more)) == 0
+        shown = capsys.readouterr().out
+        assert "0 facts are left" in shown
+        assert "(1 replaced): f0" in shown
+        assert told in shown
+    assert states(out) == {"f0": "removed", "f1": "applied", "g": "applied"}
+
+
+def test_what_was_planned_when_the_run_ended_is_still_wanted(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlsedit.editor import Editor
+
+    source, out = written(tmp_path / "f.jsonl", [f.to_dict() for f in facts(2)]), tmp_path / "out"
+    assert main(edit(root, source, out)) == 0
+    assert main(["remove", str(out), "--undo", "--device", "cpu"]) == 0
+
+    def interrupted(self: Editor, *_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Editor, "_commit", interrupted)
+        assert main(resume(root / "llama", source, out, "--again")) == 130
+    capsys.readouterr()
+    assert main(resume(root / "llama", source, out)) == 0
+    assert "2 facts are left" in capsys.readouterr().out
+    assert set(states(out).values()) == {"applied"}
+
+
+def test_the_log_tells_states_and_its_lines_are_facts(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/ledger.md and the refusals of `remove` advise: the edits that shall stay, into the first model."""
+    source, out = written(tmp_path / "f.jsonl", [f.to_dict() for f in facts(4)]), tmp_path / "out"
+    assert main(edit(root, source, out)) == 0
+    assert main(["remove", str(out), "f1", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["log", str(out), "--json"]) == 0
+    assert [(a["id"], a["state"]) for a in answers(capsys)] == [
+        ("f0", "applied"), ("f1", "removed"), ("f2", "applied"), ("f3", "applied"),
+    ]  # fmt: skip
+    assert main(["log", str(out), "--state", "applied", "--json"]) == 0
+    (tmp_path / "stay.jsonl").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert [fact.id for fact in load_facts(tmp_path / "stay.jsonl")] == ["f0", "f2", "f3"]
+    assert main(edit(root, tmp_path / "stay.jsonl", tmp_path / "new")) == 0
+    assert states(tmp_path / "new") == {"f0": "applied", "f2": "applied", "f3": "applied"}
