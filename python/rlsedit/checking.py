@@ -14,11 +14,13 @@ from .config import EditConfig
 from .facts import Fact
 from .methods import Method
 from .models.adapter import Adapter
-from .prompts import Context
+from .prompts import Context, encode
 from .store import conflicts
 from .targets.rows import fact_rows
 
-__all__ = ["check_facts", "check_layers", "checked_moments", "number_of"]
+__all__ = ["TooLongError", "check_facts", "check_layers", "check_lengths", "checked_moments", "number_of"]
+
+_SLACK = 16  # tokens by which a text may grow behind a prefix beside those of the prefix
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,46 @@ def check_facts(tokenizer: Any, facts: Sequence[Fact], size: int, on_conflict: s
             "attention sink in many models and takes an edit badly. Put words before the subject",
             sinks,
         )
+
+
+class TooLongError(ValueError):
+    """A fact that the model cannot read whole; the message names it."""
+
+
+def check_lengths(
+    adapter: Adapter, tokenizer: Any, facts: Sequence[Fact], method: Method, contexts: Sequence[Context]
+) -> None:
+    """Refuse facts that the model cannot read, by themselves or behind the prefixes that the method puts before them.
+
+    Args:
+        adapter, tokenizer: the model.
+        facts: any number.
+        method: says whether there are prefixes.
+        contexts: the prefixes; empty where they are not known yet.
+
+    Raises:
+        TooLongError: naming the first of them.
+    """
+    longest = adapter.positions
+    if longest is None:
+        return
+    bare = [Context("", 1.0)]
+    contexts = bare if method.signal in ("steps", "gradients") else contexts
+    prefixes = max((len(encode(tokenizer, c.prefix.rstrip()).ids) for c in contexts if c.prefix.strip()), default=0)
+    sizes = [0] * len(facts)
+    for row in fact_rows(tokenizer, facts, bare):
+        sizes[row.fact] = max(sizes[row.fact], len(row.inputs))
+    contexts = contexts or bare
+    for fact, size in zip(facts, sizes, strict=True):
+        whole = size
+        if size + 2 * prefixes + _SLACK > longest:  # few are: all others are not encoded behind every prefix
+            whole = max(len(row.inputs) for row in fact_rows(tokenizer, [fact], contexts))
+        if whole > longest:
+            behind = f", {whole} behind the prefixes" if whole > size else ""
+            raise TooLongError(
+                f"fact {fact.id!r}: too long for the model, which reads {longest} tokens: prompt, subject and answer "
+                f"have {size}{behind} ({fact.text[:60]!r})"
+            )
 
 
 def number_of(*about: object) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checking import check_facts, check_layers, checked_moments, number_of
+from .checking import check_facts, check_layers, check_lengths, checked_moments, number_of
 from .config import EditConfig
 from .facts import Fact
 from .methods import Method, Solver, get_method
@@ -126,9 +126,9 @@ class Editor:
                 are refused. Conflicts are logged and reported.
 
         Raises:
-            ValueError: no facts, ids that repeat, a fact that cannot be encoded, a conflict that is refused, a method
-                that cannot replace, a state that has broken down. The batches before stay written; the batch at hand
-                leaves weights, states and folder as they were.
+            ValueError: no facts, ids that repeat, a fact that cannot be encoded or is too long for the model, a refused
+                conflict, a method that cannot replace, a state that has broken down. The batches before stay written;
+                the batch at hand leaves weights, states and folder as they were.
             OSError: a batch cannot be made durable; as above.
         """
         size = self.config.batch_size if batch_size is None else batch_size
@@ -142,6 +142,8 @@ class Editor:
                 check_removable(self.method, self.config, index, self._processes.many)
         with self._shared("Editor.edit", facts, size, on_conflict, finish):
             self._prepare()
+            with self._processes.together("Editor.edit"):
+                check_lengths(self.adapter, self.tokenizer, facts, self.method, self._contexts or ())
             batches = conflicts.batches(facts, size, apart=on_conflict == "replace")
             report = EditReport(self.method.name, conflicts=found)
             for at, batch in enumerate(batches):

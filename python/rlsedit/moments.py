@@ -47,7 +47,7 @@ def second_moments(
         texts: texts, each tokenised by itself; should hold several times d tokens (d: inputs of the module).
         cache_dir: where results are kept as safetensors; None for no cache. The key is a fingerprint of the model
             with the hash of the texts, the layer, the module and `max_length`.
-        max_length: longer texts are cut into pieces of this many tokens.
+        max_length: longer texts are cut into pieces of this many tokens, and of no more than the model reads.
         max_tokens: token budget of one forward pass.
         adapter: for architectures that `Adapter.for_model` does not know.
 
@@ -65,6 +65,7 @@ def second_moments(
     if not layers:
         raise ValueError("second_moments: layers must name at least one layer, got none")
     texts = list(texts)
+    max_length = min(max_length, adapter.positions or max_length)
     files: dict[int, Path] = {}
     if cache_dir is not None:
         base = f"{fingerprint(model, adapter.processes)}|{_text_hash(texts)}|{adapter.module}|{max_length}"

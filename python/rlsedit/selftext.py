@@ -24,14 +24,15 @@ def own_moments(adapter: Adapter, tokenizer: Any, config: EditConfig) -> dict[in
     A makeshift: real text covers more of what has to be left alone.
     """
     width = adapter.part(config.layers[0]).d
-    count = max(SEQUENCES, -(-2 * width // LENGTH))
+    length = min(LENGTH, max(1, (adapter.positions or 2 * LENGTH) // 2))  # an opening stands before it
+    count = max(SEQUENCES, -(-2 * width // length))
     logger.warning(
         "Editor: no moments given; measuring E[k k'] on %d tokens the model writes itself. Pass "
         "moments=rlsedit.moments.second_moments(model, tokenizer, layers, texts) for a better anchor",
-        count * LENGTH,
+        count * length,
     )
     texts: list[str] = []
     for first in range(0, count, SEQUENCES):
         openings = [OPENINGS[i % len(OPENINGS)] for i in range(min(SEQUENCES, count - first))]
-        texts += sample(adapter, tokenizer, openings, LENGTH, config.seed + 1 + first, top_k=50)
+        texts += sample(adapter, tokenizer, openings, length, config.seed + 1 + first, top_k=50)
     return second_moments(adapter.model, tokenizer, config.layers, texts, adapter=adapter)

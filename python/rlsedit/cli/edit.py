@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     import sys
 
+    from rlsedit.checking import check_lengths
     from rlsedit.cli.saving import check_out, replacing
     from rlsedit.methods import get_method
     from rlsedit.models import Adapter
@@ -110,6 +111,7 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     else:
         config = config_for(model, args)
     check_layers(adapter, config)
+    check_lengths(adapter, tokenizer, facts, method, [])
     batch = args.batch or config.batch_size
     _plan(console, adapter, config, method, None if streams else len(facts), batch, args)
     if args.dry_run:
@@ -231,14 +233,16 @@ def _editor(
 
 
 def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: argparse.Namespace) -> None:
+    from rlsedit.checking import check_lengths
     from rlsedit.report.scores import score_table
     from rlsedit.report.stream import edit_stream
     from rlsedit.store import conflicts
 
+    assert editor.folder is not None
     todo = _left(console, editor, facts, args) if args.resume else facts
+    check_lengths(editor.adapter, editor.tokenizer, todo, editor.method, editor.folder.session.contexts)
     found = []
     if todo:
-        assert editor.folder is not None
         found = conflicts.settle(todo, editor.folder.journal.index, args.on_conflict)
     scores = {}
     if not args.no_evaluate and not args.resume:

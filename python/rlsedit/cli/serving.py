@@ -90,6 +90,7 @@ class _Desk:
 
     def admit(self, number: int, line: bytes) -> bool:
         """Take the fact of a line into the batch, or answer why not; False where the batch has the same fact."""
+        from rlsedit.checking import TooLongError
         from rlsedit.facts.ids import statement
 
         if not line.strip():
@@ -97,10 +98,16 @@ class _Desk:
         fact = None
         try:
             fact = self._former.renamed(_fact(line))
-            self._encodes(fact)
+            self._check(fact)
             if any(fact.id == other.id and statement(fact) == statement(other) for other in self._facts):
                 return False
             answer = self._known(fact)
+        except TooLongError as error:
+            assert fact is not None
+            assert self._editor.folder is not None
+            self._editor.folder.plan([fact])
+            self._editor.folder.failed([fact], _text(error))
+            answer = {"id": fact.id, "status": "failed", "error": _text(error)}
         except Exception as error:
             _unless_full(error)
             known = {} if fact is None else {"id": fact.id.encode(errors="replace").decode()}
@@ -112,11 +119,16 @@ class _Desk:
             _answer(**answer)
         return True
 
-    def _encodes(self, fact: Fact) -> None:
+    def _check(self, fact: Fact) -> None:
+        """Refuse what the model cannot read before it can fail a whole batch."""
+        from rlsedit.checking import check_lengths
         from rlsedit.prompts import Context
         from rlsedit.targets.rows import fact_rows
 
-        fact_rows(self._editor.tokenizer, [fact], [Context("", 1.0)])
+        editor = self._editor
+        assert editor.folder is not None
+        fact_rows(editor.tokenizer, [fact], [Context("", 1.0)])
+        check_lengths(editor.adapter, editor.tokenizer, [fact], editor.method, editor.folder.session.contexts)
 
     def _known(self, fact: Fact) -> dict[str, object] | None:
         """The answer to a fact that is not to be written; None where it is."""

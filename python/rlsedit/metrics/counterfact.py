@@ -63,15 +63,18 @@ def evaluate(
         progress: called with (prompts done, all prompts).
 
     Raises:
-        ValueError: no facts, or one that cannot be encoded.
+        ValueError: no facts, or one that cannot be encoded or is too long for the model.
     """
     facts = list(facts)
     if not facts:
         raise ValueError("evaluate: facts must hold at least one fact, got none")
     adapter = adapter or Adapter.for_model(model, edit=False)
-    queries = [query for fact in facts for group in _queries(fact) for pair in group for query in pair if query]
-    queries += [query for fact in facts for choices in _portable(fact) for query in choices]
-    answers = score_answers(adapter, tokenizer, queries, max_tokens=max_tokens, progress=progress)
+    queries = [query for fact in facts for query in _all_queries(fact)]
+
+    def about(query: Query) -> str:
+        return f"fact {next(fact.id for fact in facts if query in _all_queries(fact))!r}"
+
+    answers = score_answers(adapter, tokenizer, queries, max_tokens=max_tokens, progress=progress, about=about)
     rows = [_row(fact, answers) for fact in facts]
     return EvalReport(rows, summarise(rows))
 
@@ -91,6 +94,11 @@ def _queries(fact: Fact) -> tuple[list[Pair], list[Pair], list[Pair]]:
         if answer is not None
     ]
     return [written(fact.text.rstrip())], [written(prompt.rstrip()) for prompt in fact.paraphrases], kept
+
+
+def _all_queries(fact: Fact) -> list[Query]:
+    asked = [query for group in _queries(fact) for pair in group for query in pair if query]
+    return asked + [query for choices in _portable(fact) for query in choices]
 
 
 def _portable(fact: Fact) -> list[list[Query]]:

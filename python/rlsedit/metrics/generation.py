@@ -38,7 +38,8 @@ def generate(
     Args:
         adapter, tokenizer: the model.
         prompts: not empty, each at least one token.
-        length: tokens of prompt and continuation together; a longer prompt gets one token.
+        length: tokens of prompt and continuation together, at most as many as the model reads; a longer prompt gets one
+            token.
         top_k: tokens that are drawn from; 1 is greedy.
         seed: of the random numbers.
         rows: prompts of one batch.
@@ -48,7 +49,8 @@ def generate(
         Prompt and continuation, without special tokens; it ends where the model ends it.
 
     Raises:
-        ValueError: length, top_k or rows below 1, a negative seed, or a prompt without tokens.
+        ValueError: length, top_k or rows below 1, a negative seed, a prompt without tokens, or one that is longer than
+            the model reads.
     """
     for name, value, least in (("length", length, 1), ("top_k", top_k, 1), ("rows", rows, 1), ("seed", seed, 0)):
         if value < least:
@@ -56,6 +58,13 @@ def generate(
     encoded = [list(encode(tokenizer, prompt).ids) for prompt in prompts]
     if empty := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:
         raise ValueError(f"generate: prompts must have at least one token, got {empty[0]!r}")
+    longest = adapter.positions
+    if longest is not None:
+        length = min(length, longest)
+        if long := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if len(ids) > longest]:
+            raise ValueError(
+                f"generate: a prompt is too long for the model, which reads {longest} tokens: {long[0][:60]!r}"
+            )
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     texts = [""] * len(prompts)
     special = set(tokenizer.all_special_ids)

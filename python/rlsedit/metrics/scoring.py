@@ -43,6 +43,7 @@ def score_answers(
     *,
     max_tokens: int = 2048,
     progress: Callable[[int, int], None] | None = None,
+    about: Callable[[Query], str] | None = None,
 ) -> dict[Query, Answer]:
     """Score (prompt, answer) pairs; equal pairs once.
 
@@ -51,8 +52,13 @@ def score_answers(
         queries: prompts without a space at the end, answers without one in front.
         max_tokens: token budget of one forward pass; does not change results beyond rounding.
         progress: called with (prompts done, all prompts).
+        about: what a message says a pair belongs to, such as a fact.
+
+    Raises:
+        ValueError: a pair that cannot be encoded, or that the model cannot read whole.
     """
     encodings = {query: encode(tokenizer, query[0], target=query[1]) for query in dict.fromkeys(queries)}
+    _check_lengths(adapter, encodings, about)
     by_prompt: dict[tuple[int, ...], list[Query]] = {}
     for query, encoding in encodings.items():
         by_prompt.setdefault(encoding.ids[: encoding.prompt_len], []).append(query)
@@ -67,6 +73,18 @@ def score_answers(
             if progress is not None:
                 progress(done, len(prompts))
     return found
+
+
+def _check_lengths(adapter: Adapter, encodings: dict[Query, Encoding], about: Callable[[Query], str] | None) -> None:
+    longest = adapter.positions
+    for query, encoding in encodings.items():
+        read = len(encoding.ids) - 1  # nothing is asked behind the last token
+        if longest is not None and read > longest:
+            whose = "" if about is None else f"{about(query)}: "
+            raise ValueError(
+                f"{whose}too long for the model, which reads {longest} tokens: a prompt with its answer has {read} "
+                f"({query[0][:60]!r})"
+            )
 
 
 def _score_group(

@@ -116,6 +116,13 @@ class Adapter:
         return len(self.layers)
 
     @property
+    def positions(self) -> int | None:
+        """Tokens that the model can read at once, None where its configuration does not tell."""
+        config = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        length = getattr(config, "max_position_embeddings", None)
+        return int(length) if isinstance(length, int) and length > 0 else None
+
+    @property
     def device(self) -> torch.device:
         """Device of the first edited weight."""
         return self.edited(0).weight.device  # type: ignore[return-value]

@@ -33,14 +33,22 @@ def make_contexts(adapter: Adapter, tokenizer: Any, count: int, length: int, see
         adapter: the model that writes the prefixes.
         tokenizer: its tokenizer.
         count: number of prefixes, 0 for the bare prompt alone.
-        length: tokens sampled after each opening word, at least 1.
+        length: tokens sampled after each opening word, at least 1, and no more than the model reads.
         seed: the same seed and weights give the same contexts.
+
+    Raises:
+        ValueError: count or length out of range.
     """
     if count < 0 or length < 1:
         raise ValueError(f"make_contexts: count must be >= 0 and length >= 1, got {count} and {length}")
     if count == 0:
         return [Context("", 1.0)]
     openings = [OPENINGS[i % len(OPENINGS)] for i in range(count)]
+    longest = adapter.positions
+    if longest is not None and length >= longest:
+        raise ValueError(
+            f"make_contexts: context_length must be below the {longest} tokens that the model reads, got {length}"
+        )
     texts = sample(adapter, tokenizer, openings, length, seed)
     prefixes = [" ".join(text.replace("{", " ").replace("}", " ").split()) + ". " for text in texts]
     return [Context("", 0.5)] + [Context(prefix, 0.5 / count) for prefix in prefixes]

@@ -36,9 +36,7 @@ def choose(
 
 def context_length(adapter: Adapter) -> int | None:
     """Tokens that the model can read, None where its configuration does not tell."""
-    config = adapter.model.config.get_text_config()  # type: ignore[operator, union-attr]
-    length = getattr(config, "max_position_embeddings", None)
-    return int(length) if isinstance(length, int) and length > 0 else None
+    return adapter.positions
 
 
 def with_shots(
