@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rlsedit.editor import Editor
     from rlsedit.facts import Fact
     from rlsedit.recording import Recorder
+    from rlsedit.store.origin import Origin
     from rlsedit_kernels.distributed import Ranks
 
 _SHOWN = 5
@@ -244,6 +246,7 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
     found = []
     if todo:
         found = conflicts.settle(todo, editor.folder.journal.index, args.on_conflict)
+    origin = _origin(editor, args, bool(todo))
     scores = {}
     if not args.no_evaluate and not args.resume:
         scores["before"] = _measure(console, editor, facts, "measuring the model before")
@@ -254,7 +257,7 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
         scores["after"] = _measure(console, editor, facts, "measuring the model after")
         console.line()
         console.line(score_table(scores))
-    finish(console, editor, args.model, args.out, args.facts.name, args.text, scores, found)
+    finish(console, editor, args.model, args.out, origin, scores, found)
 
 
 def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Namespace) -> list[Fact]:
@@ -280,16 +283,33 @@ def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Na
     return todo
 
 
+def _origin(editor: Editor, args: argparse.Namespace, given: bool = True) -> Origin:
+    """Where the edits come from, kept as soon as facts are written, since nobody can tell it after an interruption."""
+    from rlsedit.store.origin import Origin, base_of, origin_of
+
+    if args.resume:
+        origin = origin_of(args.out)
+        if origin.base is None and Path(args.model).resolve() != args.out.resolve():
+            origin = replace(origin, base=base_of(args.model))
+    else:
+        origin = Origin(base_of(args.model), text=args.text.name if args.text else None)
+    if given:
+        origin = origin.given("-" if str(args.facts) == "-" else args.facts.name)
+        if editor.adapter.processes.writes:
+            origin.write(args.out)
+    return origin
+
+
 def _serve(console: Any, editor: Editor, batch: int, args: argparse.Namespace) -> None:
     from rlsedit.cli.serving import serve
 
+    origin = _origin(editor, args)
     serve(editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict, again=args.again)
-    finish(console, editor, args.model, args.out, str(args.facts), args.text, {}, [])
+    finish(console, editor, args.model, args.out, origin, {}, [])
 
 
 def finish(
-    console: Any, editor: Editor, source: str, out: Path, facts: str, text: Path | None, scores: dict[str, Any],
-    found: Sequence[Any],
+    console: Any, editor: Editor, source: str, out: Path, origin: Origin, scores: dict[str, Any], found: Sequence[Any]
 ) -> None:  # fmt: skip
     """Takes a snapshot and puts the model with its report into the folder, unless they are there."""
     import torch
@@ -306,7 +326,7 @@ def finish(
 
     with console.bar("saving", None):
         editor.save(out)
-        content = _report(editor, source, facts, text, scores, found)
+        content = _report(editor, origin, scores, found)
         folder = smollm2.cached_copy() if source == "smollm2" else Path(source)
         save_model(
             editor.model, editor.tokenizer, folder, out, _steps(editor),
@@ -333,9 +353,7 @@ def _measure(console: Any, editor: Any, facts: list[Any], label: str) -> Any:
         return editor.evaluate(facts, progress=lambda done, total: bar.update(done / total))
 
 
-def _report(
-    editor: Editor, source: str, facts: str, text: Path | None, scores: dict[str, Any], found: Sequence[Any]
-) -> dict[str, Any]:
+def _report(editor: Editor, origin: Origin, scores: dict[str, Any], found: Sequence[Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from rlsedit.report.environment import environment
@@ -351,9 +369,14 @@ def _report(
             seconds[stage] = seconds.get(stage, 0.0) + value
     return {
         "environment": environment(),
-        "model": Path(source).name,
-        "facts": {"file": facts, "written": len(journal.index.live)},
-        "text": text.name if text else None,
+        "model": origin.model,
+        "base": origin.base,
+        "facts": {
+            "file": origin.facts[-1] if origin.facts else "",
+            "files": list(origin.facts),
+            "written": len(journal.index.live),
+        },
+        "text": origin.text,
         "method": editor.method.name,
         "config": asdict(editor.config),
         "seconds": seconds,

@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     console = Console()
     quiet_transformers()
-    args.base = _base(args)
     base = Checkpoint(args.base)
     with console.bar(f"comparing {args.edited} with {base.folder}", None):
         changes, about = _changes(args, base)
@@ -81,6 +80,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--form goes with --to delta, got --to {args.to}")
     if not args.edited.exists():
         raise FileNotFoundError(f"EDITED: no folder or delta {args.edited}")
+    args.base = _base(args)
     if args.to == "delta":
         if args.edited.is_file():
             raise ValueError(f"EDITED: {args.edited} is a delta already; copy the file")
@@ -95,15 +95,20 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _base(args: argparse.Namespace) -> Path:
-    """--base, or the folder that the report of the edited model names."""
+    """--base, or the folder that the edited model says it was made from."""
     from rlsedit.models import smollm2
+    from rlsedit.store.modelfiles import unfinished
+    from rlsedit.store.origin import origin_of
 
     name = args.base
     if name is None:
-        named = _report(args.edited).get("base")
-        name = named if isinstance(named, str) else None
-    if name is None:
-        raise ValueError(f"--base: needed, since {args.edited} does not say which folder it was made from")
+        if told := unfinished(args.edited):
+            raise FileNotFoundError(told)
+        name = origin_of(args.edited).base
+        if name is None:
+            raise ValueError(f"--base: needed, since {args.edited} does not say which folder it was made from")
+        if name != "smollm2" and not Path(name).is_dir():
+            raise FileNotFoundError(f"--base: needed, since {args.edited} was made from {name}, which is not there")
     return smollm2.cached_copy() if name == "smollm2" else Path(name)
 
 

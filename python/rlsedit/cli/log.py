@@ -109,11 +109,11 @@ def _measure(console: Any, row: Edit, args: argparse.Namespace) -> None:
     from rlsedit.models import smollm2
     from rlsedit.report.scores import score_table
     from rlsedit.store.folder import store_of
-    from rlsedit.store.modelfiles import behind
+    from rlsedit.store.modelfiles import behind, unfinished
 
     step = behind(args.folder)
     if step is None:
-        console.line("no model in the folder yet: `rlsedit edit --resume` puts it there")
+        console.line(unfinished(args.folder) or f"{args.folder}: the model in the folder is not whole")
         return
     last = max((int(p.name[:6]) for p in (store_of(args.folder) / "records").glob("0*")), default=0)
     quiet_transformers()

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from rlsedit.models import smollm2
     from rlsedit.report import Console
     from rlsedit.store.folder import store_of
-    from rlsedit.store.modelfiles import behind, mend
+    from rlsedit.store.modelfiles import behind, mend, unfinished
+    from rlsedit.store.origin import origin_of
 
     console = Console()
     if bool(args.ids) == args.undo:
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None:
         mend(args.folder)
         if behind(args.folder) is None:
-            raise ValueError(f"{args.folder}: holds no model yet; name the one that was edited with --model")
+            told = unfinished(args.folder) or f"{args.folder}: the model in the folder is not whole"
+            raise ValueError(f"{told}; or name the one that was edited with --model")
     source = args.model or str(args.folder)
     folder = smollm2.cached_copy() if source == "smollm2" else Path(source)
     with console.bar(f"loading {source}", None):
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             editor.remove(args.ids)
             console.line(f"taken out: {', '.join(args.ids)}")
-        finish(console, editor, source, args.folder, "", None, {}, [])
+        finish(console, editor, source, args.folder, origin_of(args.folder), {}, [])
     finally:
         editor.close()
     return 0

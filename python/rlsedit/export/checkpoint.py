@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..store.modelfiles import unfinished
+
 __all__ = ["DTYPES", "Checkpoint", "Entry"]
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -115,6 +117,8 @@ class Checkpoint:
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
+        if told := unfinished(folder):
+            raise FileNotFoundError(told)
         raise FileNotFoundError(f"model: {folder} has no config.json; needs a folder that save_pretrained wrote")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -108,6 +108,10 @@ def load_model(
     if not folder.is_dir():
         raise FileNotFoundError(f"model: {folder} is no folder; it needs one that `save_pretrained` wrote")
     if not (folder / "config.json").is_file():
+        from rlsedit.store.modelfiles import unfinished  # which knows models
+
+        if told := unfinished(folder):
+            raise FileNotFoundError(told)
         raise FileNotFoundError(f"model: {folder} has no config.json; it needs a folder that `save_pretrained` wrote")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise ValueError(f"model: {folder} has no usable tokenizer: needs one of {', '.join(_VOCABULARIES)}")

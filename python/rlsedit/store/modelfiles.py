@@ -20,7 +20,7 @@ from .errors import StoreError
 from .files import DISK, Disk, digest_of, put_plain
 from .folder import store_of
 
-__all__ = ["behind", "mend", "place", "wrong"]
+__all__ = ["behind", "mend", "place", "unfinished", "wrong"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,16 @@ def behind(path: Path) -> int | None:
     if content is None or (path / _WORK).is_dir() or not (path / _LAST).is_file():
         return None
     return int(content["number"])
+
+
+def unfinished(path: Path) -> str:
+    """What to say of a folder that holds edits and no model, since no run into it has come to its end; else nothing."""
+    if not store_of(path).is_dir() or (path / _LAST).is_file():
+        return ""
+    return (
+        f"{path}: no model in the folder yet: `rlsedit edit MODEL --facts FILE --out {path} --resume` puts it there, "
+        "MODEL being the one that was edited"
+    )
 
 
 def wrong(path: Path) -> list[str]:
