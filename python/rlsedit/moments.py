@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .models.adapter import Adapter
 from .models.replay import capture
 from .parallel import OneProcess, digest
-from .paths import atomic_save_tensors
+from .paths import atomic_save_tensors, check_cache, naming_cache
 from .prompts import align
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def second_moments(
 
     Raises:
         ValueError: no layers, no tokens, or activations that are not finite.
+        OSError: the cache cannot be written; told before anything is measured where that can be seen.
 
     Numerics:
         Products and sums in float64.
@@ -78,11 +79,15 @@ def second_moments(
     found = shared_finds(adapter.processes, found, layers)
     missing = [n for n in layers if n not in found]
     if missing:
+        with adapter.processes.together("second_moments"):
+            if cache_dir is not None and adapter.processes.writes:
+                check_cache(cache_dir)
         measured = _measure(adapter, tokenizer, missing, texts, max_length, max_tokens)
         with adapter.processes.together("second_moments"):
             for n, moment in measured.items():
                 if n in files and (adapter.processes.writes or not files[n].exists()):
-                    atomic_save_tensors(files[n], {"moment": moment})
+                    with naming_cache(files[n].parent):
+                        atomic_save_tensors(files[n], {"moment": moment})
         found |= measured
     return {n: found[n] for n in layers}
 

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["atomic_directory", "atomic_save_tensors", "atomic_write_text", "cache_dir"]
+__all__ = [
+    "atomic_directory",
+    "atomic_save_tensors",
+    "atomic_write_text",
+    "cache_dir",
+    "check_cache",
+    "check_writable",
+    "naming_cache",
+]
+
+_CACHE = "; RLSEDIT_CACHE names another folder for the cache"
 
 
 def cache_dir(*parts: str) -> Path:
@@ -29,6 +39,51 @@ def cache_dir(*parts: str) -> Path:
         xdg = os.environ.get("XDG_CACHE_HOME")
         base = (Path(xdg) if xdg else Path.home() / ".cache") / "rlsedit"
     return base.joinpath(*parts)
+
+
+def check_writable(what: str, path: str | os.PathLike[str], *, beside: bool = False, hint: str = "") -> None:
+    """Refuse a place where nothing can be written, before the work is done whose results go there; leaves no trace.
+
+    Args:
+        what: how a message calls it, such as "--out".
+        path: a file or folder that is to be written, there or not.
+        beside: whether a folder that is there is replaced, for which its parent has to be writable.
+        hint: end of the message.
+
+    Raises:
+        OSError: saying why.
+    """
+    target = Path(path).absolute()
+    try:
+        place = target if target.is_dir() and not beside else target.parent
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise type(error)(f"{what}: cannot write to {path}: {error.strerror or error}{hint}") from None
+
+
+def check_cache(folder: str | os.PathLike[str]) -> None:
+    """`check_writable` for a folder of the cache.
+
+    Raises:
+        OSError: naming the variable that puts the cache elsewhere.
+    """
+    check_writable("cache", folder, hint=_CACHE)
+
+
+@contextmanager
+def naming_cache(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """What fails while a file of the cache is written says how to put the cache elsewhere.
+
+    Raises:
+        OSError: as it was, with that at its end.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cache: cannot write to {folder}: {error.strerror or error}{_CACHE}") from error
 
 
 @contextmanager

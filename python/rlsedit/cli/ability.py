@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import add_model, load_any, positive
+from rlsedit.cli.options import add_model, check_outputs, load_any, positive
 
 if TYPE_CHECKING:
     from rlsedit.metrics.estimate import Estimate
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name, _ in args.task]
     if len(set(names)) < len(names):
         raise ValueError(f"--task: each task once, got {', '.join(names)}")
+    check_outputs(args, "out")
     console, options = Console(), _options(args)
     records = {name: TASKS[name].load(path, "skip" if args.skip_bad else "raise") for name, path in args.task}
     if args.lm_eval:

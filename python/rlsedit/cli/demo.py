@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlsedit.cli.options import device_of, positive, quiet_transformers, setting
+from rlsedit.cli.options import check_outputs, device_of, positive, quiet_transformers, setting
 
 NAME = "demo"
 HELP = "edit a real model with real facts, beside the published AlphaEdit solve"
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: {args.out} is a file, needs a folder")
+    check_outputs(args, "out")
     quiet_transformers()
     size = QUICK if args.quick else FULL
     options = DemoOptions(

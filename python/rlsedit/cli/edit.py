@@ -18,6 +18,7 @@ from rlsedit.cli.options import (
     add_model,
     add_settings,
     check_layers,
+    check_outputs,
     config_for,
     load_any,
     positive,
@@ -90,8 +91,10 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from rlsedit.cli.saving import check_out, replacing
     from rlsedit.methods import get_method
     from rlsedit.models import Adapter
+    from rlsedit.paths import check_writable
     from rlsedit.recording import Recorder
     from rlsedit.report import Console
+    from rlsedit.store.folder import store_of
 
     streams = args.follow or str(args.facts) == "-"
     console = Console(sys.stderr if streams else None)
@@ -101,6 +104,10 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
         _check(args, streams)
         method = get_method(args.method)
         check_out(args.out, args.force, args.model, args.resume)
+        check_outputs(args, "out", beside=args.force)
+        check_outputs(args, "record", beside=True)
+        if args.resume:
+            check_writable("--out", store_of(args.out))
         if args.text is not None and not args.text.is_file():
             raise FileNotFoundError(f"--text: no file {args.text}")
         facts = [] if streams else read_facts(args)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlsedit.cli.comparing import method_list, run_compare
 from rlsedit.cli.evaluate_streams import add_plan, run_streams
-from rlsedit.cli.options import add_facts, add_model, add_settings, load_any, positive, read_facts
+from rlsedit.cli.options import add_facts, add_model, add_settings, check_outputs, load_any, positive, read_facts
 
 NAME = "evaluate"
 HELP = "measure facts in a model, or methods over streams of edits"
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    check_outputs(args, "out")
     if args.source is not None or args.plan is not None or args.methods is not None:
         return run_streams(args)
     if args.model is None or args.facts is None:

@@ -36,12 +36,14 @@ def add_plan(group: argparse._ArgumentGroup) -> None:
 def run_streams(args: argparse.Namespace) -> int:
     """Runs what has not been run, and writes the folder."""
     from rlsedit.evaluation import Folder
+    from rlsedit.paths import check_writable
     from rlsedit.report import Console
 
     console = Console()
     if args.source is not None:
         if not args.source.is_dir():
             raise FileNotFoundError(f"--from: no folder {args.source}")
+        check_writable("--from", args.source)
         return _report(console, Folder(args.source))
     plan = _plan(args)
     if args.out is None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import device_of, positive, quiet_transformers, read_facts
+from rlsedit.cli.options import check_outputs, device_of, positive, quiet_transformers, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +92,7 @@ def _check(args: argparse.Namespace) -> None:
         check_out(args.out, args.force, str(args.base))
         if args.out.exists() and args.out.resolve() == args.edited.resolve():
             raise ValueError(f"--out: {args.out} is the edited model itself; needs another folder")
+    check_outputs(args, "out", beside=True)
 
 
 def _base(args: argparse.Namespace) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlsedit.cli.options import positive
+from rlsedit.cli.options import check_outputs, positive
 
 NAME = "facts"
 HELP = "write a file of real facts with other answers"
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.exists() and not args.force:
         raise ValueError(f"--out: {args.out} is there; needs another name, or --force to replace it")
+    check_outputs(args, "out", beside=True)
     names = None
     if args.relations == "all":
         names = [relation.name for relation in (*RELATIONS, *MANY)]

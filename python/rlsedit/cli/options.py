@@ -20,6 +20,7 @@ __all__ = [
     "add_model",
     "add_settings",
     "check_layers",
+    "check_outputs",
     "config_for",
     "device_of",
     "layer_list",
@@ -191,6 +192,24 @@ def read_facts(args: argparse.Namespace) -> list[Fact]:
 
     facts = load_facts(args.facts, on_error="skip" if args.skip_bad else "raise")
     return facts[: args.limit]
+
+
+def check_outputs(args: argparse.Namespace, *names: str, beside: bool = False) -> None:
+    """Refuse, before any work is done, options that name a place where nothing can be written.
+
+    Args:
+        args: of the command.
+        names: of the options, without dashes; those that are not given are passed over.
+        beside: whether what is there is replaced by another file or folder of its name.
+
+    Raises:
+        OSError: naming the option.
+    """
+    from rlsedit.paths import check_writable
+
+    for name in names:
+        if getattr(args, name) is not None:
+            check_writable(f"--{name}", getattr(args, name), beside=beside)
 
 
 def check_layers(adapter: Adapter, config: EditConfig) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlsedit.cli.options import add_settings, device_of, positive
+from rlsedit.cli.options import add_settings, check_outputs, device_of, positive
 
 NAME = "profile"
 HELP = "measure what a batch of edits costs, beside AlphaEdit and MEMIT"
@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         from rlsedit_kernels.profile import load
 
         return _show(console, load(args.source), args)
+    check_outputs(args, "out", "json", "trace")
     if args.model is not None or args.facts is not None:
         from rlsedit.cli.profile_edit import run_edit
 

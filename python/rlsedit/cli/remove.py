@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from rlsedit.cli.options import device_of, quiet_transformers
     from rlsedit.editor import Editor
     from rlsedit.models import smollm2
+    from rlsedit.paths import check_writable
     from rlsedit.report import Console
     from rlsedit.store.folder import store_of
     from rlsedit.store.modelfiles import behind, mend, unfinished
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("ID: name at least one edit, or give --undo alone")
     if not store_of(args.folder).is_dir():
         raise ValueError(f"{args.folder}: holds no edits")
+    check_writable("DIR", store_of(args.folder))
     quiet_transformers()
     if args.model is None:
         mend(args.folder)

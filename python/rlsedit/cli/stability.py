@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import device_of, positive
+from rlsedit.cli.options import check_outputs, device_of, positive
 
 if TYPE_CHECKING:
     from rlsedit.report import Console
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: {args.out} is a file, needs a folder")
+    check_outputs(args, "out")
     if args.list:
         _show_names(console)
         return 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlsedit.models.gguf import convert_gguf
-from rlsedit.paths import atomic_directory, cache_dir
+from rlsedit.paths import atomic_directory, cache_dir, check_cache
 
 __all__ = ["PACKAGE", "cached_copy", "find_gguf", "is_cached", "load", "load_model"]
 
@@ -50,11 +50,13 @@ def cached_copy() -> Path:
     Raises:
         FileNotFoundError: if the package is missing.
         ImportError: if `transformers`, `gguf` or `accelerate` is missing.
+        OSError: the cache cannot be written.
     """
     gguf = find_gguf()
     target = _target(gguf)
     if not is_cached():
         logger.info("converting %s to safetensors in %s (once, about half a minute)", gguf.name, target)
+        check_cache(target.parent)
         with atomic_directory(target) as work:
             convert_gguf(gguf, work, "SmolLM2-135M-Instruct")
     return target

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import EditConfig
 from ..facts import Fact
 from ..models.adapter import Adapter
-from ..paths import atomic_save_tensors
+from ..paths import atomic_save_tensors, check_cache, naming_cache
 from ..prompts import Context
 from .descend import Stopping, Targets
 from .optimise import optimise_targets
@@ -60,6 +60,7 @@ class TargetCache:
 
         Raises:
             ValueError: also for a model that lies on many processes.
+            OSError: the folder cannot be written.
         """
         if adapter.processes.many:
             raise ValueError("TargetCache: cannot serve a model that lies on many processes yet; leave it out")
@@ -67,6 +68,8 @@ class TargetCache:
         keys = [_digest(base, f.prompt, f.subject, f.target_new) for f in facts]
         unknown = [i for i, key in enumerate(keys) if not self._load(key)]
         if unknown:
+            if self._folder is not None:
+                check_cache(self._folder)
             found = optimise_targets(
                 adapter, tokenizer, [facts[i] for i in unknown], contexts, config, progress, stopping=stopping
             )
@@ -104,7 +107,8 @@ class TargetCache:
     def _store(self, key: str, values: dict[str, Tensor]) -> None:
         self._known[key] = values
         if self._folder is not None:
-            atomic_save_tensors(self._folder / f"target-{key}.safetensors", values)
+            with naming_cache(self._folder):
+                atomic_save_tensors(self._folder / f"target-{key}.safetensors", values)
 
 
 def weights_hash(model: nn.Module) -> str:
