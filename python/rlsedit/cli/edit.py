@@ -280,7 +280,7 @@ def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Na
         reasons = Counter(row.reason for row in found.out)
         shown = ", ".join(row.fact.id for row in found.out[:_SHOWN]) + (", ..." if len(found.out) > _SHOWN else "")
         console.line(
-            f"left out {len(found.out)} that were written and taken out of the model again ("
+            f"left out {len(found.out)} written before and taken out of the model since ("
             + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             + f"): {shown}"
         )

@@ -170,7 +170,7 @@ def test_what_was_taken_out_stays_out_until_it_is_wanted_again(
     assert main(resume(root / "llama", source, out)) == 0
     shown = capsys.readouterr().out
     assert "0 facts are left" in shown
-    assert "left out 3 that were written and taken out of the model again (1 taken out, 2 undone): f0, f2, f3" in shown
+    assert "left out 3 written before and taken out of the model since (1 taken out, 2 undone): f0, f2, f3" in shown
     assert "--again" in shown
     given(monkeypatch, *(fact.to_dict() for fact in some))
     assert main(resume(root / "llama", "-", out)) == 0
