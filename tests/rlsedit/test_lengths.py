@@ -18,9 +18,11 @@ from rlsedit.cli import main
 from rlsedit.facts import Fact, save_facts
 from rlsedit.metrics import evaluate
 from rlsedit.metrics.generation import generate
+from rlsedit.metrics.writing import evaluate_writing
 from rlsedit.models import Adapter
 from rlsedit.moments import second_moments
 from rlsedit.prompts import encode, make_contexts
+from rlsedit.prompts.contexts import OPENINGS
 from rlsedit.store.check import reading
 
 LONG = Fact("long", "The capital of {} is", " ".join(["Peru"] * 120), "Rome")
@@ -89,10 +91,16 @@ def test_texts_are_cut_to_what_the_model_reads(tmp_path: Path) -> None:
     assert torch.equal(found[1], second_moments(model, lm.tokenizer(), [1], [text], max_length=96)[1])
     adapter = Adapter.for_model(model)
     assert len(generate(adapter, lm.tokenizer(), ["Oslo"], length=500)) == 1
+    fits = behind_a_prefix(adapter).text
+    assert generate(adapter, lm.tokenizer(), ["Oslo", fits])[0] == generate(adapter, lm.tokenizer(), ["Oslo"])[0]
+    with pytest.raises(ValueError, match="fact 'long': too long for the model, which reads 96 tokens"):
+        evaluate_writing(model, lm.tokenizer(), [LONG])
     with pytest.raises(ValueError, match="too long for the model, which reads 96 tokens"):
         generate(adapter, lm.tokenizer(), [LONG.text])
-    with pytest.raises(ValueError, match="context_length must be below the 96 tokens"):
-        make_contexts(adapter, lm.tokenizer(), 1, 96, 0)
+    with pytest.raises(ValueError, match=r"context_length must be at most \d+ for a model that reads 96 tokens"):
+        make_contexts(adapter, lm.tokenizer(), 5, 96, 0)
+    openings = max(len(encode(lm.tokenizer(), word).ids) for word in OPENINGS)
+    assert len(make_contexts(adapter, lm.tokenizer(), 5, 97 - openings, 0)) == 6
 
 
 def test_the_commands_refuse_a_file_before_they_write(

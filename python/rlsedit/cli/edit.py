@@ -302,8 +302,9 @@ def _origin(editor: Editor, args: argparse.Namespace, given: bool = True) -> Ori
         origin = Origin(base_of(args.model), text=args.text.name if args.text else None)
     if given:
         origin = origin.given("-" if str(args.facts) == "-" else args.facts.name)
-        if editor.adapter.processes.writes:
-            origin.write(args.out)
+        with editor.adapter.processes.together("edit"):
+            if editor.adapter.processes.writes:
+                origin.write(args.out)
     return origin
 
 

@@ -92,6 +92,7 @@ class _Desk:
         """Take the fact of a line into the batch, or answer why not; False where the batch has the same fact."""
         from rlsedit.checking import TooLongError
         from rlsedit.facts.ids import statement
+        from rlsedit.store.errors import StoreError
 
         if not line.strip():
             return True
@@ -105,8 +106,9 @@ class _Desk:
         except TooLongError as error:
             assert fact is not None
             assert self._editor.folder is not None
-            self._editor.folder.plan([fact])
-            self._editor.folder.failed([fact], _text(error))
+            with suppress(StoreError):  # the answer counts
+                self._editor.folder.plan([fact])
+                self._editor.folder.failed([fact], _text(error))
             answer = {"id": fact.id, "status": "failed", "error": _text(error)}
         except Exception as error:
             _unless_full(error)

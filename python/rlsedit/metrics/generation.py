@@ -91,6 +91,7 @@ def _continue(
     steps = [max(1, length - len(row)) for row in rows]
     batch = align(rows, [len(row) - 1 for row in rows], adapter.device)
     ids, mask, positions = batch.ids, batch.mask, batch.positions
+    longest = adapter.positions
     cache, ended = DynamicCache(), [False] * len(rows)
     for step in range(max(steps)):
         calls = capture(adapter, ids, mask, positions, cache)
@@ -109,4 +110,6 @@ def _continue(
         ids = chosen.to(adapter.device)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
         positions = positions[:, -1:] + 1
+        if longest is not None:
+            positions = positions.clamp_max(longest - 1)  # of rows that have ended, while shorter ones go on
     return rows

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..facts import Fact
 from ..models.adapter import Adapter
+from ..prompts import encode
 from .estimate import Estimate, estimate
 from .generation import generate
 from .texts import InverseFrequencies, ngram_entropy, similarity
@@ -53,12 +54,13 @@ def evaluate_writing(
         progress: called with (prompts done, all prompts).
 
     Raises:
-        ValueError: no facts.
+        ValueError: no facts, or one whose prompt is too long for the model.
     """
     facts = list(facts)
     if not facts:
         raise ValueError("evaluate_writing: facts must hold at least one fact, got none")
     adapter = adapter or Adapter.for_model(model, edit=False)
+    _check_lengths(adapter, tokenizer, facts)
     prompts = list(dict.fromkeys(prompt for fact in facts for prompt in _prompts(fact)))
     texts = dict(
         zip(
@@ -74,6 +76,19 @@ def evaluate_writing(
         name: estimate([row[name] for row in found if row[name] is not None]) for name in ("fluency", "consistency")
     }
     return WritingReport(found, summary)
+
+
+def _check_lengths(adapter: Adapter, tokenizer: Any, facts: Sequence[Fact]) -> None:
+    longest = adapter.positions
+    if longest is None:
+        return
+    for fact in facts:
+        for prompt in _prompts(fact):
+            if (size := len(encode(tokenizer, prompt).ids)) > longest:
+                raise ValueError(
+                    f"fact {fact.id!r}: too long for the model, which reads {longest} tokens: a prompt has {size} "
+                    f"({prompt[:60]!r})"
+                )
 
 
 def _prompts(fact: Fact) -> tuple[str, ...]:

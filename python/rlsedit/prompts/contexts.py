@@ -44,11 +44,6 @@ def make_contexts(adapter: Adapter, tokenizer: Any, count: int, length: int, see
     if count == 0:
         return [Context("", 1.0)]
     openings = [OPENINGS[i % len(OPENINGS)] for i in range(count)]
-    longest = adapter.positions
-    if longest is not None and length >= longest:
-        raise ValueError(
-            f"make_contexts: context_length must be below the {longest} tokens that the model reads, got {length}"
-        )
     texts = sample(adapter, tokenizer, openings, length, seed)
     prefixes = [" ".join(text.replace("{", " ").replace("}", " ").split()) + ". " for text in texts]
     return [Context("", 0.5)] + [Context(prefix, 0.5 / count) for prefix in prefixes]
@@ -58,6 +53,12 @@ def make_contexts(adapter: Adapter, tokenizer: Any, count: int, length: int, see
 def sample(adapter: Adapter, tokenizer: Any, openings: list[str], length: int, seed: int, top_k: int = 5) -> list[str]:
     """Continue each opening by `length` tokens drawn from the `top_k` likeliest, reproducibly."""
     rows = [list(encode(tokenizer, opening).ids) for opening in openings]
+    longest = adapter.positions
+    if longest is not None and (read := max(map(len, rows)) + length - 1) > longest:  # nothing reads the last one
+        raise ValueError(
+            f"make_contexts: context_length must be at most {length + longest - read} for a model that reads {longest} "
+            f"tokens, got {length}"
+        )
     generator = torch.Generator().manual_seed(seed)
     batch = align(rows, [len(row) - 1 for row in rows], adapter.device)
     ids, mask, positions = batch.ids, batch.mask, batch.positions

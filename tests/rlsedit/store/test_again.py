@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from rlsedit.cli import main
 from rlsedit.facts import Fact, load_facts
-from rlsedit.facts.ids import text_id
+from rlsedit.facts.ids import numbered, text_id
+from rlsedit.store.again import FormerIds
 from rlsedit.store.check import reading
+from rlsedit.store.ledger import Edit
 
 SMALL = ["--layers", "1-2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=3", "--device", "cpu"]
 SMALL += ["--set", "mom2_weight=20", "--no-evaluate"]
@@ -111,6 +113,22 @@ def test_equal_facts_of_a_file_are_counted(
     given(monkeypatch, three, three)
     assert main(resume(root / "llama", "-", out)) == 0
     assert [answer["status"] for answer in answers(capsys)] == ["applied", "already"]
+
+
+def test_ids_of_earlier_versions() -> None:
+    """Numbers of lines, hashes of lines, and places within a record; in the order in which equal facts came."""
+    rows = [
+        Edit(i, replace(fact, id=name), "applied", 1, None, "", "", True)
+        for i, (fact, name) in enumerate(
+            [(facts(1)[0], "7"), (facts(2)[1], "0123456789ab"), (facts(1)[0], "9.1"), (facts(3)[2], "own")]
+        )
+    ]
+    former = FormerIds(rows)
+    renamed = [former.renamed(numbered(facts(1)[0], times)).id for times in (1, 2, 3)]
+    assert renamed == ["7", "9.1", f"{text_id(facts(1)[0])}-3"]
+    assert former.renamed(numbered(facts(2)[1])).id == "0123456789ab"
+    assert former.renamed(numbered(facts(3)[2])).id == text_id(facts(3)[2])
+    assert former.renamed(replace(facts(1)[0], id="mine")).id == "mine"
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
