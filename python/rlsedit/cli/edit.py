@@ -310,10 +310,14 @@ def _origin(editor: Editor, args: argparse.Namespace, given: bool = True) -> Ori
 
 def _serve(console: Any, editor: Editor, batch: int, args: argparse.Namespace) -> None:
     from rlsedit.cli.serving import serve
+    from rlsedit.store.origin import origin_of
 
-    origin = _origin(editor, args)
-    serve(editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict, again=args.again)
-    finish(console, editor, args.model, args.out, origin, {}, [])
+    _origin(editor, args, not args.resume)
+    serve(
+        editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict, again=args.again,
+        begun=lambda: _origin(editor, args),
+    )  # fmt: skip
+    finish(console, editor, args.model, args.out, origin_of(args.out), {}, [])
 
 
 def finish(

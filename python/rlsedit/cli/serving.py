@@ -28,8 +28,9 @@ _WAITING = 1024  # lines read ahead
 
 
 def serve(
-    editor: Editor, source: Path, batch: int, *, follow: bool, on_conflict: OnConflict, again: bool = False
-) -> None:
+    editor: Editor, source: Path, batch: int, *, follow: bool, on_conflict: OnConflict, again: bool = False,
+    begun: Callable[[], object] | None = None,
+) -> None:  # fmt: skip
     """Write facts as they come, until the source ends or the process is told to end.
 
     Each line is answered by one JSON object on standard output: {"id", "status": "applied", "batch"} once it is
@@ -45,6 +46,7 @@ def serve(
         follow: whether the end of the file is waited at.
         on_conflict: as for `Editor.edit`.
         again: whether what was taken out of the model is written again.
+        begun: called before the first batch of what has come is written.
 
     Raises:
         OSError: the disk is full. Everything else that is wrong with a fact is answered.
@@ -59,6 +61,9 @@ def serve(
         reader.start()
         while (arrived := _arrived(lines, batch, stop)) is not None:
             twins = [item for item in arrived if desk.admit(*item) is False]
+            if desk.holds and begun is not None:
+                begun()
+                begun = None
             desk.write()
             for item in twins:  # behind the batch that has the first of them: in the model already, or tried again
                 desk.admit(*item)
@@ -81,6 +86,11 @@ class _Desk:
         self._editor, self._on_conflict, self._again = editor, on_conflict, again
         self._former = FormerIds(editor.folder.ledger.edits())
         self._facts: list[Fact] = []
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything was taken in that is not written yet."""
+        return bool(self._facts)
 
     def write(self) -> None:
         """Write what was taken in."""
