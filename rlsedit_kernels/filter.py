@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from rlsedit_kernels import filter_saving as saving
 from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import LeverageError
 from rlsedit_kernels.ops import _checks
@@ -18,6 +20,9 @@ from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
 from rlsedit_kernels.states.health import WEIGHT_WARNING
 from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, shaped_keys
 from rlsedit_kernels.states.reading import norm, scalars
+
+FilterHistory = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]]
+"""Gives (K, V, noise) of all batches that a filter holds, the one at hand not among them."""
 
 LAYOUTS = ("in_out", "out_in")
 STATES = ("covariance", "square_root")
@@ -71,6 +76,11 @@ class RLSFilter:
 
     Raises:
         TypeError, ValueError: an argument does not fit.
+
+    `clone`, `copy.deepcopy`, `pickle` and `torch.save` give an independent filter that goes on to the same bits, with a
+    weight of its own (one that is written in place stays that of its layer where one `torch.save` has both). It has no
+    history, since that of the original gives the batches of the original: set `history` of the copy. `state_dict`
+    gives tensors and plain values.
     """
 
     def __init__(
@@ -86,7 +96,7 @@ class RLSFilter:
         track_bounds: bool = True,
         inplace: bool = False,
         guard: str = "auto",
-        history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None = None,
+        history: FilterHistory | None = None,
     ) -> None:
         working, chosen = checked_arguments(weight, prior, state, layout, form, dtype, solution, inplace)
         if not bool(torch.isfinite(weight).all()):
@@ -110,22 +120,37 @@ class RLSFilter:
                 self._solution = GainSolution(self.state, self._row_form(), self._initial)
         self._begin(history)
 
-    def _begin(self, history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None) -> None:
+    def _begin(self, history: FilterHistory | None) -> None:
         """Figures of a stream without batches, and what the guard rebuilds it from."""
         self._objective = 0.0
         self._errors = 0.0  # |E_all|^2, innovations against W_0, each over its noise
         self._forgotten = 1.0  # product of the forgetting factors: what is left of the prior
         self._rounding = self._new_rounding()
-        if history is not None:
-            if not callable(history):
-                raise TypeError(
-                    f"RLSFilter: history must be callable and give the batches so far, got {type(history).__name__}"
-                )
-            if self._initial is None:
-                raise ValueError(
-                    "RLSFilter: history needs W_0, which track_bounds=False does not keep with the gain form"
-                )
-            self.state._watch.rebuild = lambda: self.refactor(history())
+        self.history = history
+
+    @property
+    def history(self) -> FilterHistory | None:
+        """What the guard rebuilds the filter from; None: it does not. It may be set at any time.
+
+        Raises:
+            TypeError: it cannot be called; ValueError: the filter does not keep W_0.
+        """
+        return self._history
+
+    @history.setter
+    def history(self, history: FilterHistory | None) -> None:
+        if history is not None and not callable(history):
+            raise TypeError(
+                f"RLSFilter: history must be callable and give the batches so far, got {type(history).__name__}"
+            )
+        if history is not None and self._initial is None:
+            raise ValueError("RLSFilter: history needs W_0, which track_bounds=False does not keep with the gain form")
+        self._history = history
+        self.state._watch.rebuild = None if history is None else self._rebuild
+
+    def _rebuild(self) -> None:
+        assert self._history is not None
+        self.refactor(self._history())
 
     @property
     def weight(self) -> torch.Tensor:
@@ -245,6 +270,40 @@ class RLSFilter:
             for keys, values, noise in batches:
                 self._track(keys, values, noise, 1.0, None)
                 self._rounding.write(keys, noise, 1.0, None)
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors (copies) and plain values from which `load_state_dict` restores the filter to the bit.
+
+        The weight and W_0 are among them, not the history; `torch.load(..., weights_only=True)` reads it.
+
+        Raises:
+            ValueError: the state was changed outside of a filter that carries its solution.
+        """
+        return saving.state_dict(self)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, into a filter made with the same prior, state, solution, layout and dtype.
+
+        `weight` stays the same tensor and gets the saved values; W_0 becomes that of the saved filter; `history` stays.
+
+        Raises:
+            ValueError: what was saved does not fit; the filter is unchanged.
+        """
+        saving.load_state_dict(self, saved)
+
+    def clone(self) -> RLSFilter:
+        """An independent copy without a history, its weight a tensor of its own; the prior is shared."""
+        return saving.cloned(self)
+
+    def __copy__(self) -> RLSFilter:
+        return self.clone()  # two filters on one state and one weight would each know half of the stream
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_history": None}
+
+    def __setstate__(self, found: dict[str, Any]) -> None:
+        self.__dict__.update(found)
+        self._solution.take(self._row_form())
 
     def _new_rounding(self) -> Rounding:
         return Rounding(self.state.prior, self.state.dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -61,6 +63,17 @@ class GainSolution:
         self.W_0 = W_0
         self._size = math.inf  # |W| is at most this, while W has this version
         self._version: int | None = None
+
+    def copied(self, state: CovarianceState | SquareRootState, W: torch.Tensor) -> GainSolution:
+        """The same for copies of state and weight; W_0, which nothing changes, is shared."""
+        return GainSolution(state, W, self.W_0)
+
+    def take(self, W: torch.Tensor) -> None:
+        """The view of the weight, which is not copied with the rest: its owner keeps the tensor."""
+        self.W, self._version = W, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "W"}
 
     def refresh(self) -> None:
         """W is always up to date."""
@@ -158,6 +171,20 @@ class CarriedSolution:
         self._current = True
         self._writes = state._writes
 
+    def copied(self, state: SquareRootState, W: torch.Tensor) -> CarriedSolution:
+        """The same for copies of state and weight; W_0, which nothing changes, is shared."""
+        twin = copy.copy(self)
+        twin.state, twin.B = state, self.B.clone()
+        twin.take(W)
+        return twin
+
+    def take(self, W: torch.Tensor) -> None:
+        """The view of the weight, which is not copied with the rest: its owner keeps the tensor."""
+        self.W = W
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "W"}
+
     def refresh(self) -> None:
         """Bring W up to date.
 
@@ -167,7 +194,7 @@ class CarriedSolution:
         """
         if self._current:
             return
-        self._check_alone()
+        self.check_alone()
         change = self.state.solve(self.B)
         if not math.isfinite(float(change.sum())) and not bool(torch.isfinite(change).all()):
             raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
@@ -177,7 +204,7 @@ class CarriedSolution:
     def update(self, K: Keys, V: Values, noise: float, forget: float) -> Outcome:
         """Write a batch; R and B untouched where it fails."""
         K, noise, forget = self.state.checked_batch("update", K, noise, forget)
-        self._check_alone()
+        self.check_alone()
         self.state.look()
         D = torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0)
         determined = self.state.determined
@@ -211,7 +238,7 @@ class CarriedSolution:
     def remove(self, K: Keys, V: Values, noise: float) -> Outcome:
         """Take back a batch."""
         K, noise, _ = self.state.checked_batch("remove", K, noise, 1.0)
-        self._check_alone()
+        self.check_alone()
         D = torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0)
         residual = self._error(K, D)
         self.state.remove_with(self.B, K, D, noise)
@@ -231,7 +258,8 @@ class CarriedSolution:
         """V - K W of the present stream."""
         return torch.addmm(D, self.state.half(K).mT, self.B, alpha=-1.0)
 
-    def _check_alone(self) -> None:
+    def check_alone(self) -> None:
+        """ValueError where R is not the one that B belongs to."""
         if self.state._writes != self._writes:
             raise ValueError(
                 "the state was changed outside of the filter, and the right-hand side with it is no longer that of the "

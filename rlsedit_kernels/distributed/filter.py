@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -20,13 +20,19 @@ from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.solutions import ShardedCarriedSolution, ShardedGainSolution, squared
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets, check_part, local_part, place_of
-from rlsedit_kernels.filter import LAYOUTS, STATES, RLSFilter, Step, checked_arguments
+from rlsedit_kernels.filter import LAYOUTS, STATES, FilterHistory, RLSFilter, Step, checked_arguments
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.states import Health
 
 __all__ = ["ShardedRLSFilter"]
+
+_NO_COPY = (
+    "ShardedRLSFilter: a filter over ranks is neither copied nor saved as a whole: save the weight with its model and "
+    "the batches (rlsedit_kernels.distributed.checkpoint for state.state_dict()), make the filter anew from W_0 and "
+    "refactor(batches) it"
+)
 
 _PLACES = ("rows", "columns", "everywhere")
 
@@ -72,7 +78,7 @@ class ShardedRLSFilter(RLSFilter):
         track_bounds: bool = True,
         inplace: bool = False,
         guard: str = "auto",
-        history: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]] | None = None,
+        history: FilterHistory | None = None,
     ) -> None:
         self.ranks = ranks if isinstance(ranks, Ranks) else Ranks(ranks)
         with self.ranks.confirmed("ShardedRLSFilter") as agreed:
@@ -171,6 +177,28 @@ class ShardedRLSFilter(RLSFilter):
     def health(self, *, thorough: bool = False) -> Health:
         """`RLSFilter.health`, by all ranks together."""
         return super().health(thorough=thorough)
+
+    def state_dict(self) -> NoReturn:
+        """Raises:
+        RuntimeError: always: the parts of its weight are those of the model. Save the model, `state.state_dict()` and
+            the batches (`distributed.checkpoint`), make the filter anew and `refactor(batches)` it.
+        """
+        raise RuntimeError(_NO_COPY)
+
+    def load_state_dict(self, saved: object) -> NoReturn:
+        """Raises:
+        RuntimeError: always, as for `state_dict`.
+        """
+        raise RuntimeError(_NO_COPY)
+
+    def clone(self) -> NoReturn:
+        """Raises:
+        RuntimeError: always, as for `state_dict`.
+        """
+        raise RuntimeError(_NO_COPY)
+
+    def __getstate__(self) -> NoReturn:
+        raise RuntimeError(_NO_COPY)
 
     def _confirm_batch(self, op: str, noise: float, forget: float) -> None:
         with self.ranks.confirmed(op) as agreed:

@@ -70,6 +70,10 @@ class Watch:
         twin.worst, twin._writes, twin._careful = self.worst, self._writes, self._careful
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or saved state has no history: it would give the batches of the original."""
+        return {**self.__dict__, "history": None, "rebuild": None}
+
     def keep(self, counters: Counters) -> None:
         """Note with a batch that is written what was seen before it: a check alone changes nothing of a state."""
         counters.worst_drift = max(counters.worst_drift, self.worst)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -276,3 +278,21 @@ def test_a_broken_state_is_rebuilt_with_its_weight() -> None:
     for repairs, weight in run(2, _repaired):
         assert repairs == 1
         assert relative_error(weight, expected.weight) < 1e-10
+
+
+def _copied(ranks: Ranks) -> list[str]:
+    rls = ShardedRLSFilter(weight_of(8, torch.float32), prior_of(8), ranks, layout="in_out")
+    found = []
+    for use in (copy.deepcopy, copy.copy, pickle.dumps, lambda f: f.clone(), lambda f: f.state_dict()):
+        try:
+            use(rls)
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
+def test_a_filter_over_ranks_is_not_copied() -> None:
+    """Its parts of the weight are those of a model, and its ranks are processes."""
+    for found in run(2, _copied):
+        assert len(found) == 5
+        assert all("neither copied nor saved as a whole" in text for text in found)
