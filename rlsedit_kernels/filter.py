@@ -189,6 +189,7 @@ class RLSFilter:
             self._rounding.write(keys, noise, forget, self._row_form() if self._solution.rounds else None)
         return self._step(outcome)
 
+    @ieee_products()
     def health(self, *, thorough: bool = False) -> Health:
         """`health()` of the state, with the error that rounding leaves in the weight itself.
 

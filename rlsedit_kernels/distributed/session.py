@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import BreakdownError
 
 __all__ = ["known_to_all", "session"]
@@ -14,7 +15,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def session(method: _Method) -> _Method:
-    """A method of an object with `ranks`, within `Ranks.guarded`.
+    """A method of an object with `ranks`, within `Ranks.guarded`, its products in IEEE precision.
 
     Errors that `Ranks.confirmed` raises, and a breakdown, which every rank finds from the same bits, are known to all:
     the ranks can go on. Any other one is told to the others, and the group has ended.
@@ -22,7 +23,7 @@ def session(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.ranks.guarded(method.__name__):
+        with self.ranks.guarded(method.__name__), ieee_products():
             try:
                 return method(self, *args, **kwargs)
             except BreakdownError as error:

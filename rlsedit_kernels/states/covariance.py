@@ -276,6 +276,7 @@ class CovarianceState(Moving):
             self._writes += 1
             self._singular_write(form)
 
+    @ieee_products()
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
         """Rebuild the covariance from the prior and kept batches, in float64: the cure for every breakdown.
 
@@ -305,12 +306,14 @@ class CovarianceState(Moving):
                 return self._factor.covariance(self.device).to(self.dtype)
             return self._form.covariance(self.dtype)
 
+    @ieee_products()
     def precision(self) -> torch.Tensor:
         """S = C^-1 (d, d) float64, by one dense inversion; the pseudo-inverse where C is singular by design."""
         if self._form is None:
             return self._factor.precision(self.device)
         return report.precision(self._form, self._factor, singular=self._counters.singular_writes > 0)
 
+    @ieee_products()
     def health(self, *, thorough: bool = False) -> Health:
         """Form, conditioning and measured drift of the state, and what to do about it.
 
@@ -322,6 +325,7 @@ class CovarianceState(Moving):
         self._settle()
         return report.health(self, thorough=thorough)
 
+    @ieee_products()
     def look(self) -> None:
         """The guard's check, if it is time for one; every batch makes it by itself.
 
@@ -334,6 +338,7 @@ class CovarianceState(Moving):
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
         return saving.state_dict(self)
 
+    @ieee_products()
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         """Restore what `state_dict` gave, into a state made with the same prior and dtype.
 
@@ -348,6 +353,7 @@ class CovarianceState(Moving):
         with ieee_products():
             return conversion.converted(self, form)
 
+    @ieee_products()
     def take_covariance(self, C: torch.Tensor, largest_key: float) -> None:
         """Become the state that holds C (d, d) float64, in the form asked for."""
         decided = choice.Choice(self._requested, self.dtype, self._reason)
@@ -365,6 +371,7 @@ class CovarianceState(Moving):
         twin._watch = self._watch.copy()
         return twin
 
+    @ieee_products()
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CovarianceState:
         """A copy on another device or in another dtype."""
         if dtype is not None and dtype not in _checks.DTYPES:
@@ -397,6 +404,7 @@ class CovarianceState(Moving):
     def _restored(self, name: str, tensors: Mapping[str, object], storage: torch.dtype) -> _Form:
         return _FORM_CLASSES[name].restore(tensors, self._factor, storage, self.device)
 
+    @ieee_products()
     def _saved_probes(self) -> dict[str, torch.Tensor]:
         self._settle()
         return {"z": self._probes.z.clone(), "image": self._probes.image.clone()}

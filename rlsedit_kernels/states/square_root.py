@@ -229,8 +229,7 @@ class SquareRootState:
         Returns:
             The gain (d, u) of the batch, forgetting included.
         """
-        prepared = self.prepare(K, noise, forget)
-        self.write(prepared)
+        self.write(prepared := self.prepare(K, noise, forget))
         return prepared.gain
 
     def prepare(self, K: KeysLike, noise: float = 1.0, forget: float = 1.0) -> PreparedRows:
@@ -251,6 +250,7 @@ class SquareRootState:
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
             return PreparedRows(gain, size, rows, trace, system, form, keys, noise, forget, self._writes)
 
+    @ieee_products()
     def write(self, prepared: PreparedRows) -> None:
         """Second half of `update`.
 
@@ -262,8 +262,7 @@ class SquareRootState:
         if prepared.form is not None:
             self._form = prepared.form
         else:
-            with ieee_products():
-                self._form.append_(prepared.rows, prepared.forget, prepared.trace)
+            self._form.append_(prepared.rows, prepared.forget, prepared.trace)
         self._record(prepared.keys, prepared.noise, prepared.forget)
 
     def remove(
@@ -339,6 +338,7 @@ class SquareRootState:
             self._counters.singular_writes += 1
             self._probes.begin_again(self._form, self._factor, seed=20 + self._counters.singular_writes)
 
+    @ieee_products()
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
         """Rebuild R from the prior and kept batches, in float64 and rounded once. A restriction is lifted by it.
 
@@ -361,10 +361,12 @@ class SquareRootState:
         with ieee_products():
             return self._form.covariance64().to(self.dtype)
 
+    @ieee_products()
     def precision(self) -> torch.Tensor:
         """S = R'R (d, d) float64; the pseudo-inverse of C where edits live in a proper subspace."""
         return self._form.precision64()
 
+    @ieee_products()
     def health(self, *, thorough: bool = False) -> Health:
         """Conditioning and measured drift of the state, and what to do about it.
 
@@ -373,6 +375,7 @@ class SquareRootState:
         """
         return report.factor_health(self, thorough=thorough)
 
+    @ieee_products()
     def look(self) -> None:
         """The guard's check, if it is time for one; `update` makes it by itself, `commit` and `append_with` do not.
 
@@ -392,6 +395,7 @@ class SquareRootState:
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
         return saving.factor_state_dict(self)
 
+    @ieee_products()
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         """Restore what `state_dict` gave, into a state made with the same prior and dtype.
 

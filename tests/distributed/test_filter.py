@@ -296,3 +296,22 @@ def test_a_filter_over_ranks_is_not_copied() -> None:
     for found in run(2, _copied):
         assert len(found) == 5
         assert all("neither copied nor saved as a whole" in text for text in found)
+
+
+def _followed(ranks: Ranks, way: tuple[str, str, str], cast: bool) -> list[torch.Tensor]:
+    state, solution, form = way
+    weight = lay(ranks, weight_of(8, torch.float32), "rows", "in_out")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+        rls = ShardedRLSFilter(weight, prior_of(8), ranks, state, layout="in_out", solution=solution, form=form)
+        for seed in range(4):
+            rls.update(*batch(seed, 8, torch.float32))
+        rls.remove(*batch(1, 8, torch.float32))
+        found = [full(rls.weight), torch.tensor([rls.objective, rls.health().drift])]
+        rls.refactor([batch(seed, 8, torch.float32) for seed in range(3)])
+        return [*found, full(rls.weight), *snapshot(rls)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_does_not_reach_it(way: tuple[str, str, str]) -> None:
+    for one, other in zip(run(2, _followed, way, False), run(2, _followed, way, True), strict=True):
+        assert same(one, other)
