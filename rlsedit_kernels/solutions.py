@@ -274,7 +274,7 @@ def carried64(
     state: CovarianceState | SquareRootState, W_0: torch.Tensor, written: Iterable[Written]
 ) -> tuple[SquareRootState, torch.Tensor, float]:
     """A float64 triangular state with its right-hand side and objective, from the prior and these batches."""
-    fresh = SquareRootState(state.prior, dtype=torch.float64, device=state.device)
+    fresh = SquareRootState(state.prior, dtype=torch.float64, device=state.device, guard="off")
     B = torch.zeros(fresh.rank, W_0.shape[1], dtype=torch.float64, device=state.device)
     wide, total = W_0.to(torch.float64), 0.0
     for K, V, noise in written:

@@ -181,6 +181,7 @@ class ShardedCovarianceState(CovarianceState):
             found = replay.replayed(self, written, None)
             self._form, self._reason, self._kept = found.form, found.reason, ""
             self._counters, self._probes, self._stale = found.counters, found.probes, None
+            self._watch.repaired()
             self._writes += 1
 
     def product(self, x: Any) -> DTensor:

@@ -127,6 +127,7 @@ class ShardedSquareRootState(ShardedBatches):
     def commit(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> None:
         """`SquareRootState.commit`."""
         batch = self._arriving("commit", K, noise, forget)
+        self.look()
         with ieee_products():
             self._append("commit", batch, None, None)
 
@@ -142,6 +143,7 @@ class ShardedSquareRootState(ShardedBatches):
             V: (u, v) targets, less what the weight gave before the stream: all of it on all ranks, or sharded over v.
         """
         batch, mine, part = self._with_right_hand_side("append_with", B, K, V, noise, forget)
+        self._watch.look(self, repair=False)
         with ieee_products():
             self._append("append_with", batch, mine, part)
 
@@ -282,6 +284,7 @@ class ShardedSquareRootState(ShardedBatches):
         assert isinstance(fresh, ShardedSquareRootState)
         self._form = fresh._form.to_dtype(self.dtype)
         self._counters, self._probes = fresh._counters, fresh._probes
+        self._watch.repaired()
         self._writes += 1
 
     def covariance(self) -> NoReturn:

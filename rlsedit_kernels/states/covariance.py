@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.backends.precision import ieee_products
-from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
@@ -355,11 +355,12 @@ class CovarianceState(Moving):
 
     @ieee_products()
     def take_covariance(self, C: torch.Tensor, largest_key: float) -> None:
-        """Become the state that holds C (d, d) float64, in the form asked for."""
+        """Become the state that holds C (d, d) float64, in the form asked for; a broken one is sound again."""
         decided = choice.Choice(self._requested, self.dtype, self._reason)
         if self._requested == "auto":
             decided = choice.choose(self._factor, self.dtype, largest_key, dense=True)
         self._form, self._reason = self._from_covariance(decided, C), decided.reason
+        self._watch.repaired()
         self._writes += 1
 
     def clone(self) -> CovarianceState:
@@ -414,12 +415,17 @@ class CovarianceState(Moving):
 
     @contextlib.contextmanager
     def _unmoved_by_errors(self) -> Iterator[None]:
-        """An automatic state that has moved for a batch which is then refused goes back to the form it had."""
+        """An automatic state that has moved for a batch which is then refused goes back to the form it had.
+
+        Where the batch has shown that C is indefinite the guard remembers it.
+        """
         before = self._form, self._reason
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._form, self._reason = before
+            if isinstance(error, BreakdownError) and not isinstance(error, LeverageError):
+                self._watch.broke(error)
             raise
 
     def _keys(self, op: str, K: object) -> Keys:

@@ -60,6 +60,8 @@ class Watch:
         """Set by an owner that must be rebuilt together with its state (`RLSFilter`)."""
         self.worst = 0.0
         """The largest drift beyond its warning that was seen since the state was built; 0 if there was none."""
+        self.fault: str | None = None
+        """Why the state refuses; None once it is repaired."""
         self._writes = -1
         self._careful = 0
         self._again = 0
@@ -68,6 +70,7 @@ class Watch:
         """For a copy of the state, which its owner does not own."""
         twin = Watch(self.guard, self.history)
         twin.worst, twin._writes, twin._careful = self.worst, self._writes, self._careful
+        twin.fault = self.fault
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,28 +84,47 @@ class Watch:
 
     def resume(self, counters: Counters) -> None:
         """Go on as the guard of the state whose counters these are."""
+        self.fault = None
         self.worst, self._writes, self._careful = counters.worst_drift, -1, counters.careful_checked
 
-    def look(self, state: CovarianceState | SquareRootState) -> None:
-        """Check `state` if it is time to; repair it if need be.
+    def repaired(self) -> None:
+        """The state has been made anew."""
+        self.worst, self.fault = 0.0, None
+
+    def broke(self, error: BreakdownError) -> None:
+        """A batch has shown that the covariance is indefinite: it is so for all that come after it."""
+        if self.guard != "off" and self.fault is None:
+            self.fault = f"the state has broken down: {error}"
+
+    def look(self, state: CovarianceState | SquareRootState, *, repair: bool = True) -> None:
+        """Check `state` if it is time to; repair it if need be, and if it may be repaired here.
 
         Raises:
-            BreakdownError: it is broken and cannot be repaired; nothing was changed.
+            BreakdownError: it is broken, or was found so earlier, and cannot be repaired; nothing was changed.
         """
-        if self.guard == "off" or not self._due(state):
+        if self.guard == "off":
             return
-        drift, verdict = self._measured(state)
-        if verdict == "ok":
-            return
-        repaired, found = self._rebuilt(state, verdict), drift
-        if repaired:
-            self.worst = 0.0
+        why, verdict = "it broke down", "broken"
+        if self.fault is None:
+            if not self._due(state):
+                return
             drift, verdict = self._measured(state)
-        if verdict != "broken":  # what has drifted once will do so again
-            repaired = state._give_way(f"its probes have drifted by {found:.1e}") or repaired
+            if verdict == "ok":
+                return
+            why = f"its probes have drifted by {drift:.1e}"
+            if verdict == "broken":
+                self.fault = _broken(state, drift)
+        repaired = repair and self._rebuilt(state, verdict)
+        if repaired:
+            self.repaired()
+            drift, verdict = self._measured(state)
+            if verdict == "broken":
+                self.fault = _broken(state, drift)
+        if repair and verdict != "broken":  # what has drifted once will do so again
+            repaired = state._give_way(why) or repaired
         state._counters.repairs += repaired
-        if verdict == "broken":
-            raise _broken(state, drift)
+        if self.fault is not None:
+            raise BreakdownError(self.fault)
 
     def refuse(self, state: CovarianceState | SquareRootState) -> None:
         """Check `state` now; for what is rare and cannot be made again after a repair.
@@ -112,9 +134,12 @@ class Watch:
         """
         if self.guard == "off" or state._form is None or not getattr(state._form, "regular", True):
             return
-        drift, verdict = self._measured(state)
-        if verdict == "broken":
-            raise _broken(state, drift)
+        if self.fault is None:
+            drift, verdict = self._measured(state)
+            if verdict == "broken":
+                self.fault = _broken(state, drift)
+        if self.fault is not None:
+            raise BreakdownError(self.fault)
 
     def _rebuilt(self, state: CovarianceState | SquareRootState, verdict: str) -> bool:
         counters = state._counters
@@ -140,7 +165,6 @@ class Watch:
         self.worst = max(self.worst, drift if drift > DRIFT_WARNING[name] else 0.0)
         self._writes, self._careful = state._writes, state._counters.careful_steps
         if not drift < DRIFT_BROKEN[name]:
-            self._writes = -1  # it is looked at again however often it is asked
             return drift, "broken"
         return drift, "ok" if drift <= MOVE_FROM * DRIFT_WARNING[name] else "drifting"
 
@@ -155,8 +179,8 @@ class Watch:
         return early or steps % every == 0 or counters.careful_steps > self._careful
 
 
-def _broken(state: CovarianceState | SquareRootState, drift: float) -> BreakdownError:
-    return BreakdownError(
+def _broken(state: CovarianceState | SquareRootState, drift: float) -> str:
+    return (
         f"the {state.form} state is broken: probes of C S have drifted by {drift:.1e} after {state.steps} batches; "
         "nothing was written. Give history=..., call refactor(batches), or use form='auto' or float64"
     )

@@ -92,6 +92,8 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     drift = state._probes.drift(form, factor)
     kind = "plain" if form is None else form.name
     worst = _drifted(found, drift, max(counters.worst_drift, state._watch.worst), kind)
+    if state._watch.fault is not None and found.status != "broken":
+        found.broken(state._watch.fault)
     measured = _thorough(found, form, state._probes, factor) if thorough else {}
     return Health(
         status=found.status,
@@ -127,6 +129,8 @@ def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
     if form.regular:
         drift = state._probes.drift(form, factor)
         worst = _drifted(found, drift, worst, form.name)
+        if state._watch.fault is not None and found.status != "broken":
+            found.broken(state._watch.fault)
         measured = _thorough(found, form, state._probes, factor) if thorough else {}
     else:
         found.warn(

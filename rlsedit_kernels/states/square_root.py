@@ -164,6 +164,7 @@ class SquareRootState:
 
         Raises:
             TypeError, ValueError: K or noise do not fit; NaN or Inf in K; noise = 0.
+            BreakdownError: the guard has found the state broken.
             UnderdeterminedError: the state started from nothing and this batch does not determine it either.
         """
         return self.prepare(K, noise).gain
@@ -176,9 +177,10 @@ class SquareRootState:
             forget: forgetting factor in (0, 1]; the prior is forgotten too.
 
         Raises:
-            TypeError, ValueError: as `gain`; nothing is written then.
+            TypeError, ValueError, BreakdownError: as `gain`; nothing is written then.
         """
         keys, noise, forget = self.checked_batch("commit", K, noise, forget)
+        self.look()
         with ieee_products():
             rows, trace = self._form.rows("commit", keys, self._form.coordinates(keys.rows), noise, forget)
             self._form.append_(rows, forget, trace)
@@ -196,9 +198,12 @@ class SquareRootState:
 
         Raises:
             TypeError, ValueError: as `commit`, or B or V do not fit; R and B untouched.
+            BreakdownError: the guard has found the state broken. It does not rebuild R here, to which B belongs.
         """
         keys, noise, forget = self.checked_batch("append_with", K, noise, forget)
         targets = self._right_hand_side("append_with", B, V, len(keys))
+        with ieee_products():
+            self._watch.look(self, repair=False)
         self._append_with("append_with", B, keys, finite("append_with", "V", targets), noise, forget)
 
     def _append_with(self, op: str, B: torch.Tensor, keys: Keys, V: torch.Tensor, noise: float, forget: float) -> None:
@@ -345,7 +350,7 @@ class SquareRootState:
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
         """
-        fresh = SquareRootState(self.prior, dtype=torch.float64, device=self.device)
+        fresh = SquareRootState(self.prior, dtype=torch.float64, device=self.device, guard="off")
         for K, noise in written:
             fresh.commit(K, noise)
         self.adopt(fresh)
@@ -354,6 +359,7 @@ class SquareRootState:
         """Become what another state of the same prior and device is, rounded to the dtype of this one."""
         self._form = fresh._form.to(self.device, self.dtype)
         self._counters, self._probes = fresh._counters, fresh._probes
+        self._watch.repaired()
         self._writes += 1
 
     def covariance(self) -> torch.Tensor:
@@ -377,7 +383,7 @@ class SquareRootState:
 
     @ieee_products()
     def look(self) -> None:
-        """The guard's check, if it is time for one; `update` makes it by itself, `commit` and `append_with` do not.
+        """The guard's check, if it is time for one; every batch makes it by itself.
 
         Raises:
             BreakdownError: the state is broken and could not be repaired; nothing was changed.

@@ -230,3 +230,132 @@ def test_a_restored_state_is_checked_when_the_first_would_be(monkeypatch) -> Non
         two.update(following)
         assert [steps for name, steps in seen if name == id(one)] == [steps for name, steps in seen if name == id(two)]
     assert state.health().careful_steps >= 4
+
+
+class TestBroken:
+    """A state that was found broken goes on refusing until it is repaired, and says so."""
+
+    @staticmethod
+    def uses(state, K: torch.Tensor) -> list:
+        uses = [lambda: state.gain(K), lambda: state.prepare(K), lambda: state.update(K), lambda: state.commit(K)]
+        if isinstance(state, rk.SquareRootState):
+            B = torch.zeros(state.rank, 2)
+            uses.append(lambda: state.append_with(B, K, torch.zeros(len(K), 2)))
+        return [*uses, lambda: state.remove(K)]
+
+    def refuses(self, state, K: torch.Tensor) -> None:
+        before = snapshot(state)
+        for use in self.uses(state, K) * 2:
+            with pytest.raises(rk.BreakdownError):
+                use()
+        assert same(snapshot(state), before)
+        assert state.health().status == "broken"
+        with pytest.raises(rk.BreakdownError):
+            state.clone().gain(K)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("first", range(6))
+    def test_whatever_found_it(self, kind, first) -> None:
+        state = make(kind)
+        K = written(state, 16)[0][0]
+        damaged(state, 0.5)
+        uses = self.uses(state, K)
+        if first >= len(uses):
+            pytest.skip("a triangular state has one more")
+        with pytest.raises(rk.BreakdownError):
+            uses[first]()
+        self.refuses(state, K)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("cure", ["refactor", "load_state_dict", "take_covariance"])
+    def test_until_it_is_repaired(self, kind, cure) -> None:
+        state = make(kind)
+        batches = written(state, 16)
+        saved, C = state.state_dict(), state.covariance().double()
+        damaged(state, 0.5)
+        with pytest.raises(rk.BreakdownError):
+            state.gain(batches[0][0])
+        if cure == "refactor":
+            state.refactor(batches)
+        elif cure == "load_state_dict":
+            state.load_state_dict(saved)
+        elif kind == "square_root":
+            pytest.skip("it takes no covariance")
+        else:
+            state.take_covariance(C, 1.0)
+        assert state.health().status == "ok"
+        state.update(batches[0][0])
+
+    @pytest.mark.parametrize("how", ["commit", "append_with", "update"])
+    def test_every_way_to_write_rows_is_checked(self, how) -> None:
+        """Forgetting winds a few directions up until R is lost; found at the same batch however it is written."""
+        state, B = rk.SquareRootState(rk.Prior.ridge(16, 1.0)), torch.zeros(16, 1)
+        random = torch.Generator().manual_seed(0)
+        basis = torch.randn(4, 16, generator=random)
+
+        def write() -> None:
+            K = torch.randn(2, 4, generator=random) @ basis
+            if how == "append_with":
+                state.append_with(B, K, torch.zeros(2, 1), forget=0.9)
+            else:
+                getattr(state, how)(K, forget=0.9)
+
+        def follow() -> None:
+            for _ in range(1000):
+                write()
+
+        with pytest.raises(rk.BreakdownError):
+            follow()
+        assert state.steps == 256
+        assert state.health().status == "broken"
+        with pytest.raises(rk.BreakdownError):
+            state.gain(torch.randn(1, 16))
+
+    def test_an_indefinite_covariance_is_not_forgotten(self) -> None:
+        """Found by a batch and not by a check: other keys may see nothing of it."""
+        state = make("plain")
+        K = written(state, 3)[0][0]
+        v = torch.eye(D)[0]
+        state._form.C -= 2.0 * float(state._form.C[0, 0]) * v[:, None] * v
+        with pytest.raises(rk.BreakdownError, match="negative eigenvalue"):
+            state.gain(v[None])
+        other = torch.eye(D)[1:2]
+        with pytest.raises(rk.BreakdownError, match="has broken down: K C K' has the negative eigenvalue"):
+            state.gain(other)
+        self.refuses(state, K)
+
+    def test_the_history_cures_what_a_batch_has_found(self) -> None:
+        kept: list[tuple[torch.Tensor, float]] = []
+        state = make("plain", history=lambda: kept)
+        kept += written(state, 3)
+        v = torch.eye(D)[0]
+        state._form.C -= 2.0 * float(state._form.C[0, 0]) * v[:, None] * v
+        with pytest.raises(rk.BreakdownError, match="negative eigenvalue"):
+            state.gain(v[None])
+        state.gain(v[None])
+        assert state.health().repairs == 1
+        assert state.health().status == "ok"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_counters_of_an_older_version_are_read(self, kind) -> None:
+        state = make(kind)
+        K = written(state, 3)[0][0]
+        saved = state.state_dict()
+        known = {"steps", "largest_key", "smallest_pivot", "largest_leverage", "singular_writes", "careful_steps",
+                 "careful_checked", "worst_drift", "repairs", "forgot", "largest_inner"}  # fmt: skip
+        saved["counters"] = {name: value for name, value in saved["counters"].items() if name in known}
+        twin = make(kind)
+        twin.load_state_dict({name: value for name, value in saved.items() if name in _NAMES})
+        assert torch.equal(twin.update(K), state.update(K))
+
+
+_NAMES = ("version", "prior", "dtype", "requested", "reason", "form", "storage", "tensors", "counters", "probes")
+
+
+def test_a_rebuild_does_not_touch_the_right_hand_side_of_others() -> None:
+    """B belongs to the R that it was rotated with."""
+    state = rk.SquareRootState(rk.Prior.ridge(D, 10.0), history=lambda: pytest.fail("rebuilt"))
+    K = written(state, 16)[0][0]
+    damaged(state, 0.5)
+    with pytest.raises(rk.BreakdownError):
+        state.append_with(torch.zeros(D, 2), K, torch.zeros(len(K), 2))
