@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rlsedit_kernels.filter import RLSFilter
 
 VERSION = 1
-_NUMBERS = ("objective", "errors", "forgotten")
+_NUMBERS = ("objective", "peak", "errors", "forgotten")
 _ROUNDING = ("trace", "sum", "steps", "size")
 
 

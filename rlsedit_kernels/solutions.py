@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,20 @@ from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import CovarianceState, SquareRootState, triangular
 from rlsedit_kernels.states.batch import BatchFactor
-from rlsedit_kernels.states.covariance import Prepared
 from rlsedit_kernels.states.keys import Keys, Values, reach
+from rlsedit_kernels.states.prepared import Prepared, PreparedRows
 from rlsedit_kernels.states.reading import Norms, norm, squared_norm
-from rlsedit_kernels.states.square_root import PreparedRows
+from rlsedit_kernels.states.triangular_form import TriangularForm
 
 _COLUMNS = 1024
 _HEADROOM = 0.125
 
 Written = tuple[Keys, Values, float]
 """A batch as it was written: K (u, d), V (u, v), noise."""
+
+
+Check = Callable[[float, float, float], None]
+"""Gets |V - K W| without and with a batch that is to be taken back, and its cost, before anything is written."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,15 @@ class GainSolution:
         self._changed(prepared.size * innovation_norm)
         return Outcome(innovation_norm, residual_norm, cost, initial)
 
-    def remove(self, K: Keys, V: Values, noise: float) -> Outcome:
-        """Take back a batch."""
+    def remove(self, K: Keys, V: Values, noise: float, check: Check) -> Outcome:
+        """Take back a batch; weight and state untouched where it fails."""
         residual = torch.addmm(V.rows, K.rows, self.W, alpha=-1.0)
-        gain = self.state.remove(K, noise)  # type: ignore[arg-type]
+
+        def possible(gain: torch.Tensor) -> None:
+            after = torch.addmm(residual, K.rows, gain @ residual)  # V - K (W - g residual)
+            check(norm(after), norm(residual), _inner(after, residual) / noise)
+
+        gain = self.state.take_back(K, noise, possible)
         self.W.addmm_(gain, residual, alpha=-1.0)
         innovation = torch.addmm(V.rows, K.rows, self.W, alpha=-1.0)
         self._version = None
@@ -235,13 +244,18 @@ class CarriedSolution:
         self._size, self._current, self._writes = size, False, self.state._writes
         return outcome
 
-    def remove(self, K: Keys, V: Values, noise: float) -> Outcome:
-        """Take back a batch."""
+    def remove(self, K: Keys, V: Values, noise: float, check: Check) -> Outcome:
+        """Take back a batch; R and B untouched where it fails."""
         K, noise, _ = self.state.checked_batch("remove", K, noise, 1.0)
         self.check_alone()
         D = torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0)
         residual = self._error(K, D)
-        self.state.remove_with(self.B, K, D, noise)
+
+        def possible(form: TriangularForm, B: torch.Tensor) -> None:
+            innovation = torch.addmm(D, form.half(form.coordinates(K.rows)).mT, B, alpha=-1.0)
+            check(norm(innovation), norm(residual), _inner(innovation, residual) / noise)
+
+        self.state.take_back_with(self.B, K, D, noise, possible)
         self._size, self._current, self._writes = squared_norm(self.B), False, self.state._writes
         innovation = self._error(K, D)
         return Outcome(norm(innovation), norm(residual), _inner(innovation, residual) / noise, norm(D))

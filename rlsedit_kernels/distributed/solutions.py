@@ -17,7 +17,7 @@ from rlsedit_kernels.distributed.session import known_to_all
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
 from rlsedit_kernels.errors import BreakdownError
-from rlsedit_kernels.solutions import _HEADROOM, Outcome, _after
+from rlsedit_kernels.solutions import _HEADROOM, Check, Outcome, _after
 from rlsedit_kernels.states import SquareRootState, triangular
 
 __all__ = ["ShardedCarriedSolution", "ShardedGainSolution"]
@@ -73,7 +73,7 @@ class ShardedGainSolution:
         self.state.write(prepared)
         return Outcome(math.sqrt(size), math.sqrt(residual), cost, initial)
 
-    def remove(self, K: BatchKeys, V: Targets, noise: float) -> Outcome:
+    def remove(self, K: BatchKeys, V: Targets, noise: float, check: Check) -> Outcome:
         """Take back a batch."""
         twin, weight, ranks = self.state.clone(), self.weight, self.ranks
         gain = twin.remove(K.tensor(ranks, self.state.d), noise)
@@ -85,6 +85,7 @@ class ShardedGainSolution:
             innovation = wide + hat @ wide  # V - K (W - g (V - K W))
             figures = weight.sent_totals(squared(innovation), squared(wide), float((innovation * wide).sum()))
         with ranks.confirmed("remove") as agreed:
+            check(math.sqrt(figures[0]), math.sqrt(figures[1]), figures[2] / noise)
             agreed.update({"the size of the residual": figures[1]})
         weight.add_(share, residual, alpha=-1.0)
         _become(self.state, twin)
@@ -191,7 +192,7 @@ class ShardedCarriedSolution:
         self._size, self._current, self._writes = size, False, state._writes
         return outcome
 
-    def remove(self, K: BatchKeys, V: Targets, noise: float) -> Outcome:
+    def remove(self, K: BatchKeys, V: Targets, noise: float, check: Check) -> Outcome:
         """Take back a batch."""
         self._check_alone()
         state, ranks, v = self.state, self.ranks, self.weight.shape[1]
@@ -208,7 +209,7 @@ class ShardedCarriedSolution:
                 ranks, squared(innovation), squared(residual), inner, squared(D), squared(new_B.to_local())
             )
         with ranks.confirmed("remove"):
-            pass
+            check(math.sqrt(totals[0]), math.sqrt(totals[1]), totals[2] / noise)
         self.B = new_B
         _become(state, twin)
         self._size, self._current, self._writes = totals[4], False, state._writes

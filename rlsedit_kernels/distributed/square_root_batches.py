@@ -17,7 +17,7 @@ from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.right_hand_side import carried, targets
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.ops import _checks
-from rlsedit_kernels.states import triangular
+from rlsedit_kernels.states import removal, triangular
 from rlsedit_kernels.states.square_root import SquareRootState
 
 __all__ = ["ShardedBatches", "ShardedRows"]
@@ -189,6 +189,7 @@ class ShardedBatches(SquareRootState):
         form, ranks, root = self._form, self.ranks, math.sqrt(batch.noise)
         with ranks.confirmed(op):
             form.require_regular()
+            removal.refuse_unwritten(self._counters)
         with ranks.guarded(op):
             rows = self._inner(batch)[0].to(torch.float64) / root
             X = form.forward(rows.mT)  # of all of R

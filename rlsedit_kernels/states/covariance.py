@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from rlsedit_kernels.backends.precision import ieee_products
-from rlsedit_kernels.errors import BreakdownError, LeverageError
+from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice, conversion, report, saving
+from rlsedit_kernels.states import choice, conversion, removal, report, saving
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History, Watch
@@ -25,6 +23,7 @@ from rlsedit_kernels.states.inverse_root import InverseRootForm
 from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, reach
 from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.plain import PlainForm
+from rlsedit_kernels.states.prepared import Prepared
 from rlsedit_kernels.states.products import Change
 from rlsedit_kernels.states.reading import scalars
 from rlsedit_kernels.states.square_root import SquareRootState
@@ -38,29 +37,6 @@ _FORM_CLASSES: dict[str, type[PlainForm] | type[WhitenedForm] | type[InverseRoot
     "whitened": WhitenedForm,
     "inverse_root": InverseRootForm,
 }
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch of which all that can fail has been computed and nothing written.
-
-    Attributes:
-        gain: (d, u), as `CovarianceState.gain` gives it.
-        size: |gain| in the Frobenius norm; infinite where that overflows.
-        factored: the u x u system, from which residuals and costs follow.
-        inner: largest squared norm of a key in the coordinates of the form.
-        keys, noise, forget: the batch.
-        writes: the moment of the state at which it was prepared.
-    """
-
-    gain: torch.Tensor
-    size: float
-    factored: BatchFactor
-    inner: float
-    keys: Keys
-    noise: float
-    forget: float
-    writes: int
 
 
 class CovarianceState(Moving):
@@ -229,31 +205,41 @@ class CovarianceState(Moving):
             (d, u).
 
         Raises:
-            LeverageError: the state knows these directions by this batch alone, and `remaining` was not given.
+            LeverageError: the state knows these directions by this batch alone, or they are those of a hard write or a
+                restriction, and `remaining` was not given; or the state holds no batch any more.
             BreakdownError: the guard found the state broken, and `remaining` was not given.
             TypeError, ValueError: K or noise do not fit; a hard write (noise 0) cannot be taken back.
         """
         if _checks.noise("remove", noise) == 0.0:
             raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
         keys = self._keys("remove", K)
+        removal.refuse_unwritten(self._counters)
+        try:
+            return self.take_back(keys, noise)
+        except BreakdownError:
+            if remaining is None:
+                raise
+        self.refactor(remaining)
         with ieee_products():
-            try:
-                with self._unmoved_by_errors():
-                    form, gain, change, leverage = self._removal(keys, noise)
-                    self._watch.refuse(self)
-            except BreakdownError:
-                if remaining is None:
-                    raise
-                self.refactor(remaining)
-                return self._gain_of_removed(keys, noise)
-            self._settle()
-            form.change64_(change, 1.0)
-            self._probes.remove(keys, noise)
-            counters = self._counters
-            self._writes += 1
-            counters.steps -= 1
-            counters.largest_leverage = max(leverage, counters.largest_leverage or 0.0)
-            self._watch.keep(counters)
+            return self._gain_of_removed(keys, noise)
+
+    @ieee_products()
+    def take_back(self, keys: Keys, noise: float, check: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
+        """`remove` of what has been checked. `check` gets the gain, and may raise, before anything is written."""
+        removal.refuse_unwritten(self._counters)
+        with self._unmoved_by_errors():
+            form, gain, change, leverage = self._removal(keys, noise)
+            self._watch.refuse(self)
+            if check is not None:
+                check(gain)
+        self._settle()
+        form.change64_(change, 1.0)
+        self._probes.remove(keys, noise)
+        counters = self._counters
+        self._writes += 1
+        counters.steps -= 1
+        counters.largest_leverage = max(leverage, counters.largest_leverage or 0.0)
+        self._watch.keep(counters)
         return gain
 
     def restrict(self, Q: torch.Tensor) -> None:
@@ -413,21 +399,6 @@ class CovarianceState(Moving):
     def _restored_probes(self, saved: Mapping[str, object]) -> Probes:
         return saving.restored_probes(self, saved)
 
-    @contextlib.contextmanager
-    def _unmoved_by_errors(self) -> Iterator[None]:
-        """An automatic state that has moved for a batch which is then refused goes back to the form it had.
-
-        Where the batch has shown that C is indefinite the guard remembers it.
-        """
-        before = self._form, self._reason
-        try:
-            yield
-        except BaseException as error:
-            self._form, self._reason = before
-            if isinstance(error, BreakdownError) and not isinstance(error, LeverageError):
-                self._watch.broke(error)
-            raise
-
     def _keys(self, op: str, K: object) -> Keys:
         return checked_keys(op, K, self.d, self.dtype, self.device)
 
@@ -469,7 +440,10 @@ class CovarianceState(Moving):
     def _removal(self, K: Keys, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""
         form = self._choose(K)
-        products = form.products64(form.coordinates64(K.rows))
+        inner = form.coordinates64(K.rows)
+        products = form.products64(inner)
+        if self._counters.singular_writes:
+            removal.refuse_forbidden(form, self._factor, K.rows, inner, products.G)
         gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
         return form, form.back64(gain).to(self.dtype), change, leverage
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.guard import Watch
 
 
 class Moving:
@@ -22,6 +26,22 @@ class Moving:
     _factor: PriorFactor
     _counters: Counters
     _writes: int
+    _watch: Watch
+
+    @contextlib.contextmanager
+    def _unmoved_by_errors(self) -> Iterator[None]:
+        """An automatic state that has moved for a batch which is then refused goes back to the form it had.
+
+        Where the batch has shown that C is indefinite the guard remembers it.
+        """
+        before = self._form, self._reason
+        try:
+            yield
+        except BaseException as error:
+            self._form, self._reason = before
+            if isinstance(error, BreakdownError) and not isinstance(error, LeverageError):
+                self._watch.broke(error)
+            raise
 
     def _choose(self, K: Any) -> Any:
         """The form for keys with a `largest`; an automatic one gives way when larger keys make it unsafe."""

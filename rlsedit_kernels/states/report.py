@@ -11,6 +11,7 @@ import torch
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whitened64
+from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, ERROR_WARNING, RHO_WARNING, Health, Probes
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 _RANGE = 1e3
 _TINY = torch.finfo(torch.float64).tiny
+
+EXCESS = 1e-3
+_ROUNDINGS = 64.0
+"""An eigenvalue of C~ above 1 by `EXCESS` and as many roundings is worth a warning."""
 
 CONDITION_LOSS = 1e-3
 """(unit roundoff of W) sqrt(condition of the prior) from which on `health()` warns: a condition of 2.8e8 in float32."""
@@ -94,7 +99,9 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     worst = _drifted(found, drift, max(counters.worst_drift, state._watch.worst), kind)
     if state._watch.fault is not None and found.status != "broken":
         found.broken(state._watch.fault)
-    measured = _thorough(found, form, state._probes, factor) if thorough else {}
+    _count(found, counters)
+    bounded = not counters.forgot
+    measured = _thorough(found, form, state._probes, factor, bounded) if thorough else {}
     return Health(
         status=found.status,
         form=state.form,
@@ -125,13 +132,15 @@ def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
     factor, counters, form = state._factor, state._counters, state._form
     nothing = state.prior.is_nothing
     found = _prior(factor, state.dtype)
+    _count(found, counters)
     drift, measured, worst = 0.0, {}, max(counters.worst_drift, state._watch.worst)
     if form.regular:
         drift = state._probes.drift(form, factor)
         worst = _drifted(found, drift, worst, form.name)
         if state._watch.fault is not None and found.status != "broken":
             found.broken(state._watch.fault)
-        measured = _thorough(found, form, state._probes, factor) if thorough else {}
+        bounded = not counters.forgot and not nothing
+        measured = _thorough(found, form, state._probes, factor, bounded) if thorough else {}
     else:
         found.warn(
             f"{form.directions} of {form.rank} directions are known: no gain and no weight before all of them are"
@@ -172,6 +181,12 @@ def _prior(factor: PriorFactor, dtype: torch.dtype) -> _Findings:
     return found
 
 
+def _count(found: _Findings, counters: Counters) -> None:
+    """A state of an earlier version may have gone below zero."""
+    if counters.steps < 0:
+        found.broken(f"{-counters.steps} batches more were taken back than written: refactor(batches)")
+
+
 def _drifted(found: _Findings, drift: float, worst: float, form: str) -> float:
     """What the drift says, now and at earlier checks; the largest that was worth a warning."""
     cure = "refactor(batches), or use float64"
@@ -186,13 +201,18 @@ def _drifted(found: _Findings, drift: float, worst: float, form: str) -> float:
 
 
 def _thorough(
-    found: _Findings, form: _Form | TriangularForm | None, probes: Probes, factor: PriorFactor
+    found: _Findings, form: _Form | TriangularForm | None, probes: Probes, factor: PriorFactor, bounded: bool
 ) -> dict[str, float]:
-    """Spectrum, asymmetry and S-norm error of the probes, from C~ in float64."""
+    """Spectrum, asymmetry and S-norm error of the probes, from C~ in float64; `bounded`: C is at most C_0."""
     matrix = _whitened(form, factor, probes.z.device).to(torch.float64)
     symmetric = (matrix + matrix.mT) * 0.5
     values, vectors = torch.linalg.eigh(symmetric)
     low, high = float(values[0]), float(values[-1])
+    if bounded and high > 1.0 + _excess(form, factor):
+        found.warn(
+            f"C has the eigenvalue {high:.6g} in whitened coordinates, and more than 1 is not possible without "
+            "forgetting: a batch was taken back that was not written so, or C has drifted: refactor(batches)"
+        )
     x, image = probes.whitened(factor), unwhiten_transposed(factor, probes.image)
     error = math.inf
     if low > 0.0:
@@ -208,6 +228,14 @@ def _thorough(
         "asymmetry": float((matrix - matrix.mT).norm() / matrix.norm()),
         "error": error,
     }
+
+
+def _excess(form: _Form | TriangularForm | None, factor: PriorFactor) -> float:
+    """By how much rounding alone may bring an eigenvalue of C~ above 1; infinite where there is no prior."""
+    if form is None:
+        return EXCESS
+    condition = 1.0 if form.maps else factor.condition if form.name == "plain" else math.sqrt(factor.condition)
+    return EXCESS + _ROUNDINGS * torch.finfo(form.dtype).eps * condition
 
 
 def _whitened(form: _Form | TriangularForm | None, factor: PriorFactor, device: torch.device) -> torch.Tensor:

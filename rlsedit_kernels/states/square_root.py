@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,53 +14,16 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.priors.factor import scalar
-from rlsedit_kernels.states import conversion, report, saving, triangular
+from rlsedit_kernels.states import conversion, removal, report, saving
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, finite, located, reach
+from rlsedit_kernels.states.prepared import PreparedRows
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
 if TYPE_CHECKING:
     from rlsedit_kernels.states.covariance import CovarianceState
-
-
-@dataclass(frozen=True)
-class PreparedRows:
-    """A batch of which all that can fail has been computed and nothing written; see `Prepared`.
-
-    Attributes:
-        gain: (d, u), as `SquareRootState.gain` gives it.
-        size: |gain| in the Frobenius norm; infinite where that overflows.
-        rows: (u, r) what is appended to R.
-        trace: |R|^2 with them.
-        system: (u, u) Cholesky factor of forget noise I + K C K', float64; None for a state that this batch determines.
-        form: the form that holds the batch already, for such a state only.
-        keys, noise, forget: the batch.
-        writes: the moment of the state at which it was prepared.
-    """
-
-    gain: torch.Tensor
-    size: float
-    rows: torch.Tensor
-    trace: float
-    system: torch.Tensor | None
-    form: TriangularForm | None
-    keys: Keys
-    noise: float
-    forget: float
-    writes: int
-
-    def after(self, innovation: torch.Tensor) -> torch.Tensor:
-        """What E = V - K W adds to the objective, <E, E_after> / noise, and |E_after|, E_after = (I - K g) E.
-
-        (2,) float64 on the device of the state.
-        """
-        if self.system is not None:
-            return triangular.after(self.system, innovation, self.noise, self.forget)
-        E = innovation.to(torch.float64)
-        residual = E - (self.keys.rows.to(torch.float64) @ self.gain.to(torch.float64)) @ E
-        return torch.stack([(E * residual).sum() / self.noise, residual.norm()])
 
 
 class SquareRootState:
@@ -292,38 +254,63 @@ class SquareRootState:
             (d, u).
 
         Raises:
-            LeverageError: the state knows these directions by this batch alone, and `remaining` was not given.
+            LeverageError: the state knows these directions by this batch alone, and `remaining` was not given; or the
+                state holds no batch any more.
             BreakdownError: the guard found the state broken, and `remaining` was not given.
             UnderdeterminedError: the state started from nothing and has seen too little.
             TypeError, ValueError: K or noise do not fit.
         """
         keys, noise, _ = self.checked_batch("remove", K, noise, 1.0)
+        self._check_removable()
+        try:
+            return self.take_back(keys, noise)
+        except BreakdownError:
+            if remaining is None:
+                raise
+        self.refactor(remaining)
         with ieee_products():
-            try:
-                form, _, gain, leverage = self._form.removed(self._wide_rows(keys, noise), None, None)
-                self._watch.refuse(self)
-            except BreakdownError:
-                if remaining is None:
-                    raise
-                self.refactor(remaining)
-                # F (noise I - K F)^-1 = C_new K' / noise, C_new without the batch
-                return self._form.gain_after(self._form.coordinates(keys.rows)).div_(noise)
-            self._form = form
-            self._unrecord(keys, noise, leverage)
-            return gain.div_(math.sqrt(noise))
+            # F (noise I - K F)^-1 = C_new K' / noise, C_new without the batch
+            return self._form.gain_after(self._form.coordinates(keys.rows)).div_(noise)
+
+    @ieee_products()
+    def take_back(self, keys: Keys, noise: float, check: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
+        """`remove` of what has been checked. `check` gets the gain, and may raise, before anything is written."""
+        self._check_removable()
+        form, _, gain, leverage = self._form.removed(self._wide_rows(keys, noise), None, None)
+        self._watch.refuse(self)
+        gain.div_(math.sqrt(noise))
+        if check is not None:
+            check(gain)
+        self._form = form
+        self._unrecord(keys, noise, leverage)
+        return gain
 
     def remove_with(self, B: torch.Tensor, K: KeysLike, V: torch.Tensor, noise: float = 1.0) -> None:
         """`remove` with the right-hand side of `append_with`, in place: R'B <- R'B - K'V / noise."""
         keys, noise, _ = self.checked_batch("remove", K, noise, 1.0)
         targets = finite("remove", "V", self._right_hand_side("remove", B, V, len(keys)))
-        with ieee_products():
-            wide = targets.to(torch.float64) / math.sqrt(noise)
-            form, new_B, _, leverage = self._form.removed(self._wide_rows(keys, noise), B, wide)
-            self._watch.refuse(self)
-            assert new_B is not None
-            B.copy_(new_B)
-            self._form = form
-            self._unrecord(keys, noise, leverage)
+        self.take_back_with(B, keys, targets, noise)
+
+    @ieee_products()
+    def take_back_with(
+        self,
+        B: torch.Tensor,
+        keys: Keys,
+        V: torch.Tensor,
+        noise: float,
+        check: Callable[[TriangularForm, torch.Tensor], None] | None = None,
+    ) -> None:
+        """`remove_with` of what has been checked. `check` gets what R and B become, before they are written."""
+        self._check_removable()
+        wide = V.to(torch.float64) / math.sqrt(noise)
+        form, new_B, _, leverage = self._form.removed(self._wide_rows(keys, noise), B, wide)
+        self._watch.refuse(self)
+        assert new_B is not None
+        if check is not None:
+            check(form, new_B)
+        B.copy_(new_B)
+        self._form = form
+        self._unrecord(keys, noise, leverage)
 
     def restrict(self, Q: torch.Tensor) -> None:
         """Forbid all later edits in the directions Q: C <- C - C Q (Q'C Q)^-1 Q'C (docs/mathematics.md, fact 9).
@@ -457,6 +444,10 @@ class SquareRootState:
                 f"{op}: noise must be > 0 for a triangular factor: a hard write is infinite information. Use "
                 "restrict(Q) with an orthonormal basis Q of the keys, or CovarianceState"
             )
+
+    def _check_removable(self) -> None:
+        self._form.require_regular()
+        removal.refuse_unwritten(self._counters)
 
     def _wide_rows(self, K: Keys, noise: float) -> torch.Tensor:
         return self._form.coordinates(K.rows).to(torch.float64) / math.sqrt(noise)

@@ -1,0 +1,40 @@
+"""Batches that cannot be taken back because they were not written, or left no trace, as far as a state can know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlsedit_kernels.errors import LeverageError
+from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.states.coordinates import unwhiten_transposed
+from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.report import null_fraction
+
+
+def refuse_unwritten(counters: Counters) -> None:
+    """LeverageError where no batch is left that could be taken back."""
+    if counters.steps < 1:
+        raise LeverageError(
+            f"remove: the state holds {counters.steps} batches, written less taken back: this one was never written, "
+            "or has been taken back already; nothing was changed"
+        )
+
+
+def refuse_forbidden(form: Any, factor: PriorFactor, K: torch.Tensor, inner: torch.Tensor, G: torch.Tensor) -> None:
+    """LeverageError where a hard write or a restriction has left nothing of C in the directions of the keys.
+
+    Args:
+        form: of the covariance, singular by design.
+        factor: of the prior.
+        K, inner: (u, d) keys, and in the coordinates of the form in float64.
+        G: (u, u) = K C K', float64. It is compared with K C_0 K'.
+    """
+    whitened = inner.mT if form.maps else unwhiten_transposed(factor, K.to(torch.float64).mT)
+    left = (G.diagonal() / whitened.square().sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)).amax()
+    if float(left) <= null_fraction(form):
+        raise LeverageError(
+            "remove: the keys lie where a hard write (noise 0) or a restriction lets nothing change: a batch of noise "
+            "0 left no trace that could be taken back; nothing was changed. Rebuild with refactor(batches that stay)"
+        )
