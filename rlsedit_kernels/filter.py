@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from rlsedit_kernels import filter_saving as saving
-from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import LeverageError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
@@ -19,6 +18,7 @@ from rlsedit_kernels.solutions import CarriedSolution, Check, GainSolution, Outc
 from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
 from rlsedit_kernels.states.health import WEIGHT_WARNING
 from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, shaped_keys
+from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.reading import norm, scalars
 
 FilterHistory = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]]
@@ -89,6 +89,7 @@ class RLSFilter:
     gives tensors and plain values.
     """
 
+    @normal_mode()
     def __init__(
         self,
         weight: torch.Tensor,
@@ -189,7 +190,7 @@ class RLSFilter:
             TypeError, ValueError, BreakdownError: as the state's `update`; weight and state untouched.
         """
         keys, values = self._pair("update", K, V)
-        with ieee_products():
+        with normal_mode():
             outcome = self._solution.update(keys, values, noise, forget)
             self._objective = forget * self._objective + outcome.cost
             self._peak = max(forget * self._peak, self._objective)
@@ -197,7 +198,7 @@ class RLSFilter:
             self._rounding.write(keys, noise, forget, self._row_form() if self._solution.rounds else None)
         return self._step(outcome)
 
-    @ieee_products()
+    @normal_mode()
     def health(self, *, thorough: bool = False) -> Health:
         """`health()` of the state, with the error that rounding leaves in the weight itself.
 
@@ -247,7 +248,7 @@ class RLSFilter:
         if noise == 0.0:
             raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
         keys, values = self._pair("remove", K, V)
-        with ieee_products():
+        with normal_mode():
             try:
                 outcome = self._solution.remove(keys, values, noise, self._possible(noise))
             except LeverageError:
@@ -275,7 +276,7 @@ class RLSFilter:
         batches = [(*self._pair("refactor", K, V), _checks.noise("refactor", noise)) for K, V, noise in written]
         if any(noise == 0.0 for _, _, noise in batches):
             raise ValueError("refactor: noise must be > 0 for every batch")
-        with ieee_products():
+        with normal_mode():
             self._objective = self._peak = self._solution.rebuild(self._initial, batches)
             self._errors, self._forgotten = 0.0, 1.0
             self._rounding = self._new_rounding()
@@ -283,6 +284,7 @@ class RLSFilter:
                 self._track(keys, values, noise, 1.0, None)
                 self._rounding.write(keys, noise, 1.0, None)
 
+    @normal_mode()
     def state_dict(self) -> dict[str, object]:
         """Tensors (copies) and plain values from which `load_state_dict` restores the filter to the bit.
 
@@ -293,6 +295,7 @@ class RLSFilter:
         """
         return saving.state_dict(self)
 
+    @normal_mode()
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, into a filter made with the same prior, state, solution, layout and dtype.
 
@@ -303,6 +306,7 @@ class RLSFilter:
         """
         saving.load_state_dict(self, saved)
 
+    @normal_mode()
     def clone(self) -> RLSFilter:
         """An independent copy without a history, its weight a tensor of its own; the prior is shared."""
         return saving.cloned(self)
@@ -315,7 +319,8 @@ class RLSFilter:
 
     def __setstate__(self, found: dict[str, Any]) -> None:
         self.__dict__.update(found)
-        self._solution.take(self._row_form())
+        with normal_mode():
+            self._solution.take(self._row_form())
 
     def _new_rounding(self) -> Rounding:
         return Rounding(self.state.prior, self.state.dtype)

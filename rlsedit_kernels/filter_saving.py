@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlsedit_kernels.solutions import CarriedSolution
+from rlsedit_kernels.states.modes import writing
 from rlsedit_kernels.states.saving import saved_tensor
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def load_state_dict(rls: RLSFilter, saved: Mapping[str, Any]) -> None:
     numbers = {f"_{name}": float(saved[name]) for name in _NUMBERS}
     rounding = {f"_{name}": saved["rounding"][name] for name in _ROUNDING}
     rls.state.load_state_dict(saved["state"])  # the last thing that can fail
-    rls._weight.copy_(weight)
+    with writing(rls._weight):
+        rls._weight.copy_(weight)
     rls._initial = solution.W_0 = initial  # type: ignore[assignment]
     if isinstance(solution, CarriedSolution):
         assert B is not None

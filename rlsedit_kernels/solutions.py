@@ -15,6 +15,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import CovarianceState, SquareRootState, triangular
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.keys import Keys, Values, reach
+from rlsedit_kernels.states.modes import writing
 from rlsedit_kernels.states.prepared import Prepared, PreparedRows
 from rlsedit_kernels.states.reading import Norms, norm, squared_norm
 from rlsedit_kernels.states.triangular_form import TriangularForm
@@ -86,7 +87,8 @@ class GainSolution:
         """Write a batch; weight and state untouched where it fails."""
         prepared = self.state.prepare(K, noise, forget)  # first: a guard may rebuild the weight with the state
         self._check_size(prepared, K, V)
-        innovation = ops.weight_update_(self.W, K.rows, V.rows, prepared.gain)
+        with writing(self.W):
+            innovation = ops.weight_update_(self.W, K.rows, V.rows, prepared.gain)
         self.state.write(prepared)  # type: ignore[arg-type]
         asked, more = Norms(), []
         asked.ask(innovation)
@@ -115,7 +117,8 @@ class GainSolution:
             check(norm(after), norm(residual), _inner(after, residual) / noise)
 
         gain = self.state.take_back(K, noise, possible)
-        self.W.addmm_(gain, residual, alpha=-1.0)
+        with writing(self.W):
+            self.W.addmm_(gain, residual, alpha=-1.0)
         innovation = torch.addmm(V.rows, K.rows, self.W, alpha=-1.0)
         self._version = None
         return Outcome(norm(innovation), norm(residual), _inner(innovation, residual) / noise)
@@ -125,7 +128,8 @@ class GainSolution:
         fresh, B, objective = carried64(self.state, W_0, written)
         change = fresh.solve(B)
         self.state.refactor([(K, noise) for K, _, noise in written])  # type: ignore[misc]
-        self.W.copy_(change.add_(W_0))
+        with writing(self.W):
+            self.W.copy_(change.add_(W_0))
         self._version = None
         return objective
 
@@ -190,6 +194,8 @@ class CarriedSolution:
     def take(self, W: torch.Tensor) -> None:
         """The view of the weight, which is not copied with the rest: its owner keeps the tensor."""
         self.W = W
+        if self.B.is_inference():
+            self.B = self.B.clone()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "W"}
@@ -207,7 +213,8 @@ class CarriedSolution:
         change = self.state.solve(self.B)
         if not math.isfinite(float(change.sum())) and not bool(torch.isfinite(change).all()):
             raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
-        torch.add(self.W_0, change, out=self.W)
+        with writing(self.W):
+            torch.add(self.W_0, change, out=self.W)
         self._current = True
 
     def update(self, K: Keys, V: Values, noise: float, forget: float) -> Outcome:

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.states.modes import normal_mode
 
 __all__ = ["known_to_all", "session"]
 
@@ -23,7 +23,7 @@ def session(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.ranks.guarded(method.__name__), ieee_products():
+        with self.ranks.guarded(method.__name__), normal_mode():
             try:
                 return method(self, *args, **kwargs)
             except BreakdownError as error:

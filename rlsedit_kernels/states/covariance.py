@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
@@ -21,6 +20,7 @@ from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
 from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, reach
+from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.plain import PlainForm
 from rlsedit_kernels.states.prepared import Prepared
@@ -70,6 +70,7 @@ class CovarianceState(Moving):
     before it writes; after an exception the state is what it was before the call.
     """
 
+    @normal_mode()
     def __init__(
         self,
         prior: Prior,
@@ -161,7 +162,7 @@ class CovarianceState(Moving):
         """
         noise, forget, keys = _checks.noise("update", noise), _checks.forget("update", forget), self._keys("update", K)
         self.look()
-        with ieee_products(), self._unmoved_by_errors():
+        with normal_mode(), self._unmoved_by_errors():
             prepared = self._prepared("update", keys, noise, forget)
             if not math.isfinite(prepared.size) and not bool(torch.isfinite(prepared.gain).all()):
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
@@ -175,7 +176,7 @@ class CovarianceState(Moving):
         """
         if prepared.writes != self._writes or self._form is None:
             raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
-        with ieee_products():
+        with normal_mode():
             if prepared.noise > 0.0:
                 self._settle()
             self._change(self._form, prepared.factored)
@@ -220,10 +221,10 @@ class CovarianceState(Moving):
             if remaining is None:
                 raise
         self.refactor(remaining)
-        with ieee_products():
+        with normal_mode():
             return self._gain_of_removed(keys, noise)
 
-    @ieee_products()
+    @normal_mode()
     def take_back(self, keys: Keys, noise: float, check: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
         """`remove` of what has been checked. `check` gets the gain, and may raise, before anything is written."""
         removal.refuse_unwritten(self._counters)
@@ -242,6 +243,7 @@ class CovarianceState(Moving):
         self._watch.keep(counters)
         return gain
 
+    @normal_mode()
     def restrict(self, Q: torch.Tensor) -> None:
         """Forbid all later edits in the directions Q: C <- C - C Q (Q'C Q)^-1 Q'C (docs/mathematics.md, fact 9).
 
@@ -255,14 +257,14 @@ class CovarianceState(Moving):
         self._restrict(self._keys("restrict", Q.mT))
 
     def _restrict(self, K: Keys) -> None:
-        with ieee_products():
+        with normal_mode():
             with self._unmoved_by_errors():
                 form, factored = self._factored("restrict", K, 0.0, 1.0)
             self._change(form, factored)
             self._writes += 1
             self._singular_write(form)
 
-    @ieee_products()
+    @normal_mode()
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
         """Rebuild the covariance from the prior and kept batches, in float64: the cure for every breakdown.
 
@@ -287,19 +289,19 @@ class CovarianceState(Moving):
 
     def covariance(self) -> torch.Tensor:
         """C (d, d), exactly symmetric, in the dtype of the state; a copy."""
-        with ieee_products():
+        with normal_mode():
             if self._form is None:
                 return self._factor.covariance(self.device).to(self.dtype)
             return self._form.covariance(self.dtype)
 
-    @ieee_products()
+    @normal_mode()
     def precision(self) -> torch.Tensor:
         """S = C^-1 (d, d) float64, by one dense inversion; the pseudo-inverse where C is singular by design."""
         if self._form is None:
             return self._factor.precision(self.device)
         return report.precision(self._form, self._factor, singular=self._counters.singular_writes > 0)
 
-    @ieee_products()
+    @normal_mode()
     def health(self, *, thorough: bool = False) -> Health:
         """Form, conditioning and measured drift of the state, and what to do about it.
 
@@ -311,7 +313,7 @@ class CovarianceState(Moving):
         self._settle()
         return report.health(self, thorough=thorough)
 
-    @ieee_products()
+    @normal_mode()
     def look(self) -> None:
         """The guard's check, if it is time for one; every batch makes it by itself.
 
@@ -324,7 +326,7 @@ class CovarianceState(Moving):
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
         return saving.state_dict(self)
 
-    @ieee_products()
+    @normal_mode()
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         """Restore what `state_dict` gave, into a state made with the same prior and dtype.
 
@@ -333,13 +335,13 @@ class CovarianceState(Moving):
         """
         saving.load_state_dict(self, saved)
 
+    @normal_mode()
     def convert(self, form: str) -> CovarianceState | SquareRootState:
         """A new state in another form, "square_root" among them; this one is unchanged (`states/conversion.py`)."""
         self._settle()
-        with ieee_products():
-            return conversion.converted(self, form)
+        return conversion.converted(self, form)
 
-    @ieee_products()
+    @normal_mode()
     def take_covariance(self, C: torch.Tensor, largest_key: float) -> None:
         """Become the state that holds C (d, d) float64, in the form asked for; a broken one is sound again."""
         decided = choice.Choice(self._requested, self.dtype, self._reason)
@@ -349,6 +351,7 @@ class CovarianceState(Moving):
         self._watch.repaired()
         self._writes += 1
 
+    @normal_mode()
     def clone(self) -> CovarianceState:
         """An independent copy; the prior is shared."""
         twin = copy.copy(self)
@@ -358,7 +361,7 @@ class CovarianceState(Moving):
         twin._watch = self._watch.copy()
         return twin
 
-    @ieee_products()
+    @normal_mode()
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CovarianceState:
         """A copy on another device or in another dtype."""
         if dtype is not None and dtype not in _checks.DTYPES:
@@ -372,6 +375,11 @@ class CovarianceState(Moving):
             kept = self._form.dtype if dtype is None and self._form is not None else twin.dtype
             twin._form.to_(twin.device, kept)
         return twin
+
+    def __setstate__(self, found: dict[str, Any]) -> None:
+        self.__dict__.update(found)
+        if torch.is_inference_mode_enabled():  # what is read or copied there is of that mode
+            self.__dict__.update(self.clone().__dict__)
 
     def __repr__(self) -> str:
         return (
@@ -391,7 +399,7 @@ class CovarianceState(Moving):
     def _restored(self, name: str, tensors: Mapping[str, object], storage: torch.dtype) -> _Form:
         return _FORM_CLASSES[name].restore(tensors, self._factor, storage, self.device)
 
-    @ieee_products()
+    @normal_mode()
     def _saved_probes(self) -> dict[str, torch.Tensor]:
         self._settle()
         return {"z": self._probes.z.clone(), "image": self._probes.image.clone()}

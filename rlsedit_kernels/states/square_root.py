@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
@@ -19,6 +18,7 @@ from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, finite, located, reach
+from rlsedit_kernels.states.modes import normal_mode, writing
 from rlsedit_kernels.states.prepared import PreparedRows
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
@@ -51,6 +51,7 @@ class SquareRootState:
     null-space prior, a restriction) R is the factor in an orthonormal basis of it.
     """
 
+    @normal_mode()
     def __init__(
         self,
         prior: Prior,
@@ -143,7 +144,7 @@ class SquareRootState:
         """
         keys, noise, forget = self.checked_batch("commit", K, noise, forget)
         self.look()
-        with ieee_products():
+        with normal_mode():
             rows, trace = self._form.rows("commit", keys, self._form.coordinates(keys.rows), noise, forget)
             self._form.append_(rows, forget, trace)
             self._record(keys, noise, forget)
@@ -164,15 +165,16 @@ class SquareRootState:
         """
         keys, noise, forget = self.checked_batch("append_with", K, noise, forget)
         targets = self._right_hand_side("append_with", B, V, len(keys))
-        with ieee_products():
+        with normal_mode():
             self._watch.look(self, repair=False)
         self._append_with("append_with", B, keys, finite("append_with", "V", targets), noise, forget)
 
     def _append_with(self, op: str, B: torch.Tensor, keys: Keys, V: torch.Tensor, noise: float, forget: float) -> None:
         """`append_with` of what has been checked."""
-        with ieee_products():
+        with normal_mode():
             rows, trace = self._form.rows(op, keys, self._form.coordinates(keys.rows), noise, forget)
-            self._form.append_with_(rows, B, V / math.sqrt(noise), forget, trace)
+            with writing(B):
+                self._form.append_with_(rows, B, V / math.sqrt(noise), forget, trace)
             self._record(keys, noise, forget)
 
     def solve(self, B: torch.Tensor) -> torch.Tensor:
@@ -181,13 +183,13 @@ class SquareRootState:
         Raises:
             UnderdeterminedError: the state started from nothing and has seen too little.
         """
-        with ieee_products():
+        with normal_mode():
             return self._form.solve(B)
 
     def half(self, K: KeysLike) -> torch.Tensor:
         """H (r, u) = R^-T K': K C K' = H'H, and K (W - W_0) = H'B for a right-hand side B carried along."""
         keys = checked_keys("half", K, self.d, self.dtype, self.device)
-        with ieee_products():
+        with normal_mode():
             return self._form.half(self._form.coordinates(keys.rows))
 
     def update(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> torch.Tensor:
@@ -203,7 +205,7 @@ class SquareRootState:
         """First half of `update`: everything that can fail, nothing written."""
         keys, noise, forget = self.checked_batch("update", K, noise, forget)
         self.look()
-        with ieee_products():
+        with normal_mode():
             inner = self._form.coordinates(keys.rows)
             rows, trace = self._form.rows("update", keys, inner, noise, forget)
             form, system = None, None
@@ -217,7 +219,7 @@ class SquareRootState:
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
             return PreparedRows(gain, size, rows, trace, system, form, keys, noise, forget, self._writes)
 
-    @ieee_products()
+    @normal_mode()
     def write(self, prepared: PreparedRows) -> None:
         """Second half of `update`.
 
@@ -268,11 +270,11 @@ class SquareRootState:
             if remaining is None:
                 raise
         self.refactor(remaining)
-        with ieee_products():
+        with normal_mode():
             # F (noise I - K F)^-1 = C_new K' / noise, C_new without the batch
             return self._form.gain_after(self._form.coordinates(keys.rows)).div_(noise)
 
-    @ieee_products()
+    @normal_mode()
     def take_back(self, keys: Keys, noise: float, check: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
         """`remove` of what has been checked. `check` gets the gain, and may raise, before anything is written."""
         self._check_removable()
@@ -291,7 +293,7 @@ class SquareRootState:
         targets = finite("remove", "V", self._right_hand_side("remove", B, V, len(keys)))
         self.take_back_with(B, keys, targets, noise)
 
-    @ieee_products()
+    @normal_mode()
     def take_back_with(
         self,
         B: torch.Tensor,
@@ -308,7 +310,8 @@ class SquareRootState:
         assert new_B is not None
         if check is not None:
             check(form, new_B)
-        B.copy_(new_B)
+        with writing(B):
+            B.copy_(new_B)
         self._form = form
         self._unrecord(keys, noise, leverage)
 
@@ -324,13 +327,13 @@ class SquareRootState:
             TypeError, ValueError: Q does not fit, its columns are not orthonormal to 1e-4, or it leaves nothing.
         """
         wide = checked_basis("restrict", Q, self.d)
-        with ieee_products():
+        with normal_mode():
             self._form = self._form.restricted(wide)
             self._writes += 1
             self._counters.singular_writes += 1
             self._probes.begin_again(self._form, self._factor, seed=20 + self._counters.singular_writes)
 
-    @ieee_products()
+    @normal_mode()
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
         """Rebuild R from the prior and kept batches, in float64 and rounded once. A restriction is lifted by it.
 
@@ -342,6 +345,7 @@ class SquareRootState:
             fresh.commit(K, noise)
         self.adopt(fresh)
 
+    @normal_mode()
     def adopt(self, fresh: SquareRootState) -> None:
         """Become what another state of the same prior and device is, rounded to the dtype of this one."""
         self._form = fresh._form.to(self.device, self.dtype)
@@ -351,15 +355,15 @@ class SquareRootState:
 
     def covariance(self) -> torch.Tensor:
         """C = (R'R)^-1 (d, d), exactly symmetric, in the dtype of the state."""
-        with ieee_products():
+        with normal_mode():
             return self._form.covariance64().to(self.dtype)
 
-    @ieee_products()
+    @normal_mode()
     def precision(self) -> torch.Tensor:
         """S = R'R (d, d) float64; the pseudo-inverse of C where edits live in a proper subspace."""
         return self._form.precision64()
 
-    @ieee_products()
+    @normal_mode()
     def health(self, *, thorough: bool = False) -> Health:
         """Conditioning and measured drift of the state, and what to do about it.
 
@@ -368,7 +372,7 @@ class SquareRootState:
         """
         return report.factor_health(self, thorough=thorough)
 
-    @ieee_products()
+    @normal_mode()
     def look(self) -> None:
         """The guard's check, if it is time for one; every batch makes it by itself.
 
@@ -388,7 +392,7 @@ class SquareRootState:
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
         return saving.factor_state_dict(self)
 
-    @ieee_products()
+    @normal_mode()
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         """Restore what `state_dict` gave, into a state made with the same prior and dtype.
 
@@ -404,9 +408,10 @@ class SquareRootState:
             ValueError: the prior is nothing: a covariance needs one.
             UnderdeterminedError: as `gain`.
         """
-        with ieee_products():
+        with normal_mode():
             return conversion.converted(self, form)
 
+    @normal_mode()
     def clone(self) -> SquareRootState:
         """An independent copy; the prior is shared."""
         twin = copy.copy(self)
@@ -416,6 +421,7 @@ class SquareRootState:
         twin._watch = self._watch.copy()
         return twin
 
+    @normal_mode()
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SquareRootState:
         """A copy on another device or in another dtype."""
         if dtype is not None and dtype not in _checks.DTYPES:
@@ -425,6 +431,11 @@ class SquareRootState:
         twin._form = twin._form.to(twin.device, twin.dtype)
         twin._probes = twin._probes.to(twin.device)
         return twin
+
+    def __setstate__(self, found: dict[str, Any]) -> None:
+        self.__dict__.update(found)
+        if torch.is_inference_mode_enabled():  # what is read or copied there is of that mode
+            self.__dict__.update(self.clone().__dict__)
 
     def __repr__(self) -> str:
         return f"SquareRootState({self.prior!r}, dtype={self.dtype}, device={str(self.device)!r}, steps={self.steps})"

@@ -1,8 +1,9 @@
-"""Autocast does not reach what a state works out: under it all bits are those without."""
+"""Autocast and inference mode do not reach what a state works out: under them all bits are those without."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from itertools import islice
 from typing import Any
 
@@ -130,3 +131,76 @@ def test_autocast_is_back_afterwards() -> None:
     with ieee_products():
         pass
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("name", PRIORS)
+class TestInferenceMode:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_a_state_gives_the_same_bits(self, form, name) -> None:
+        expected = of_a_state(form, name)
+        with torch.inference_mode():
+            same(of_a_state(form, name), expected)
+
+    @pytest.mark.parametrize("kind", FILTERS)
+    def test_a_filter_gives_the_same_bits(self, kind, name) -> None:
+        expected = of_a_filter(FILTERS[kind], name)
+        with torch.inference_mode():
+            same(of_a_filter(FILTERS[kind], name), expected)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("made_inside", ["made", "updated", "copied", "loaded", "refactored"])
+    def test_a_state_goes_on_outside(self, form, name, made_inside) -> None:
+        keys = [batch.K for batch in batches(13)]
+        expected: Any = made(form, name)
+        for K in keys[:2]:
+            expected.update(K)
+        with torch.inference_mode(made_inside == "made"):
+            state: Any = made(form, name)
+        with torch.inference_mode(made_inside == "updated"):
+            for K in keys[:2]:
+                state.update(K)
+        with torch.inference_mode():
+            if made_inside == "copied":
+                state = copy.deepcopy(state)
+            if made_inside == "loaded":
+                state.load_state_dict(copy.deepcopy(state.state_dict()))
+            if made_inside == "refactored":
+                state.refactor([(K, 1.0) for K in keys[:2]])
+        if made_inside == "refactored":
+            expected.refactor([(K, 1.0) for K in keys[:2]])
+        for one in (expected, state):
+            for K in keys[2:]:
+                one.update(K, 0.5, 0.99)
+            one.restrict(torch.linalg.qr(keys[0].mT)[0])
+            one.update(keys[1])
+        same(state.state_dict(), expected.state_dict())
+
+    @pytest.mark.parametrize("kind", FILTERS)
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize("layout", ["in_out", "out_in"])
+    def test_a_filter_goes_on_outside(self, kind, name, inplace, layout) -> None:
+        """A weight of inference mode that is written in place among them."""
+        given = batches(9)
+        W = torch.randn(D, given[0].V.shape[1], generator=torch.Generator().manual_seed(2))
+        W = W.to(FILTERS[kind].get("dtype", torch.float32))
+        W = W if layout == "in_out" else W.mT.contiguous()
+        expected = rk.RLSFilter(W.clone(), prior(name), layout=layout, inplace=inplace, **FILTERS[kind])
+        with torch.inference_mode():
+            own = W.clone()
+            rls = rk.RLSFilter(own, prior(name), layout=layout, inplace=inplace, **FILTERS[kind])
+        for batch in given[:4]:
+            assert rls.update(batch.K, batch.V) == expected.update(batch.K, batch.V)
+        with torch.inference_mode():
+            assert rls.update(given[4].K, given[4].V) == expected.update(given[4].K, given[4].V)
+            twin = copy.deepcopy(rls)
+        for one in (rls, twin, expected):
+            one.update(given[5].K, given[5].V)
+            one.remove(given[2].K, given[2].V)
+        assert torch.equal(rls.weight, expected.weight)
+        assert torch.equal(twin.weight, expected.weight)
+        assert not inplace or torch.equal(own, expected.weight)
+        if FILTERS[kind].get("track_bounds", True):
+            for one in (rls, twin, expected):
+                one.refactor([(batch.K, batch.V, 1.0) for batch in given])
+            assert torch.equal(rls.weight, expected.weight)
+        rls.load_state_dict(expected.state_dict())

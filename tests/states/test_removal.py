@@ -105,9 +105,7 @@ class TestStates:
         state.update(other)
         before, kept = state.covariance(), [(other, 1.0)]
         for _ in range(2):
-            with pytest.raises(
-                rk.LeverageError, match=r"a hard write \(noise 0\) or a restriction lets nothing change"
-            ):
+            with pytest.raises(rk.LeverageError, match=r"a hard write \(noise 0\) or a restriction lets"):
                 state.remove(hard)
         assert torch.equal(state.covariance(), before)
         assert state.steps == 2
