@@ -401,6 +401,8 @@ class RLSFilter:
         """|E_all| / (2 lambda), with lambda^2 forgotten like the rest of the prior."""
         if not weight or not self._track_bounds:
             return None
+        if self._forgotten == 0.0:
+            return math.inf  # nothing is left of the prior
         return math.sqrt(max(self._errors, 0.0)) / (2.0 * weight * math.sqrt(self._forgotten))
 
 

@@ -146,8 +146,9 @@ def truncated(products: Products, noise: float, eps: float) -> BatchFactor:
     if low < -4.0 * tolerance - noise * 1e-3:
         raise BreakdownError(
             f"K C K' has the negative eigenvalue {low:.3e} beside {high:.3e}: the covariance is no longer positive "
-            "semi-definite in this precision; nothing was written. Rebuild with refactor(batches), or use "
-            "form='inverse_root' or dtype=torch.float64"
+            "semi-definite in this precision; nothing was written. Rebuild with refactor(batches)"
+            + ("" if products.F is not None else ", or use form='inverse_root'")
+            + (", or use dtype=torch.float64" if eps > torch.finfo(torch.float64).eps else "")
         )
     shifted = values.clamp_min(0.0) + noise
     keep = shifted > tolerance

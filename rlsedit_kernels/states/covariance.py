@@ -16,6 +16,7 @@ from rlsedit_kernels.states import batch as batches
 from rlsedit_kernels.states import choice, conversion, removal, report, saving
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
@@ -95,6 +96,7 @@ class CovarianceState(Moving):
         self._writes = 0
         self._stale: int | None = None  # seed of the probes that a hard write has put off
         self._watch = Watch(guard, history)
+        self._bound = Bound()
         self._factor, self._probes = self._factor_and_probes(prior)
         self._form: _Form | None = None
         self._reason = "undecided until the first keys are seen"
@@ -164,6 +166,8 @@ class CovarianceState(Moving):
         self.look()
         with normal_mode(), self._unmoved_by_errors():
             prepared = self._prepared("update", keys, noise, forget)
+            if forget != 1.0:
+                self._bound.check_covariance("update", self._form, self._factor, self.dtype, forget)
             if not math.isfinite(prepared.size) and not bool(torch.isfinite(prepared.gain).all()):
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
             return prepared
@@ -182,6 +186,7 @@ class CovarianceState(Moving):
             self._change(self._form, prepared.factored)
             if prepared.forget != 1.0:
                 self._form.scale_(1.0 / prepared.forget)
+                self._bound.changed(self._form, 1.0 / prepared.forget)
             self._record(prepared)
 
     def remove(
@@ -235,6 +240,7 @@ class CovarianceState(Moving):
                 check(gain)
         self._settle()
         form.change64_(change, 1.0)
+        self._bound.forget()
         self._probes.remove(keys, noise)
         counters = self._counters
         self._writes += 1
@@ -358,7 +364,7 @@ class CovarianceState(Moving):
         twin._form = None if self._form is None else self._form.clone()
         twin._counters = copy.copy(self._counters)
         twin._probes = self._probes.to(self.device) if self._stale is None else self._probes
-        twin._watch = self._watch.copy()
+        twin._watch, twin._bound = self._watch.copy(), Bound()
         return twin
 
     @normal_mode()
@@ -391,7 +397,9 @@ class CovarianceState(Moving):
         return prior.factor, Probes.start(prior.factor, self.device)
 
     def _start(self, name: str, storage: torch.dtype) -> _Form:
-        return _FORM_CLASSES[name].start(self._factor, storage, self.device)
+        form = _FORM_CLASSES[name].start(self._factor, storage, self.device)
+        self._bound.know(form, self._factor.largest)
+        return form
 
     def _from_covariance(self, decided: choice.Choice, C: torch.Tensor) -> _Form:
         return _FORM_CLASSES[decided.form].from_covariance(C, self._factor, decided.storage, self.device)
@@ -482,15 +490,3 @@ class CovarianceState(Moving):
         else:
             assert self._form is not None
             self._singular_write(self._form)
-
-    def _singular_write(self, form: _Form) -> None:
-        self._counters.singular_writes += 1
-        self._stale = 20 + self._counters.singular_writes
-
-    def _settle(self) -> None:
-        """Probes after a hard write or a restriction; put off until something asks for them or is told to them."""
-        if self._stale is not None:
-            assert self._form is not None
-            probes = self._probes.to(self.device)
-            probes.begin_again(self._form, self._factor, self._stale)
-            self._probes, self._stale = probes, None

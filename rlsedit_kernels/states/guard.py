@@ -180,7 +180,12 @@ class Watch:
 
 
 def _broken(state: CovarianceState | SquareRootState, drift: float) -> str:
+    cures = ["give history=...", "call refactor(batches)"]
+    if getattr(state, "_requested", "auto") != "auto":
+        cures.append("use form='auto'")
+    if state._form is None or state._form.dtype != torch.float64:
+        cures.append("use float64")
     return (
         f"the {state.form} state is broken: probes of C S have drifted by {drift:.1e} after {state.steps} batches; "
-        "nothing was written. Give history=..., call refactor(batches), or use form='auto' or float64"
+        f"nothing was written. What helps: {', or '.join(cures)}"
     )

@@ -125,3 +125,24 @@ def largest_norm(K: torch.Tensor) -> float:
 
 def _square(x: float) -> float:
     return x * x  # x**2 raises where this is infinite
+
+
+def right_hand_side(
+    op: str, B: object, V: object, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """V (u, v) in the dtype of the state, for B (r, v) and shape (r, u); both checked but for their values."""
+    r, u = shape
+    for name, value in (("B", B), ("V", V)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.device != device:
+            raise ValueError(f"{op}: {name} must be on the device of the state, {device}, got {value.device}")
+    assert isinstance(B, torch.Tensor)
+    assert isinstance(V, torch.Tensor)
+    if B.dtype != dtype:
+        raise TypeError(f"{op}: B must have the dtype of the state, {dtype}, got {B.dtype}")
+    if B.dim() != 2 or B.shape[0] != r:
+        raise ValueError(f"{op}: B must have shape (r, v) with r = {r}, got {tuple(B.shape)}")
+    if tuple(V.shape) != (u, B.shape[1]):
+        raise ValueError(f"{op}: V must have shape (u, v) = {(u, B.shape[1])}, got {tuple(V.shape)}")
+    return V.detach().to(dtype)

@@ -12,6 +12,7 @@ from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.forgetting import ForgettingError
 from rlsedit_kernels.states.guard import Watch
 
 
@@ -26,6 +27,8 @@ class Moving:
     _factor: PriorFactor
     _counters: Counters
     _writes: int
+    _stale: int | None
+    _probes: Any
     _watch: Watch
 
     @contextlib.contextmanager
@@ -39,7 +42,7 @@ class Moving:
             yield
         except BaseException as error:
             self._form, self._reason = before
-            if isinstance(error, BreakdownError) and not isinstance(error, LeverageError):
+            if isinstance(error, BreakdownError) and not isinstance(error, (LeverageError, ForgettingError)):
                 self._watch.broke(error)
             raise
 
@@ -86,9 +89,17 @@ class Moving:
             return twin
         return self._from_covariance(decided, form.covariance(torch.float64))
 
+    def _singular_write(self, form: Any) -> None:
+        self._counters.singular_writes += 1
+        self._stale = 20 + self._counters.singular_writes
+
     def _settle(self) -> None:
-        """Make the probes that a hard write has put off."""
-        raise NotImplementedError
+        """Probes after a hard write or a restriction; put off until something asks for them or is told to them."""
+        if self._stale is not None:
+            assert self._form is not None
+            probes = self._probes.to(self.device)
+            probes.begin_again(self._form, self._factor, self._stale)
+            self._probes, self._stale = probes, None
 
     def _start(self, name: str, storage: torch.dtype) -> Any:
         """A form that holds the prior alone."""

@@ -12,6 +12,7 @@ from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whitened64
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.forgetting import size
 from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, ERROR_WARNING, RHO_WARNING, Health, Probes
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
@@ -92,14 +93,18 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     found = _prior(factor, state.dtype)
     inner = rho if form is None or not form.maps else 0.5 * torch.finfo(storage).eps * counters.largest_inner
     if form is not None and inner > RHO_WARNING[form.name]:
-        cure = "float64" if form.name == "inverse_root" else "form='inverse_root' or float64"
+        cures = [] if form.name == "inverse_root" else ["form='inverse_root'"]
+        cures += ["a stronger prior, or smaller keys"] if storage == torch.float64 else ["float64"]
+        cure = " or ".join(cures)
         found.warn(f"rho {inner:.1e} is high for the {form.name} form in {storage}: use {cure}")
     drift = state._probes.drift(form, factor)
     kind = "plain" if form is None else form.name
-    worst = _drifted(found, drift, max(counters.worst_drift, state._watch.worst), kind)
+    worst = _drifted(found, drift, max(counters.worst_drift, state._watch.worst), kind, storage == torch.float64)
     if state._watch.fault is not None and found.status != "broken":
         found.broken(state._watch.fault)
     _count(found, counters)
+    if form is not None and not (reach := size(form, factor)) < torch.finfo(state.dtype).max:
+        found.broken(f"C has grown to {reach:.1e}, which {state.dtype} cannot hold: refactor(batches)")
     bounded = not counters.forgot
     measured = _thorough(found, form, state._probes, factor, bounded) if thorough else {}
     return Health(
@@ -136,9 +141,12 @@ def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
     drift, measured, worst = 0.0, {}, max(counters.worst_drift, state._watch.worst)
     if form.regular:
         drift = state._probes.drift(form, factor)
-        worst = _drifted(found, drift, worst, form.name)
+        worst = _drifted(found, drift, worst, form.name, form.dtype == torch.float64)
         if state._watch.fault is not None and found.status != "broken":
             found.broken(state._watch.fault)
+        pivot = float(form.pivots.min()) if isinstance(form, TriangularForm) else math.inf
+        if not pivot > torch.finfo(form.dtype).max ** -0.5:
+            found.broken(f"R has a pivot of {pivot:.1e}: C is more than {form.dtype} can hold: refactor(batches)")
         bounded = not counters.forgot and not nothing
         measured = _thorough(found, form, state._probes, factor, bounded) if thorough else {}
     else:
@@ -187,9 +195,9 @@ def _count(found: _Findings, counters: Counters) -> None:
         found.broken(f"{-counters.steps} batches more were taken back than written: refactor(batches)")
 
 
-def _drifted(found: _Findings, drift: float, worst: float, form: str) -> float:
+def _drifted(found: _Findings, drift: float, worst: float, form: str, wide: bool) -> float:
     """What the drift says, now and at earlier checks; the largest that was worth a warning."""
-    cure = "refactor(batches), or use float64"
+    cure = "refactor(batches)" + ("" if wide else ", or use float64")
     if drift > DRIFT_WARNING[form]:
         worst = max(worst, drift)
         found.warn(f"probes of C S have drifted by {drift:.1e}: {cure}")

@@ -15,9 +15,19 @@ from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.priors.factor import scalar
 from rlsedit_kernels.states import conversion, removal, report, saving
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, finite, located, reach
+from rlsedit_kernels.states.keys import (
+    Keys,
+    KeysLike,
+    checked_basis,
+    checked_keys,
+    finite,
+    located,
+    reach,
+    right_hand_side,
+)
 from rlsedit_kernels.states.modes import normal_mode, writing
 from rlsedit_kernels.states.prepared import PreparedRows
 from rlsedit_kernels.states.triangular_form import TriangularForm
@@ -73,7 +83,7 @@ class SquareRootState:
         self._start()
 
     def _start(self) -> None:
-        self._counters = Counters()
+        self._counters, self._bound = Counters(), Bound()
         if self.prior.is_nothing:
             # Errors are measured in the coordinates of the keys: there is no prior to whiten by.
             self._factor: PriorFactor = scalar(self.prior.d, 1.0)
@@ -81,6 +91,7 @@ class SquareRootState:
         else:
             self._factor = self.prior.factor
             self._form = TriangularForm.start(self._factor, self.dtype, self.device)
+            self._bound.know(self._form, self._factor.largest**-0.5)
         self._probes = Probes.start(self._factor, self.device)
         if self.prior.is_nothing:
             self._probes.image.zero_()
@@ -144,6 +155,7 @@ class SquareRootState:
         """
         keys, noise, forget = self.checked_batch("commit", K, noise, forget)
         self.look()
+        self._check_forgetting("commit", forget)
         with normal_mode():
             rows, trace = self._form.rows("commit", keys, self._form.coordinates(keys.rows), noise, forget)
             self._form.append_(rows, forget, trace)
@@ -164,13 +176,14 @@ class SquareRootState:
             BreakdownError: the guard has found the state broken. It does not rebuild R here, to which B belongs.
         """
         keys, noise, forget = self.checked_batch("append_with", K, noise, forget)
-        targets = self._right_hand_side("append_with", B, V, len(keys))
+        targets = right_hand_side("append_with", B, V, (self.rank, len(keys)), self.dtype, self.device)
         with normal_mode():
             self._watch.look(self, repair=False)
         self._append_with("append_with", B, keys, finite("append_with", "V", targets), noise, forget)
 
     def _append_with(self, op: str, B: torch.Tensor, keys: Keys, V: torch.Tensor, noise: float, forget: float) -> None:
         """`append_with` of what has been checked."""
+        self._check_forgetting(op, forget)
         with normal_mode():
             rows, trace = self._form.rows(op, keys, self._form.coordinates(keys.rows), noise, forget)
             with writing(B):
@@ -205,6 +218,7 @@ class SquareRootState:
         """First half of `update`: everything that can fail, nothing written."""
         keys, noise, forget = self.checked_batch("update", K, noise, forget)
         self.look()
+        self._check_forgetting("update", forget)
         with normal_mode():
             inner = self._form.coordinates(keys.rows)
             rows, trace = self._form.rows("update", keys, inner, noise, forget)
@@ -216,6 +230,7 @@ class SquareRootState:
                 gain = form.gain_after(inner).div_(noise)
             size = float(torch.linalg.vector_norm(gain))
             if not math.isfinite(size) and not bool(torch.isfinite(gain).all()):
+                Bound().check_factor("update", self._form, forget)
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
             return PreparedRows(gain, size, rows, trace, system, form, keys, noise, forget, self._writes)
 
@@ -290,7 +305,9 @@ class SquareRootState:
     def remove_with(self, B: torch.Tensor, K: KeysLike, V: torch.Tensor, noise: float = 1.0) -> None:
         """`remove` with the right-hand side of `append_with`, in place: R'B <- R'B - K'V / noise."""
         keys, noise, _ = self.checked_batch("remove", K, noise, 1.0)
-        targets = finite("remove", "V", self._right_hand_side("remove", B, V, len(keys)))
+        targets = finite(
+            "remove", "V", right_hand_side("remove", B, V, (self.rank, len(keys)), self.dtype, self.device)
+        )
         self.take_back_with(B, keys, targets, noise)
 
     @normal_mode()
@@ -326,9 +343,8 @@ class SquareRootState:
         Raises:
             TypeError, ValueError: Q does not fit, its columns are not orthonormal to 1e-4, or it leaves nothing.
         """
-        wide = checked_basis("restrict", Q, self.d)
         with normal_mode():
-            self._form = self._form.restricted(wide)
+            self._form = self._form.restricted(checked_basis("restrict", Q, self.d))
             self._writes += 1
             self._counters.singular_writes += 1
             self._probes.begin_again(self._form, self._factor, seed=20 + self._counters.singular_writes)
@@ -418,7 +434,7 @@ class SquareRootState:
         twin._form = self._form.clone()
         twin._counters = copy.copy(self._counters)
         twin._probes = self._probes.to(self.device)
-        twin._watch = self._watch.copy()
+        twin._watch, twin._bound = self._watch.copy(), Bound()
         return twin
 
     @normal_mode()
@@ -434,7 +450,7 @@ class SquareRootState:
 
     def __setstate__(self, found: dict[str, Any]) -> None:
         self.__dict__.update(found)
-        if torch.is_inference_mode_enabled():  # what is read or copied there is of that mode
+        if torch.is_inference_mode_enabled():
             self.__dict__.update(self.clone().__dict__)
 
     def __repr__(self) -> str:
@@ -460,28 +476,16 @@ class SquareRootState:
         self._form.require_regular()
         removal.refuse_unwritten(self._counters)
 
+    def _check_forgetting(self, op: str, forget: float) -> None:
+        if forget != 1.0:
+            self._bound.check_factor(op, self._form, forget)
+
     def _wide_rows(self, K: Keys, noise: float) -> torch.Tensor:
         return self._form.coordinates(K.rows).to(torch.float64) / math.sqrt(noise)
 
-    def _right_hand_side(self, op: str, B: object, V: object, u: int) -> torch.Tensor:
-        """V (u, v) in the dtype of the state, for B (r, v); both checked but for their values."""
-        for name, value in (("B", B), ("V", V)):
-            if not isinstance(value, torch.Tensor):
-                raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
-            if value.device != self.device:
-                raise ValueError(f"{op}: {name} must be on the device of the state, {self.device}, got {value.device}")
-        assert isinstance(B, torch.Tensor)
-        assert isinstance(V, torch.Tensor)
-        if B.dtype != self.dtype:
-            raise TypeError(f"{op}: B must have the dtype of the state, {self.dtype}, got {B.dtype}")
-        if B.dim() != 2 or B.shape[0] != self.rank:
-            raise ValueError(f"{op}: B must have shape (r, v) with r = {self.rank}, got {tuple(B.shape)}")
-        if tuple(V.shape) != (u, B.shape[1]):
-            raise ValueError(f"{op}: V must have shape (u, v) = {(u, B.shape[1])}, got {tuple(V.shape)}")
-        return V.detach().to(self.dtype)
-
     def _record(self, K: Keys, noise: float, forget: float) -> None:
         self._writes += 1
+        self._bound.changed(self._form, math.sqrt(forget))
         self._counters.steps += 1
         self._counters.largest_key = max(self._counters.largest_key, K.largest)
         self._counters.forgot = self._counters.forgot or forget != 1.0

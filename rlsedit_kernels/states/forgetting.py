@@ -1,0 +1,89 @@
+"""Forgetting until numbers end: what no batch tells of grows in C, and shrinks in R, by each forgetting factor.
+
+A bound is carried along without asking the device; only where it is used up the true size is read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.priors import PriorFactor
+
+_HEADROOM = 0.125
+"""C may grow to this fraction of the largest number of the dtype."""
+
+
+class ForgettingError(BreakdownError):
+    """The state is sound, and can forget no more."""
+
+
+def limit(dtype: torch.dtype) -> float:
+    """What C may grow to."""
+    return _HEADROOM * torch.finfo(dtype).max
+
+
+def size(form: Any, factor: PriorFactor) -> float:
+    """Bound of the largest number of C, from the diagonal of what a form of the covariance keeps; the host waits.
+
+    0 of a form that is spread over ranks.
+    """
+    if (C := getattr(form, "C", getattr(form, "matrix", None))) is not None:
+        found = float(C.diagonal().max()) if C.shape[0] == C.shape[1] else 0.0
+    elif (A := getattr(form, "A", None)) is not None:
+        found = float(A.square().sum(dim=1).max()) if A.shape[0] == (factor.rank if form.maps else factor.d) else 0.0
+    else:
+        added = sum(float(chunk.filled.double().square().sum()) for chunk in form.chunks if chunk.sign > 0.0)
+        found = form.identity + added
+    return found * factor.largest if form.maps else found
+
+
+class Bound:
+    """What is known of the size of one form without reading it: of C from above, of the pivots of R from below."""
+
+    def __init__(self) -> None:
+        self._form: Any = None
+        self._value = math.nan
+
+    def know(self, form: Any, value: float) -> None:
+        """For a form as it is now."""
+        self._form, self._value = form, value
+
+    def changed(self, form: Any, factor: float) -> None:
+        """The form has been multiplied by this; additions to S only make the bound safer."""
+        if form is self._form:
+            self._value *= factor
+
+    def forget(self) -> None:
+        """The form has changed in a way that the bound does not hold for."""
+        self._form = None
+
+    def check_covariance(self, op: str, form: Any, factor: PriorFactor, dtype: torch.dtype, forget: float) -> None:
+        """BreakdownError where C / forget may overflow; nothing is written."""
+        if form is self._form and self._value / forget < limit(dtype):
+            return
+        self.know(form, size(form, factor))
+        if not self._value / forget < limit(dtype):
+            raise ForgettingError(f"{op}: C has grown to {self._value:.1e} {_advice(forget, dtype)}")
+
+    def check_factor(self, op: str, form: Any, forget: float) -> None:
+        """BreakdownError where a pivot of sqrt(forget) R may be too small for R^-1 R^-T; nothing is written."""
+        if not form.regular:
+            return
+        floor = limit(form.dtype) ** -0.5
+        if form is self._form and self._value * math.sqrt(forget) > floor:
+            return
+        self.know(form, float(form.pivots.min()))
+        if not self._value * math.sqrt(forget) > floor:
+            raise ForgettingError(f"{op}: a pivot of R has fallen to {self._value:.1e} {_advice(forget, form.dtype)}")
+
+
+def _advice(forget: float, dtype: torch.dtype) -> str:
+    wider = ", or use float64, which lasts eight times as long" if dtype == torch.float32 else ""
+    return (
+        f"where no batch tells of anything, and {dtype} cannot hold more of it (forget = {forget:g}); nothing was "
+        f"written. Keep all directions excited, write with forget=1, or start again with refactor(batches){wider}"
+    )
