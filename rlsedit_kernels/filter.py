@@ -266,9 +266,11 @@ class RLSFilter:
         """Rebuild state, weight, objective and bounds from W_0, the prior and kept batches, in float64.
 
         Args:
-            written: (K, V, noise), noise > 0, of all batches that shall be held; forgetting starts anew.
+            written: (K, V, noise), noise > 0, of all batches that shall be held; forgetting starts anew. A restriction
+                of the state stays in force: in its directions the weight stays what it is.
 
         Raises:
+            ValueError: the state of a filter that carries its solution was restricted.
             ValueError: the filter does not keep W_0 (`track_bounds=False` with the gain form).
         """
         if self._initial is None:

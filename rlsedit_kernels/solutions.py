@@ -18,6 +18,7 @@ from rlsedit_kernels.states.keys import Keys, Values, reach
 from rlsedit_kernels.states.modes import writing
 from rlsedit_kernels.states.prepared import Prepared, PreparedRows
 from rlsedit_kernels.states.reading import Norms, norm, squared_norm
+from rlsedit_kernels.states.restriction import held_change
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
 _COLUMNS = 1024
@@ -127,6 +128,9 @@ class GainSolution:
         """State and weight from kept batches, in float64; the objective."""
         fresh, B, objective = carried64(self.state, W_0, written)
         change = fresh.solve(B)
+        if (Q := self.state._restriction) is not None:
+            change, more = held_change(fresh._form.apply(Q), Q, change, self.W - W_0)
+            objective += more
         self.state.refactor([(K, noise) for K, _, noise in written])  # type: ignore[misc]
         with writing(self.W):
             self.W.copy_(change.add_(W_0))
@@ -269,6 +273,11 @@ class CarriedSolution:
 
     def rebuild(self, W_0: torch.Tensor, written: list[Written]) -> float:
         """R and B from kept batches, in float64 and rounded once; the objective."""
+        if self.state._restriction is not None:
+            raise ValueError(
+                "refactor: the state was restricted outside of the filter, and a carried right-hand side does not know "
+                "of it: use solution='gain'"
+            )
         fresh, B, objective = carried64(self.state, W_0, written)
         self.state.adopt(fresh)
         self.B = B.to(self.B.dtype)

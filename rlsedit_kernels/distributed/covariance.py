@@ -178,6 +178,8 @@ class ShardedCovarianceState(CovarianceState):
                 automatic form is chosen for the largest of the keys, so that it has to see all batches first.
         """
         with self._session("refactor"):
+            with self.ranks.confirmed("refactor"):
+                replay.refuse_restricted(self._counters)
             found = replay.replayed(self, written, None)
             self._form, self._reason, self._kept = found.form, found.reason, ""
             self._counters, self._probes, self._stale = found.counters, found.probes, None

@@ -72,6 +72,15 @@ def replayed(
     return Replayed(form, decided.reason, counters, probes)
 
 
+def refuse_restricted(counters: Counters) -> None:
+    """ValueError where a rebuild from batches would lift a restriction."""
+    if counters.restrictions:
+        raise ValueError(
+            "refactor: it would lift a restriction, whose directions a state over ranks does not keep for this: make "
+            "another state, write the batches to it and restrict it"
+        )
+
+
 def _checked(
     state: ShardedCovarianceState, written: Iterable[tuple[Any, float]], z: torch.Tensor
 ) -> Iterator[tuple[Batch, float]]:

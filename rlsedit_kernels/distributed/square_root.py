@@ -17,6 +17,7 @@ from rlsedit_kernels.distributed.agreement import digest, digest_of_prior
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.replay import refuse_restricted
 from rlsedit_kernels.distributed.right_hand_side import carried
 from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.square_root_batches import ShardedBatches, ShardedRows
@@ -260,14 +261,17 @@ class ShardedSquareRootState(ShardedBatches):
         self._form, self._probes = restricted, probes
         self._writes += 1
         self._counters.singular_writes += 1
+        self._counters.restrictions += 1
 
     @session
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
-        """Rebuild R from the prior and kept batches, in float64 and rounded once. A restriction is lifted by it.
+        """Rebuild R from the prior and kept batches, in float64; refused where it would lift a restriction.
 
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold; the same on all ranks.
         """
+        with self.ranks.confirmed("refactor"):
+            refuse_restricted(self._counters)
         fresh = ShardedSquareRootState(self.prior, self.ranks, dtype=torch.float64, guard="off")
         batches = iter(written)
         while True:

@@ -51,7 +51,7 @@ def _to_covariance(state: CovarianceState | SquareRootState, form: str) -> Covar
     undecided = isinstance(state, CovarianceState) and state._form is None
     if not undecided:
         twin.take_covariance(_covariance64(state), state._counters.largest_key)
-    twin._counters = copy.copy(state._counters)
+    twin._counters, twin._restriction = copy.copy(state._counters), state._restriction
     twin._probes = state._probes.to(state.device)
     return twin
 
@@ -71,7 +71,7 @@ def _to_square_root(state: CovarianceState) -> SquareRootState:
         null = report.null_fraction(state._form) if singular else None
         R, basis = _factor_of_whitened(state._form.whitened64(state._factor), state._factor, null)
         twin._form = TriangularForm(R.to(state.dtype), None if basis is None else basis.to(state.dtype), regular=True)
-    twin._counters = copy.copy(state._counters)
+    twin._counters, twin._restriction = copy.copy(state._counters), state._restriction
     twin._probes = state._probes.to(state.device)
     return twin
 

@@ -10,7 +10,8 @@ class Counters:
     """Figures of the stream so far, as `health()` reports them.
 
     `careful_checked`, `worst_drift` and `repairs` are the guard's (`states/guard.py`), `largest_inner` is the largest
-    squared norm of a key in the coordinates of the form, `forgot` whether any batch came with forgetting.
+    squared norm of a key in the coordinates of the form, `forgot` whether any batch came with forgetting,
+    `restrictions` those of the singular writes that `restrict` made.
     """
 
     steps: int = 0
@@ -24,3 +25,4 @@ class Counters:
     repairs: int = 0
     forgot: bool = False
     largest_inner: float = 0.0
+    restrictions: int = 0

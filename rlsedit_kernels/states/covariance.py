@@ -13,7 +13,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice, conversion, removal, report, saving
+from rlsedit_kernels.states import choice, conversion, removal, report, restriction, saving
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
@@ -259,8 +259,9 @@ class CovarianceState(Moving):
         Raises:
             TypeError, ValueError: Q does not fit or its columns are not orthonormal to 1e-4.
         """
-        checked_basis("restrict", Q, self.d)
+        wide = checked_basis("restrict", Q, self.d)
         self._restrict(self._keys("restrict", Q.mT))
+        self._restriction = restriction.joined(self._restriction, wide)
 
     def _restrict(self, K: Keys) -> None:
         with normal_mode():
@@ -269,10 +270,13 @@ class CovarianceState(Moving):
             self._change(form, factored)
             self._writes += 1
             self._singular_write(form)
+            self._counters.restrictions += 1
 
     @normal_mode()
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
         """Rebuild the covariance from the prior and kept batches, in float64: the cure for every breakdown.
+
+        Restrictions stay in force (the state keeps their directions, d x q numbers), hard writes are lifted.
 
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
@@ -289,9 +293,12 @@ class CovarianceState(Moving):
             probes.write(keys, noise, 1.0)
             fresh.steps += 1
             fresh.largest_key = max(fresh.largest_key, keys.largest)
-        C = report.inverse_on_range(information, self._factor)
+        C, stale = report.inverse_on_range(information, self._factor), None
+        if self._restriction is not None:
+            C, stale = restriction.restricted(C, self._restriction), 21
+            fresh.singular_writes = fresh.restrictions = 1
         self.take_covariance(C, fresh.largest_key)
-        self._counters, self._probes, self._stale = fresh, probes, None
+        self._counters, self._probes, self._stale = fresh, probes, stale
 
     def covariance(self) -> torch.Tensor:
         """C (d, d), exactly symmetric, in the dtype of the state; a copy."""
@@ -377,6 +384,7 @@ class CovarianceState(Moving):
         twin.device = located(device or self.device)
         twin.dtype = dtype or self.dtype
         twin._probes = self._probes.to(twin.device)
+        twin._restriction = None if self._restriction is None else self._restriction.to(twin.device)
         if twin._form is not None:
             kept = self._form.dtype if dtype is None and self._form is not None else twin.dtype
             twin._form.to_(twin.device, kept)

@@ -71,6 +71,11 @@ class Bound:
 
     def check_factor(self, op: str, form: Any, forget: float) -> None:
         """BreakdownError where a pivot of sqrt(forget) R may be too small for R^-1 R^-T; nothing is written."""
+        if forget != 1.0:
+            self.require_pivots(op, form, forget)
+
+    def require_pivots(self, op: str, form: Any, forget: float) -> None:
+        """`check_factor`, without forgetting too."""
         if not form.regular:
             return
         floor = limit(form.dtype) ** -0.5

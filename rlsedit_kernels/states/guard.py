@@ -143,7 +143,8 @@ class Watch:
 
     def _rebuilt(self, state: CovarianceState | SquareRootState, verdict: str) -> bool:
         counters = state._counters
-        if counters.forgot or counters.singular_writes or (self.rebuild is None and self.history is None):
+        kept = counters.restrictions if state._restriction is not None and self.rebuild is None else 0
+        if counters.forgot or counters.singular_writes > kept or (self.rebuild is None and self.history is None):
             return False  # a rebuild from batches would lose what was forgotten or forbidden
         if verdict != "broken" and counters.steps < self._again:
             return False  # a form that is kept by request may drift for a while

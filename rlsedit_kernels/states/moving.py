@@ -27,6 +27,7 @@ class Moving:
     _factor: PriorFactor
     _counters: Counters
     _writes: int
+    _restriction: torch.Tensor | None = None
     _stale: int | None
     _probes: Any
     _watch: Watch

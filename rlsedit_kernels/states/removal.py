@@ -13,8 +13,10 @@ from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.report import null_fraction
 
 
-def refuse_unwritten(counters: Counters) -> None:
-    """LeverageError where no batch is left that could be taken back."""
+def refuse_unwritten(counters: Counters, form: Any = None) -> None:
+    """LeverageError where no batch is left to be taken back; of a factor (`form`) UnderdeterminedError first."""
+    if form is not None:
+        form.require_regular()
     if counters.steps < 1:
         raise LeverageError(
             f"remove: the state holds {counters.steps} batches, written less taken back: this one was never written, "

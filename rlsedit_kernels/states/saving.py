@@ -33,6 +33,7 @@ def state_dict(state: CovarianceState) -> dict[str, object]:
         "storage": None if form is None else str(form.dtype),
         "tensors": {} if form is None else form.saved(),
         "counters": asdict(state._counters),
+        "restriction": None if state._restriction is None else state._restriction.clone(),
         "probes": state._saved_probes(),
     }
 
@@ -46,6 +47,7 @@ def factor_state_dict(state: SquareRootState) -> dict[str, object]:
         "form": state.form,
         "tensors": state._form.saved(),
         "counters": asdict(state._counters),
+        "restriction": None if state._restriction is None else state._restriction.clone(),
         "probes": {"z": state._probes.z.clone(), "image": state._probes.image.clone()},
     }
 
@@ -59,8 +61,9 @@ def load_factor_state_dict(state: SquareRootState, saved: Mapping[str, Any]) -> 
         raise ValueError(f"load_state_dict: form must be {state.form!r}, got {saved['form']!r}")
     form = TriangularForm.restore(saved["tensors"], state.d, state.dtype, state.device)
     probes = restored_probes(state, saved["probes"])
-    counters = Counters(**saved["counters"])
+    counters, restriction = Counters(**saved["counters"]), restored_restriction(state, saved)
     state._form, state._counters, state._probes = form, counters, probes
+    state._restriction = restriction
     state._watch.resume(counters)
     state._writes += 1
 
@@ -86,8 +89,9 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
             )
         form = state._restored(name, saved["tensors"], storage)
     probes = state._restored_probes(saved["probes"])
-    counters = Counters(**saved["counters"])
+    counters, restriction = Counters(**saved["counters"]), restored_restriction(state, saved)
     state._form, state._counters, state._probes, state._stale = form, counters, probes, None
+    state._restriction = restriction
     state._watch.resume(counters)
     state._writes += 1
     state._requested, state._reason = saved["requested"], saved["reason"]
@@ -110,6 +114,13 @@ def restored_probes(state: CovarianceState | SquareRootState, saved: Mapping[str
     shape = (state.d, state._probes.z.shape[1])
     z, image = (saved_tensor(saved, key, shape, torch.float64, state.device) for key in ("z", "image"))
     return Probes(z, image)
+
+
+def restored_restriction(state: CovarianceState | SquareRootState, saved: Mapping[str, Any]) -> torch.Tensor | None:
+    """Earlier versions did not save it."""
+    if saved.get("restriction") is None:
+        return None
+    return saved_tensor(saved, "restriction", (state.d, None), torch.float64, state.device)
 
 
 def saved_tensor(

@@ -13,7 +13,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.priors.factor import scalar
-from rlsedit_kernels.states import conversion, removal, report, saving
+from rlsedit_kernels.states import conversion, removal, report, restriction, saving
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History, Watch
@@ -61,6 +61,8 @@ class SquareRootState:
     null-space prior, a restriction) R is the factor in an orthonormal basis of it.
     """
 
+    _restriction: torch.Tensor | None = None  # basis of what is forbidden
+
     @normal_mode()
     def __init__(
         self,
@@ -85,8 +87,7 @@ class SquareRootState:
     def _start(self) -> None:
         self._counters, self._bound = Counters(), Bound()
         if self.prior.is_nothing:
-            # Errors are measured in the coordinates of the keys: there is no prior to whiten by.
-            self._factor: PriorFactor = scalar(self.prior.d, 1.0)
+            self._factor: PriorFactor = scalar(self.prior.d, 1.0)  # no prior to whiten errors by
             self._form = TriangularForm.nothing(self.prior.d, self.dtype, self.device)
         else:
             self._factor = self.prior.factor
@@ -155,7 +156,7 @@ class SquareRootState:
         """
         keys, noise, forget = self.checked_batch("commit", K, noise, forget)
         self.look()
-        self._check_forgetting("commit", forget)
+        self._bound.check_factor("commit", self._form, forget)
         with normal_mode():
             rows, trace = self._form.rows("commit", keys, self._form.coordinates(keys.rows), noise, forget)
             self._form.append_(rows, forget, trace)
@@ -183,7 +184,7 @@ class SquareRootState:
 
     def _append_with(self, op: str, B: torch.Tensor, keys: Keys, V: torch.Tensor, noise: float, forget: float) -> None:
         """`append_with` of what has been checked."""
-        self._check_forgetting(op, forget)
+        self._bound.check_factor(op, self._form, forget)
         with normal_mode():
             rows, trace = self._form.rows(op, keys, self._form.coordinates(keys.rows), noise, forget)
             with writing(B):
@@ -218,7 +219,7 @@ class SquareRootState:
         """First half of `update`: everything that can fail, nothing written."""
         keys, noise, forget = self.checked_batch("update", K, noise, forget)
         self.look()
-        self._check_forgetting("update", forget)
+        self._bound.check_factor("update", self._form, forget)
         with normal_mode():
             inner = self._form.coordinates(keys.rows)
             rows, trace = self._form.rows("update", keys, inner, noise, forget)
@@ -230,7 +231,7 @@ class SquareRootState:
                 gain = form.gain_after(inner).div_(noise)
             size = float(torch.linalg.vector_norm(gain))
             if not math.isfinite(size) and not bool(torch.isfinite(gain).all()):
-                Bound().check_factor("update", self._form, forget)
+                Bound().require_pivots("update", self._form, forget)
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
             return PreparedRows(gain, size, rows, trace, system, form, keys, noise, forget, self._writes)
 
@@ -278,7 +279,7 @@ class SquareRootState:
             TypeError, ValueError: K or noise do not fit.
         """
         keys, noise, _ = self.checked_batch("remove", K, noise, 1.0)
-        self._check_removable()
+        removal.refuse_unwritten(self._counters, self._form)
         try:
             return self.take_back(keys, noise)
         except BreakdownError:
@@ -292,7 +293,7 @@ class SquareRootState:
     @normal_mode()
     def take_back(self, keys: Keys, noise: float, check: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
         """`remove` of what has been checked. `check` gets the gain, and may raise, before anything is written."""
-        self._check_removable()
+        removal.refuse_unwritten(self._counters, self._form)
         form, _, gain, leverage = self._form.removed(self._wide_rows(keys, noise), None, None)
         self._watch.refuse(self)
         gain.div_(math.sqrt(noise))
@@ -320,7 +321,7 @@ class SquareRootState:
         check: Callable[[TriangularForm, torch.Tensor], None] | None = None,
     ) -> None:
         """`remove_with` of what has been checked. `check` gets what R and B become, before they are written."""
-        self._check_removable()
+        removal.refuse_unwritten(self._counters, self._form)
         wide = V.to(torch.float64) / math.sqrt(noise)
         form, new_B, _, leverage = self._form.removed(self._wide_rows(keys, noise), B, wide)
         self._watch.refuse(self)
@@ -343,15 +344,18 @@ class SquareRootState:
         Raises:
             TypeError, ValueError: Q does not fit, its columns are not orthonormal to 1e-4, or it leaves nothing.
         """
+        wide = checked_basis("restrict", Q, self.d)
         with normal_mode():
-            self._form = self._form.restricted(checked_basis("restrict", Q, self.d))
+            self._form = self._form.restricted(wide)
+            self._restriction = restriction.joined(self._restriction, wide)
             self._writes += 1
+            self._counters.restrictions += 1
             self._counters.singular_writes += 1
             self._probes.begin_again(self._form, self._factor, seed=20 + self._counters.singular_writes)
 
     @normal_mode()
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
-        """Rebuild R from the prior and kept batches, in float64 and rounded once. A restriction is lifted by it.
+        """Rebuild R from the prior and kept batches, in float64 and rounded once. Restrictions stay in force.
 
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
@@ -359,6 +363,8 @@ class SquareRootState:
         fresh = SquareRootState(self.prior, dtype=torch.float64, device=self.device, guard="off")
         for K, noise in written:
             fresh.commit(K, noise)
+        if self._restriction is not None:
+            fresh.restrict(self._restriction)
         self.adopt(fresh)
 
     @normal_mode()
@@ -446,6 +452,7 @@ class SquareRootState:
         twin.device, twin.dtype = located(device or self.device), dtype or self.dtype
         twin._form = twin._form.to(twin.device, twin.dtype)
         twin._probes = twin._probes.to(twin.device)
+        twin._restriction = None if self._restriction is None else self._restriction.to(twin.device)
         return twin
 
     def __setstate__(self, found: dict[str, Any]) -> None:
@@ -471,14 +478,6 @@ class SquareRootState:
                 f"{op}: noise must be > 0 for a triangular factor: a hard write is infinite information. Use "
                 "restrict(Q) with an orthonormal basis Q of the keys, or CovarianceState"
             )
-
-    def _check_removable(self) -> None:
-        self._form.require_regular()
-        removal.refuse_unwritten(self._counters)
-
-    def _check_forgetting(self, op: str, forget: float) -> None:
-        if forget != 1.0:
-            self._bound.check_factor(op, self._form, forget)
 
     def _wide_rows(self, K: Keys, noise: float) -> torch.Tensor:
         return self._form.coordinates(K.rows).to(torch.float64) / math.sqrt(noise)

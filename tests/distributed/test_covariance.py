@@ -305,7 +305,7 @@ def test_what_is_refused_says_why_and_all_can_go_on() -> None:
         "noise must be finite and >= 0",
         "forget must be in (0, 1]",
         "a hard write left no trace",
-        "leverage",
+        "holds 0 batches",
         "columns of Q must be orthonormal",
         "noise must be > 0 for every batch",
         "overflows",

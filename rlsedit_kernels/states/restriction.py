@@ -1,0 +1,43 @@
+"""Restrictions that a state remembers, so that a rebuild from batches does not lift them."""
+
+from __future__ import annotations
+
+import torch
+
+_DEPENDENT = 1e-10
+_ZERO = 1e-12
+
+
+def joined(held: torch.Tensor | None, Q: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis (d, q) of what was held so far and Q, float64."""
+    if held is None:
+        return Q.clone()
+    U, sizes, _ = torch.linalg.svd(torch.cat([held, Q.to(held.device)], dim=1), full_matrices=False)
+    return U[:, sizes > _DEPENDENT].contiguous()
+
+
+def restricted(C: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
+    """C - C Q (Q'C Q)^-1 Q'C (d, d) float64 (docs/mathematics.md, fact 9), on the range of Q'C Q."""
+    Y = C @ Q
+    C = C - Y @ _inverse(Q.mT @ Y) @ Y.mT
+    return (C + C.mT) * 0.5
+
+
+def held_change(
+    Y: torch.Tensor, Q: torch.Tensor, change: torch.Tensor, before: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """The minimiser among the changes D of a weight with Q'D = Q'before, and by how much its objective is larger.
+
+    Args:
+        Y: (d, q) = C Q, C the covariance of the batches without the restriction, float64.
+        Q: (d, q), float64.
+        change: (d, v), the minimiser without it, float64.
+        before: (d, v).
+    """
+    missing = Q.mT @ (before.to(torch.float64) - change)
+    solved = _inverse(Q.mT @ Y) @ missing
+    return change + Y @ solved, float((missing * solved).sum())
+
+
+def _inverse(G: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.pinv((G + G.mT) * 0.5, rtol=_ZERO, hermitian=True)
