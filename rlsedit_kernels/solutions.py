@@ -17,7 +17,7 @@ from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.keys import Keys, Values, reach
 from rlsedit_kernels.states.modes import writing
 from rlsedit_kernels.states.prepared import Prepared, PreparedRows
-from rlsedit_kernels.states.reading import Norms, norm, squared_norm
+from rlsedit_kernels.states.reading import Norms, blocks, norm, squared_norm
 from rlsedit_kernels.states.restriction import held_change
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
@@ -326,7 +326,7 @@ def _after(factored: BatchFactor, innovation: torch.Tensor) -> tuple[float, floa
 def _ask_after(asked: Norms, factored: BatchFactor, innovation: torch.Tensor) -> None:
     """Ask for the two norms of `_after`, block of columns by block: no buffer of the size of E."""
     whitened, residual = asked.ask(), asked.ask()
-    for block in innovation.split(_COLUMNS, dim=1):
+    for block in blocks(innovation, _COLUMNS, dim=1):
         error = block.to(factored.G.dtype)
         first = factored.root.mT @ error
         asked.add(whitened, first)

@@ -9,6 +9,7 @@ import torch
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whiten
 from rlsedit_kernels.states.keys import Keys
+from rlsedit_kernels.states.reading import blocks
 
 PROBES = 4
 DRIFT_WARNING = {"plain": 3e-3, "whitened": 3e-3, "inverse_root": 3e-4, "square_root": 3e-4}
@@ -136,7 +137,7 @@ class Probes:
         self._add(K, -1.0 / noise)
 
     def _add(self, K: Keys, factor: float) -> None:
-        for rows in K.rows.split(_ROWS):  # no float64 copy of all keys
+        for rows in blocks(K.rows, _ROWS):  # no float64 copy of all keys
             wide = rows.to(torch.float64)
             self.image.addmm_(wide.mT, wide @ self.z, alpha=factor)
 

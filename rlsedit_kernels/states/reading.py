@@ -16,9 +16,9 @@ def scalars(asked: Sequence[torch.Tensor]) -> list[float]:
     return torch.stack([one.to(torch.float64) for one in asked]).tolist()
 
 
-def blocks(A: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Blocks of rows: small ones fit a CPU's cache, and each is a launch on a GPU."""
-    return A.split(_ROWS if A.device.type == "cpu" else max(_ROWS, _ELEMENTS // A.shape[1]))
+def blocks(A: torch.Tensor, size: int = _ROWS, dim: int = 0) -> tuple[torch.Tensor, ...]:
+    """Blocks of `size` rows or columns: small ones fit a CPU's cache. On a GPU, where each is a launch, large ones."""
+    return A.split(size if A.device.type == "cpu" else max(size, _ELEMENTS // max(A.shape[1 - dim], 1)), dim)
 
 
 class Norms:
