@@ -100,17 +100,22 @@ def life(state: Any, ranks: Ranks | None) -> dict[str, torch.Tensor]:
     state.commit(K[2])
     found["removed"] = state.remove(K[0], 0.5)
     found["C after a removal"] = state.covariance()
+    free = state.clone()
+    state.restrict(Q)
+    found["restricted"] = state.update(K[3])
+    found["hard write"] = state.update(K[4], 0.0)
+    found["after a hard write"] = state.update(K[5])
+    found["drift"] = torch.tensor(state.health().drift)
+    if ranks is not None:
+        with pytest.raises(ValueError, match="it would lift a restriction"):
+            state.refactor([(K[1], 1.0)])
+    state = free
     state.refactor(iter([(K[1], 1.0), (K[2], 1.0)]))
     found["rebuilt"] = state.covariance()
     found["left out"] = state.remove(K[2], remaining=[(K[1], 1.0)])
     prepared = state.prepare(K[5], 0.5)
     state.write(prepared)
-    found["prepared"] = prepared.gain
-    state.restrict(Q)  # which a state over ranks does not keep through a rebuild, and says so
-    found["restricted"] = state.update(K[3])
-    found["hard write"] = state.update(K[4], 0.0)
-    found["after a hard write"] = state.update(K[5])
-    found["drift"], found["C"] = torch.tensor(state.health().drift), state.covariance()
+    found["prepared"], found["C"] = prepared.gain, state.covariance()
     return {name: full(value) for name, value in found.items()}
 
 
