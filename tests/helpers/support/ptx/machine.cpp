@@ -125,7 +125,8 @@ EXPORTED void ptx_mma_tf32(f32* d, const u32* a, const u32* b) {
   emulate::mma_tf32(*reinterpret_cast<float (*)[4]>(d), *reinterpret_cast<const u32(*)[4]>(a),
                     *reinterpret_cast<const u32(*)[2]>(b));
 }
-// m8n8k4, and m16n8k4, k8 and k16, whose fragments are those of the halves of the rows and parts of the terms in turn.
+// m8n8k4, and m16n8k4, k8 and k16, whose fragments are those of the halves of the rows and parts of the terms
+// in turn.
 EXPORTED void ptx_mma_f64(f64* d, const f64* a, const f64* b, int halves, int parts) {
   for (int part = 0; part < parts; ++part) {
     for (int half = 0; half < halves; ++half) {
