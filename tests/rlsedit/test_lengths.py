@@ -26,18 +26,13 @@ from rlsedit.prompts.contexts import OPENINGS
 from rlsedit.store.check import reading
 
 LONG = Fact("long", "The capital of {} is", " ".join(["Peru"] * 120), "Rome")
-SMALL = ["--layers", "1-2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=3", "--device", "cpu"]
-SMALL += ["--set", "mom2_weight=20", "--batch", "3"]
+SMALL = [*lm.SMALL_EDITS, "--batch", "3"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lengths")
-    lm.tiny("gpt2", torch.float32).save_pretrained(folder / "gpt2")
-    lm.tokenizer().save_pretrained(folder / "gpt2")
-    # one paragraph, longer than the model reads
-    (folder / "text.txt").write_text(". ".join(lm.SENTENCES * 3), encoding="utf-8")
-    return folder
+    return lm.on_disk(folder, "gpt2", ". ")  # one paragraph, longer than the model reads
 
 
 @pytest.fixture(autouse=True)

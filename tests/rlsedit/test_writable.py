@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from support import language_models as lm
 from support.editors import facts
 
@@ -20,9 +19,7 @@ from rlsedit.targets import TargetCache
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Inputs, and a file in the place of the folder that results should go to."""
-    lm.tiny("llama", torch.float32).save_pretrained(tmp_path / "llama")
-    lm.tokenizer().save_pretrained(tmp_path / "llama")
-    (tmp_path / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
+    lm.on_disk(tmp_path)
     (tmp_path / "ability.json").write_text('[{"prompt": "Oslo is in", "attribute": "Norway"}]')
     (tmp_path / "plan.toml").write_text('model = "llama"\nfacts = "facts.jsonl"\nmethods = ["rlsedit"]\n')
     (tmp_path / "file").write_text("mine")

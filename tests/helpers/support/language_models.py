@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -40,6 +41,21 @@ POST_NORM: dict[str, dict[str, object]] = {"gemma2": ROTARY, "gemma3_text": dict
 
 CONFIG = EditConfig(layers=(1, 2), steps=8, lr=0.2, contexts=2, context_length=4, mom2_weight=20.0, max_tokens=64)
 
+SMALL_EDITS = [
+    "--layers",
+    "1-2",
+    "--device",
+    "cpu",
+    "--set",
+    "steps=2",
+    "--set",
+    "contexts=1",
+    "--set",
+    "context_length=3",
+]
+SMALL_EDITS += ["--set", "mom2_weight=20"]
+"""Flags of `rlsedit edit` for them."""
+
 FACTS = [
     Fact("a", "The mother tongue of {} is", "Danielle Darrieux", "English", "French",
          ("Danielle Darrieux speaks",), ("The mother tongue of Lima is",), ("French",)),
@@ -76,6 +92,14 @@ def tiny(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **chang
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
     return model.to(dtype).eval()
+
+
+def on_disk(folder: Path, family: str = "llama", paragraphs: str = "\n\n") -> Path:
+    """A folder with what a command wants: a tiny float32 model with its tokenizer, named by family, and `text.txt`."""
+    tiny(family, torch.float32).save_pretrained(folder / family)
+    tokenizer().save_pretrained(folder / family)
+    (folder / "text.txt").write_text(paragraphs.join(SENTENCES * 3), encoding="utf-8")
+    return folder
 
 
 def random_moments(model: torch.nn.Module, layers: tuple[int, ...], width: int = 48) -> dict[int, torch.Tensor]:

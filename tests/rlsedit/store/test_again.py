@@ -22,17 +22,13 @@ from rlsedit.store.again import FormerIds
 from rlsedit.store.check import reading
 from rlsedit.store.ledger import Edit
 
-SMALL = ["--layers", "1-2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=3", "--device", "cpu"]
-SMALL += ["--set", "mom2_weight=20", "--no-evaluate"]
+SMALL = [*lm.SMALL_EDITS, "--no-evaluate"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again")
-    lm.tiny("llama", torch.float32).save_pretrained(folder / "llama")
-    lm.tokenizer().save_pretrained(folder / "llama")
-    (folder / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
-    return folder
+    return lm.on_disk(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import language_models as lm
@@ -68,9 +67,7 @@ malformed = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("malformed")
-    lm.tiny("llama", torch.float32).save_pretrained(root / "llama")
-    lm.tokenizer().save_pretrained(root / "llama")
-    (root / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
+    lm.on_disk(root)
     save_facts(facts(2), root / "facts.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLSEDIT_CACHE", str(root / "cache"))

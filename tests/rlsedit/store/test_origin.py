@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support import language_models as lm
 from support.editors import facts
 
@@ -16,16 +15,13 @@ from rlsedit.cli import main
 from rlsedit.export import load_delta
 from rlsedit.facts import save_facts
 
-SMALL = ["--layers", "1-2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=3", "--device", "cpu"]
-SMALL += ["--set", "mom2_weight=20", "--no-evaluate", "--batch", "2"]
+SMALL = [*lm.SMALL_EDITS, "--no-evaluate", "--batch", "2"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("origin")
-    lm.tiny("llama", torch.float32).save_pretrained(folder / "llama")
-    lm.tokenizer().save_pretrained(folder / "llama")
-    (folder / "text.txt").write_text("\n\n".join(lm.SENTENCES * 3), encoding="utf-8")
+    lm.on_disk(folder)
     save_facts(facts(4), folder / "facts.jsonl")
     save_facts(facts(1, 4), folder / "more.jsonl")
     return folder
