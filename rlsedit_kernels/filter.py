@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlsedit_kernels import filter_saving as saving
-from rlsedit_kernels.errors import LeverageError
+from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
@@ -117,14 +117,14 @@ class RLSFilter:
         self._solution: Solution
         if state == "covariance":
             self.state = CovarianceState(prior, form=form, dtype=working, device=weight.device, guard=guard)
-            self._solution = GainSolution(self.state, self._row_form(), self._initial)
+            self._solution = GainSolution(self.state, self._row_form(), self._initial, inplace)
         else:
             self.state = SquareRootState(prior, dtype=working, device=weight.device, guard=guard)
             if carried:
                 assert self._initial is not None
                 self._solution = CarriedSolution(self.state, self._row_form(), self._initial)
             else:
-                self._solution = GainSolution(self.state, self._row_form(), self._initial)
+                self._solution = GainSolution(self.state, self._row_form(), self._initial, inplace)
         self._begin(history)
 
     def _begin(self, history: FilterHistory | None) -> None:
@@ -243,6 +243,7 @@ class RLSFilter:
         Raises:
             LeverageError: it cannot be removed in this precision, or cannot have been written (no batch is left, or the
                 objective would become negative), and `remaining` was not given; weight and state untouched.
+            BreakdownError: the guard found the state broken, and `remaining` was not given.
         """
         noise = _checks.noise("remove", noise)
         if noise == 0.0:
@@ -251,10 +252,13 @@ class RLSFilter:
         with normal_mode():
             try:
                 outcome = self._solution.remove(keys, values, noise, self._possible(noise))
-            except LeverageError:
+            except BreakdownError:  # LeverageError too
                 if remaining is None:
                     raise
-                residual = self._misfit(keys, values, self._current())
+                try:
+                    residual = self._misfit(keys, values, self._current())
+                except BreakdownError:
+                    residual = math.nan  # there is no weight of a broken factor
                 self.refactor(remaining)
                 return self._step(Outcome(self._misfit(keys, values, self._current()), residual, 0.0))
             self._objective -= outcome.cost

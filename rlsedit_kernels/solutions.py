@@ -18,7 +18,7 @@ from rlsedit_kernels.states.keys import Keys, Values, reach
 from rlsedit_kernels.states.modes import writing
 from rlsedit_kernels.states.prepared import Prepared, PreparedRows
 from rlsedit_kernels.states.reading import Norms, blocks, norm, squared_norm
-from rlsedit_kernels.states.restriction import held_change
+from rlsedit_kernels.states.restriction import held_change, require_directions
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
 _COLUMNS = 1024
@@ -56,17 +56,23 @@ class GainSolution:
         state: gives the gains.
         W: (d, v) in row form, a view of the weight that is kept.
         W_0: (d, v) a copy of it, where |V - K W_0| is wanted with every batch; not changed.
+        shared: whether others may write to W behind the version counter (`parameter.data`).
     """
 
     rounds = True
     """Whether the weight is rounded with every batch."""
 
     def __init__(
-        self, state: CovarianceState | SquareRootState, W: torch.Tensor, W_0: torch.Tensor | None = None
+        self,
+        state: CovarianceState | SquareRootState,
+        W: torch.Tensor,
+        W_0: torch.Tensor | None = None,
+        shared: bool = False,
     ) -> None:
         self.state = state
         self.W = W
         self.W_0 = W_0
+        self._shared = shared
         self._size = math.inf  # |W| is at most this, while W has this version
         self._version: int | None = None
 
@@ -126,6 +132,7 @@ class GainSolution:
 
     def rebuild(self, W_0: torch.Tensor, written: list[Written]) -> float:
         """State and weight from kept batches, in float64; the objective."""
+        require_directions(self.state._counters, self.state._restriction)
         fresh, B, objective = carried64(self.state, W_0, written)
         change = fresh.solve(B)
         if (Q := self.state._restriction) is not None:
@@ -157,7 +164,7 @@ class GainSolution:
     def _changed(self, size: float) -> None:
         """The weight has been changed, by this much at most."""
         self._size += size
-        self._version = _version(self.W)
+        self._version = None if self._shared else _version(self.W)
 
 
 def _version(A: torch.Tensor) -> int | None:

@@ -153,6 +153,17 @@ def test_a_change_that_would_overflow_is_refused() -> None:
     assert torch.equal(rls.state.covariance(), before[1])
 
 
+def test_a_parameter_that_is_changed_through_its_data_is_noticed() -> None:
+    """No version counter tells of it."""
+    layer = torch.nn.Linear(D, 5, bias=False)
+    rls = rk.RLSFilter(layer.weight, rk.Prior.ridge(D, 1.0), layout="out_in", inplace=True)
+    rls.update(torch.ones(1, D), torch.ones(1, 5))
+    layer.weight.data.fill_(3e38)
+    with pytest.raises(ValueError, match="cannot hold"):
+        rls.update(3.0 * torch.ones(1, D), torch.zeros(1, 5))
+    assert bool(torch.isfinite(layer.weight).all())
+
+
 @pytest.mark.parametrize("changed", ["by others", "by writing"])
 def test_the_size_of_the_weight_is_not_taken_on_trust(changed) -> None:
     """It is a bound that grows with the batches, and is measured again where somebody else has changed the weight."""

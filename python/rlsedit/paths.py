@@ -41,19 +41,24 @@ def cache_dir(*parts: str) -> Path:
     return base.joinpath(*parts)
 
 
-def check_writable(what: str, path: str | os.PathLike[str], *, beside: bool = False, hint: str = "") -> None:
+def check_writable(
+    what: str, path: str | os.PathLike[str], *, beside: bool = False, file: bool = False, hint: str = ""
+) -> None:
     """Refuse a place where nothing can be written, before the work is done whose results go there; leaves no trace.
 
     Args:
         what: how a message calls it, such as "--out".
         path: a file or folder that is to be written, there or not.
         beside: whether a folder that is there is replaced, for which its parent has to be writable.
+        file: whether a file is written, which cannot take the place of a folder.
         hint: end of the message.
 
     Raises:
         OSError: saying why.
     """
     target = Path(path).absolute()
+    if file and target.is_dir():
+        raise IsADirectoryError(f"{what}: {path} is a folder, needs a file")
     try:
         place = target if target.is_dir() and not beside else target.parent
         while not place.exists() and place != place.parent:

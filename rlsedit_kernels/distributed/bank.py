@@ -22,6 +22,7 @@ from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
 from rlsedit_kernels.states.health import Health
 from rlsedit_kernels.states.keys import located
+from rlsedit_kernels.states.modes import normal_mode
 
 __all__ = ["PreparedBatches", "StateBank"]
 
@@ -80,6 +81,7 @@ class StateBank:
             whole (`ShardedCovarianceState` can).
     """
 
+    @normal_mode()
     def __init__(
         self,
         priors: Mapping[Key, Prior],
@@ -169,6 +171,7 @@ class StateBank:
         prepared = self.prepare(batches)
         return self._everywhere(prepared) if gather else prepared.gains
 
+    @normal_mode()
     def prepare(self, batches: Batches, forget: float = 1.0) -> PreparedBatches:
         """First half of `update`: everything that can fail on any rank, nothing written.
 
@@ -182,13 +185,14 @@ class StateBank:
                 agreed.update(self._header(noises), forget=forget)
                 entries = self._entries("update", batches, noises)
                 for entry in entries:
-                    unmoved.enter_context(entry.state._unmoved_by_errors())
+                    unmoved.enter_context(entry.state._unmoved_by_errors(blamed=False))
                 states, runs = bank_stack.prepare(entries, forget)
             sizes = self._compared("update", batches, noises)
         return PreparedBatches(
             {key: one.gain for key, one in states.items()}, sizes, states, tuple(entries), tuple(runs)
         )
 
+    @normal_mode()
     def write(self, prepared: PreparedBatches) -> None:
         """Second half of `update`; nothing is sent.
 
@@ -200,6 +204,7 @@ class StateBank:
             bank_stack.write(prepared.entries, prepared.states, prepared.runs)
         self._calls += 1
 
+    @normal_mode()
     def remove(
         self,
         batches: Batches,
@@ -261,6 +266,7 @@ class StateBank:
         """
         return {"version": VERSION, "states": {name: state.state_dict() for name, state in self.named().items()}}
 
+    @normal_mode()
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore every state to the bit, on all ranks or on none.
 

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 
 from rlsedit_kernels import ops
-from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import batch as batches
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.covariance import CovarianceState, Prepared
 from rlsedit_kernels.states.keys import Keys
+from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.plain import PlainForm
 from rlsedit_kernels.states.products import Change
 from rlsedit_kernels.states.whitened import WhitenedForm
@@ -183,7 +183,7 @@ def prepare(entries: Sequence[Entry], forget: float) -> tuple[dict[Hashable, Pre
         ).append(entry)
     prepared: dict[Hashable, Prepared] = {}
     runs: list[Run] = []
-    with ieee_products():
+    with normal_mode():
         for bucket in buckets.values():
             for together in _side_by_side(bucket):
                 _run(together, forget, prepared, runs, single)
@@ -205,13 +205,15 @@ def unchanged(entries: Sequence[Entry], prepared: dict[Hashable, Prepared]) -> N
 def write(entries: Sequence[Entry], prepared: dict[Hashable, Prepared], runs: Sequence[Run]) -> None:
     """What `prepare` has prepared."""
     done = set()
-    with ieee_products():
+    with normal_mode():
         for run in runs:
             for entry in run.entries:
                 entry.state._settle()
             ops.downdate_(run.C, run.Z)
             if run.prepared[0].forget != 1.0:
                 run.C.mul_(1.0 / run.prepared[0].forget)
+                for entry in run.entries:
+                    entry.state._bound.changed(entry.state._form, 1.0 / run.prepared[0].forget)
             for entry, one in zip(run.entries, run.prepared, strict=True):
                 entry.state._record(one)
                 done.add(entry.key)
@@ -274,6 +276,10 @@ def _run(
         if not finite or careful or not pivot >= noise - batches.PIVOT_SLACK * u * eps * largest:
             single.append(entry)
             continue
+        if forget != 1.0:
+            state = entry.state
+            with naming(entry.key):
+                state._bound.check_covariance("update", state._form, state._factor, state.dtype, forget)
         factored = BatchFactor(gain[i, :, :u], Change(Z[i, :, :u]), G[i, :u, :u], root[i, :u, :u], pivot / noise, u)
         prepared[entry.key] = Prepared(
             back[i, :, :u].contiguous(), size, factored, key, entry.K, entry.noise, forget, entry.state._writes

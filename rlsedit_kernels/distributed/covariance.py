@@ -16,7 +16,6 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.distributed import replay
 from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch import Batch
@@ -37,6 +36,7 @@ from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health
+from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.products import Change, Products
 
 __all__ = ["ShardedCovarianceState"]
@@ -318,7 +318,7 @@ class ShardedCovarianceState(CovarianceState):
     @contextlib.contextmanager
     def _session(self, op: str) -> Iterator[None]:
         """One call: what goes wrong here is told to the others unless they find it by themselves."""
-        with self.ranks.guarded(op), ieee_products():
+        with self.ranks.guarded(op), normal_mode():
             try:
                 yield
             except BreakdownError as error:  # from the same bits on every rank

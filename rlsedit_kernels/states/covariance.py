@@ -281,6 +281,7 @@ class CovarianceState(Moving):
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
         """
+        restriction.require_directions(self._counters, self._restriction)
         information = self.prior.factor.precision(self.device)
         fresh = Counters()
         probes = Probes.start(self._factor, self.device)

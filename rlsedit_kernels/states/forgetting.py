@@ -6,6 +6,7 @@ A bound is carried along without asking the device; only where it is used up the
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import torch
@@ -45,16 +46,22 @@ class Bound:
     """What is known of the size of one form without reading it: of C from above, of the pivots of R from below."""
 
     def __init__(self) -> None:
-        self._form: Any = None
+        self._form: weakref.ref[Any] | None = None  # a bound keeps no form alive that the state has left
         self._value = math.nan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_form": None, "_value": math.nan}
+
+    def _is_of(self, form: Any) -> bool:
+        return self._form is not None and self._form() is form
 
     def know(self, form: Any, value: float) -> None:
         """For a form as it is now."""
-        self._form, self._value = form, value
+        self._form, self._value = weakref.ref(form), value
 
     def changed(self, form: Any, factor: float) -> None:
         """The form has been multiplied by this; additions to S only make the bound safer."""
-        if form is self._form:
+        if self._is_of(form):
             self._value *= factor
 
     def forget(self) -> None:
@@ -63,7 +70,7 @@ class Bound:
 
     def check_covariance(self, op: str, form: Any, factor: PriorFactor, dtype: torch.dtype, forget: float) -> None:
         """BreakdownError where C / forget may overflow; nothing is written."""
-        if form is self._form and self._value / forget < limit(dtype):
+        if self._is_of(form) and self._value / forget < limit(dtype):
             return
         self.know(form, size(form, factor))
         if not self._value / forget < limit(dtype):
@@ -79,7 +86,7 @@ class Bound:
         if not form.regular:
             return
         floor = limit(form.dtype) ** -0.5
-        if form is self._form and self._value * math.sqrt(forget) > floor:
+        if self._is_of(form) and self._value * math.sqrt(forget) > floor:
             return
         self.know(form, float(form.pivots.min()))
         if not self._value * math.sqrt(forget) > floor:

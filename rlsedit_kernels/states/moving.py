@@ -33,17 +33,19 @@ class Moving:
     _watch: Watch
 
     @contextlib.contextmanager
-    def _unmoved_by_errors(self) -> Iterator[None]:
+    def _unmoved_by_errors(self, blamed: bool = True) -> Iterator[None]:
         """An automatic state that has moved for a batch which is then refused goes back to the form it had.
 
-        Where the batch has shown that C is indefinite the guard remembers it.
+        Where the batch has shown that C is indefinite the guard remembers it, if it is this state that is `blamed`. Not
+        after a hard write or a restriction: in their directions K C K' is nothing but rounding, of either sign.
         """
-        before = self._form, self._reason
+        before = self._form, self._reason, self._writes
         try:
             yield
         except BaseException as error:
-            self._form, self._reason = before
-            if isinstance(error, BreakdownError) and not isinstance(error, (LeverageError, ForgettingError)):
+            self._form, self._reason, self._writes = before
+            known = isinstance(error, (LeverageError, ForgettingError)) or self._counters.singular_writes
+            if blamed and isinstance(error, BreakdownError) and not known:
                 self._watch.broke(error)
             raise
 
@@ -67,10 +69,7 @@ class Moving:
         if form is None or self._requested != "auto":
             return False
         decided = choice.next_safer(self._factor, self.dtype, self._counters.largest_key, form, why)
-        if decided is None or not self._move(form, decided):
-            return False
-        self._writes += 1
-        return True
+        return decided is not None and self._move(form, decided)
 
     def _move(self, form: Any, decided: choice.Choice) -> bool:
         moved = self._moved(form, decided)
@@ -79,6 +78,7 @@ class Moving:
         self._settle()  # the probes of the form that is left say what the move has cost
         was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
         self._form = moved
+        self._writes += 1  # what was prepared for the other form does not fit this one
         self._reason = f"moved from {was} after {self._counters.steps} batches: {decided.reason}"
         return True
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-_DEPENDENT = 1e-10
+from rlsedit_kernels.states.counters import Counters
+
+_DEPENDENT = 1e-5  # bases may be of float32
 _ZERO = 1e-12
 
 
@@ -14,6 +16,15 @@ def joined(held: torch.Tensor | None, Q: torch.Tensor) -> torch.Tensor:
         return Q.clone()
     U, sizes, _ = torch.linalg.svd(torch.cat([held, Q.to(held.device)], dim=1), full_matrices=False)
     return U[:, sizes > _DEPENDENT].contiguous()
+
+
+def require_directions(counters: Counters, Q: torch.Tensor | None) -> None:
+    """ValueError where a rebuild would lift a restriction whose directions are not known."""
+    if counters.restrictions and Q is None:
+        raise ValueError(
+            "refactor: it would lift a restriction whose directions were not saved with the state (one over ranks does "
+            "not keep them): make another state, write the batches to it and restrict it"
+        )
 
 
 def restricted(C: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:

@@ -360,6 +360,7 @@ class SquareRootState:
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
         """
+        restriction.require_directions(self._counters, self._restriction)
         fresh = SquareRootState(self.prior, dtype=torch.float64, device=self.device, guard="off")
         for K, noise in written:
             fresh.commit(K, noise)

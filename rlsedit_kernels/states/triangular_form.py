@@ -169,7 +169,9 @@ class TriangularForm(Pivoted):
         """The form on what is orthogonal to Q (d, q), float64: the factor of N'S N for an orthonormal basis N of it."""
         self.require_regular()
         basis = None if self.basis is None else self.basis.to(torch.float64)
-        N = triangular.complement(Q if basis is None else basis.mT @ Q)
+        # what was forbidden before lies outside of the basis to its rounding
+        tolerance = 1e-10 if basis is None else 100.0 * torch.finfo(self.dtype).eps
+        N = triangular.complement(Q if basis is None else basis.mT @ Q, tolerance)
         if N.shape[1] == 0:
             raise ValueError("restrict: Q spans the whole space of edits: nothing could be written any more")
         R = triangular.factor_of(self.R.to(torch.float64) @ N).to(self.dtype)

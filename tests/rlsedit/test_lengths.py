@@ -115,6 +115,30 @@ def test_the_commands_refuse_a_file_before_they_write(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_resume_checks_what_it_writes_and_what_it_scores(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the folder holds is not refused; a paraphrase that cannot be scored is, before anything is written."""
+    out, wordy = tmp_path / "out", replace(facts(3)[2], paraphrases=(LONG.text,))
+    resume = ["edit", str(root / "gpt2"), "--out", str(out), "--resume", "--device", "cpu", "--facts"]
+    save_facts([replace(facts(1)[0], id="long")], tmp_path / "short.jsonl")
+    assert main(edit(root, tmp_path / "short.jsonl", out, "--no-evaluate")) == 0
+    save_facts([*facts(1), wordy], tmp_path / "wordy.jsonl")
+    capsys.readouterr()
+    assert main([*resume, str(tmp_path / "wordy.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert f"fact {wordy.id!r}: too long for the model" in error
+    assert "--no-evaluate leaves the scores out" in error
+    with reading(out) as (ledger, _):
+        assert [row.fact.id for row in ledger.edits()] == ["long"]
+    # a fact that is too long is in the folder, as earlier versions let it, and the file has one more
+    save_facts([LONG, wordy], tmp_path / "both.jsonl")
+    monkeypatch.setattr("rlsedit.store.again.statement", lambda fact: fact.id)
+    assert main([*resume, str(tmp_path / "both.jsonl"), "--no-evaluate"]) == 0
+    with reading(out) as (ledger, _):
+        assert {row.fact.id: row.state for row in ledger.edits()} == {"long": "applied", wordy.id: "applied"}
+
+
 def _served(
     root: Path, out: Path, some: list[Fact], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> dict[str, tuple[str, str]]:

@@ -23,6 +23,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ability.json").write_text('[{"prompt": "Oslo is in", "attribute": "Norway"}]')
     (tmp_path / "plan.toml").write_text('model = "llama"\nfacts = "facts.jsonl"\nmethods = ["rlsedit"]\n')
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
     save_facts(facts(2), tmp_path / "facts.jsonl")
     monkeypatch.setenv("RLSEDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -44,6 +45,12 @@ COMMANDS = [
     "profile --json file/x",
     "profile --model llama --facts facts.jsonl --out file/x",
     "stability --out file/x",
+    "edit llama --facts facts.jsonl --out out --record folder",
+    "evaluate llama --facts facts.jsonl --out folder",
+    "evaluate llama --facts facts.jsonl --compare memit --out folder",
+    "ability llama --task known=ability.json --out folder",
+    "facts --count 3 --out folder --force",
+    "profile --json folder",
 ]
 
 
@@ -64,6 +71,8 @@ def test_every_command_looks_before_it_works(
     assert "file" in error
     assert (here / "file").read_text() == "mine"
     assert not (here / "out").exists()
+    assert ("folder is a folder, needs a file" in error) == ("folder" in command.split())
+    assert not list((here / "folder").iterdir())
 
 
 def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 
 import rlsedit_kernels as rk
+from rlsedit_kernels.distributed import StateBank
 from rlsedit_kernels.states.forgetting import Bound
 
 D = 8
@@ -156,3 +159,36 @@ def test_advice_fits() -> None:
             state.remove(key(dtype) * 0.1)
         assert ("use form='auto'" in str(caught.value)) == (form == "plain")
         assert ("use float64" in str(caught.value)) == (form == "plain")
+
+
+@pytest.mark.parametrize("kind", [rk.CovarianceState, rk.SquareRootState])
+def test_a_bound_keeps_no_form_alive(kind) -> None:
+    state = kind(rk.Prior.ridge(16, 1.0))
+    state.commit(torch.randn(2, 16))
+    left = weakref.ref(state._form)
+    state.refactor([])
+    gc.collect()
+    assert left() is None
+
+
+def test_a_bank_looks_as_well() -> None:
+    bank = StateBank({0: rk.Prior.ridge(8, 1.0), 1: rk.Prior.ridge(8, 1.0)}, form="plain")
+    K = torch.eye(8)[:1]
+    for _ in range(37):
+        bank.update({0: (K, 1.0), 1: (K, 1.0)}, forget=0.1)
+    with pytest.raises(rk.BreakdownError, match="forget"):
+        bank.update({0: (K, 1.0), 1: (K, 1.0)}, forget=0.1)
+    state = bank.state(0)
+    assert bool(torch.isfinite(state.covariance()).all())
+    with pytest.raises(rk.BreakdownError, match="forget"):  # what the bank has forgotten is known to the state
+        state.commit(K, 1.0, 0.1)
+
+
+def test_one_broken_state_of_a_bank_is_one() -> None:
+    bank = StateBank({i: rk.Prior.ridge(8, 1.0) for i in range(3)}, form="plain")
+    batch = {i: (torch.eye(8)[:2], 1.0) for i in range(3)}
+    bank.update(batch)
+    bank.state(0)._form.C.neg_()
+    with pytest.raises(rk.BreakdownError):
+        bank.update({i: (3.0 * torch.eye(8)[4:6], 1.0) for i in range(3)})
+    bank.update({i: batch[i] for i in (1, 2)})

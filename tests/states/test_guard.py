@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from itertools import islice
 
@@ -359,3 +360,37 @@ def test_a_rebuild_does_not_touch_the_right_hand_side_of_others() -> None:
     damaged(state, 0.5)
     with pytest.raises(rk.BreakdownError):
         state.append_with(torch.zeros(D, 2), K, torch.zeros(len(K), 2))
+
+
+class TestAfterAHardWrite:
+    """In what was written hard K C K' is rounding, of either sign: that says nothing about the state."""
+
+    @pytest.mark.parametrize("form", ["plain", "whitened"])
+    def test_a_second_one_that_is_refused_harms_nothing(self, form: str) -> None:
+        state = rk.CovarianceState(rk.Prior.ridge(16, 1.0), form=form)
+        K, other = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+        state.commit(K, 0.0)
+        for noise in (0.0, 1e-3):
+            with contextlib.suppress(rk.BreakdownError):
+                state.commit(K, noise)
+        state.commit(other)
+        assert state.health().ok
+
+    def test_nor_does_a_second_restriction(self) -> None:
+        state = rk.CovarianceState(rk.Prior.ridge(16, 1.0))
+        Q = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
+        state.restrict(Q)
+        with contextlib.suppress(rk.BreakdownError):
+            state.restrict(Q)
+        state.commit(torch.randn(2, 16))
+        assert state.health().ok
+
+
+def test_a_batch_that_was_prepared_for_another_form_is_not_written() -> None:
+    prior = rk.Prior.anchor(torch.diag(torch.linspace(1.0, 2.0, 16)).double())
+    state = rk.CovarianceState(prior)
+    K = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    prepared = state.prepare(K)
+    state.gain(1000.0 * K)  # for which the form moves
+    with pytest.raises(ValueError, match="prepare it again"):
+        state.write(prepared)

@@ -143,3 +143,25 @@ def test_a_state_of_an_earlier_version_is_read(form) -> None:
     twin = made(form, "ridge")
     twin.load_state_dict(saved)
     assert torch.equal(twin.covariance(), state.covariance())
+
+
+def test_the_same_restriction_twice_forbids_nothing_more() -> None:
+    state = rk.SquareRootState(rk.Prior.ridge(16, 1.0))
+    Q = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
+    ranks = []
+    for step in (lambda: state.restrict(Q), lambda: state.restrict(Q), lambda: state.refactor([])):
+        step()
+        ranks.append(state.rank)
+    assert ranks == [13, 13, 13]
+
+
+@pytest.mark.parametrize("kind", [rk.CovarianceState, rk.SquareRootState])
+def test_directions_that_were_not_saved_are_not_lifted_in_silence(kind) -> None:
+    state = kind(rk.Prior.ridge(16, 1.0))
+    state.commit(torch.randn(2, 16))
+    state.restrict(torch.eye(16)[:, :3])
+    saved = {**state.state_dict(), "restriction": None}
+    twin = kind(rk.Prior.ridge(16, 1.0))
+    twin.load_state_dict(saved)
+    with pytest.raises(ValueError, match="directions were not saved"):
+        twin.refactor([])

@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
         method = get_method(args.method)
         check_out(args.out, args.force, args.model, args.resume)
         check_outputs(args, "out", beside=args.force)
-        check_outputs(args, "record", beside=True)
+        check_outputs(args, "record", beside=True, file=True)
         if args.resume:
             check_writable("--out", store_of(args.out))
         if args.text is not None and not args.text.is_file():
@@ -120,7 +120,8 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     else:
         config = config_for(model, args)
     check_layers(adapter, config)
-    check_lengths(adapter, tokenizer, facts, method, [])
+    if not args.resume:  # what the folder holds is not written again; the rest is checked where it is known
+        check_lengths(adapter, tokenizer, facts, method, [])
     batch = args.batch or config.batch_size
     _plan(console, adapter, config, method, None if streams else len(facts), batch, args)
     if args.dry_run:
@@ -250,6 +251,8 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
     assert editor.folder is not None
     todo = _left(console, editor, facts, args) if args.resume else facts
     check_lengths(editor.adapter, editor.tokenizer, todo, editor.method, editor.folder.session.contexts)
+    if args.resume and not args.no_evaluate:  # a new folder is measured before anything is written
+        _check_scored(editor, facts)
     found = []
     if todo:
         found = conflicts.settle(todo, editor.folder.journal.index, args.on_conflict)
@@ -358,6 +361,15 @@ def _clear(out: Path, existed: bool) -> None:
     store = store_of(out)
     if not existed and out.is_dir() and not (store.is_dir() and any((store / "records").iterdir())):
         shutil.rmtree(out, ignore_errors=True)
+
+
+def _check_scored(editor: Editor, facts: Sequence[Fact]) -> None:
+    from rlsedit.metrics.counterfact import check_scored
+
+    try:
+        check_scored(editor.adapter, editor.tokenizer, facts)
+    except ValueError as error:
+        raise ValueError(f"{error}; --no-evaluate leaves the scores out") from None
 
 
 def _measure(console: Any, editor: Any, facts: list[Any], label: str) -> Any:

@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
-    check_outputs(args, "out")
-    if args.source is not None or args.plan is not None or args.methods is not None:
+    streams = args.source is not None or args.plan is not None or args.methods is not None
+    check_outputs(args, "out", file=not streams)
+    if streams:
         return run_streams(args)
     if args.model is None or args.facts is None:
         raise ValueError("MODEL and --facts: give both, or --plan FILE, or --from DIR")

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.exists() and not args.force:
         raise ValueError(f"--out: {args.out} is there; needs another name, or --force to replace it")
-    check_outputs(args, "out", beside=True)
+    check_outputs(args, "out", beside=True, file=True)
     names = None
     if args.relations == "all":
         names = [relation.name for relation in (*RELATIONS, *MANY)]

@@ -194,13 +194,14 @@ def read_facts(args: argparse.Namespace) -> list[Fact]:
     return facts[: args.limit]
 
 
-def check_outputs(args: argparse.Namespace, *names: str, beside: bool = False) -> None:
+def check_outputs(args: argparse.Namespace, *names: str, beside: bool = False, file: bool = False) -> None:
     """Refuse, before any work is done, options that name a place where nothing can be written.
 
     Args:
         args: of the command.
         names: of the options, without dashes; those that are not given are passed over.
         beside: whether what is there is replaced by another file or folder of its name.
+        file: whether a file is written.
 
     Raises:
         OSError: naming the option.
@@ -209,7 +210,7 @@ def check_outputs(args: argparse.Namespace, *names: str, beside: bool = False) -
 
     for name in names:
         if getattr(args, name) is not None:
-            check_writable(f"--{name}", getattr(args, name), beside=beside)
+            check_writable(f"--{name}", getattr(args, name), beside=beside, file=file)
 
 
 def check_layers(adapter: Adapter, config: EditConfig) -> None:

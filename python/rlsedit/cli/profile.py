@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         from rlsedit_kernels.profile import load
 
         return _show(console, load(args.source), args)
-    check_outputs(args, "out", "json", "trace")
+    check_outputs(args, "out", "trace")
+    check_outputs(args, "json", file=True)
     if args.model is not None or args.facts is not None:
         from rlsedit.cli.profile_edit import run_edit
 

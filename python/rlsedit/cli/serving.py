@@ -68,7 +68,10 @@ def serve(
             for item in twins:  # behind the batch that has the first of them: in the model already, or tried again
                 desk.admit(*item)
                 desk.write()
-        editor.finish()
+        assert editor.folder is not None
+        stack = editor.folder.journal.index.stack
+        if stack and stack[-1].kind == "batch":  # a stream that brings nothing leaves a finished model as it is
+            editor.finish()
     stop.set()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ..facts import Fact
 from ..models.adapter import Adapter
 from .estimate import Estimate, bootstrap, estimate, harmonic
-from .scoring import Answer, Query, score_answers
+from .scoring import Answer, Query, check_queries, score_answers
 
 GROUPS = ("efficacy", "paraphrase", "neighbourhood")
 KINDS = ("success", "accuracy", "tokens", "magnitude")
@@ -69,14 +69,28 @@ def evaluate(
     if not facts:
         raise ValueError("evaluate: facts must hold at least one fact, got none")
     adapter = adapter or Adapter.for_model(model, edit=False)
-    queries = [query for fact in facts for query in _all_queries(fact)]
+    queries, about = _asked(facts)
+    answers = score_answers(adapter, tokenizer, queries, max_tokens=max_tokens, progress=progress, about=about)
+    rows = [_row(fact, answers) for fact in facts]
+    return EvalReport(rows, summarise(rows))
+
+
+def check_scored(adapter: Adapter, tokenizer: Any, facts: Sequence[Fact]) -> None:
+    """Refuse facts that `evaluate` could not score, before any work is done.
+
+    Raises:
+        ValueError: naming the first that cannot be encoded or is too long for the model.
+    """
+    check_queries(adapter, tokenizer, *_asked(facts))
+
+
+def _asked(facts: Sequence[Fact]) -> tuple[list[Query], Callable[[Query], str]]:
+    """All that is scored, and what says whose a pair is."""
 
     def about(query: Query) -> str:
         return f"fact {next(fact.id for fact in facts if query in _all_queries(fact))!r}"
 
-    answers = score_answers(adapter, tokenizer, queries, max_tokens=max_tokens, progress=progress, about=about)
-    rows = [_row(fact, answers) for fact in facts]
-    return EvalReport(rows, summarise(rows))
+    return [query for fact in facts for query in _all_queries(fact)], about
 
 
 Pair = tuple[Query, Query | None]

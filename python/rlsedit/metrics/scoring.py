@@ -57,8 +57,7 @@ def score_answers(
     Raises:
         ValueError: a pair that cannot be encoded, or that the model cannot read whole.
     """
-    encodings = {query: encode(tokenizer, query[0], target=query[1]) for query in dict.fromkeys(queries)}
-    _check_lengths(adapter, encodings, about)
+    encodings = check_queries(adapter, tokenizer, queries, about)
     by_prompt: dict[tuple[int, ...], list[Query]] = {}
     for query, encoding in encodings.items():
         by_prompt.setdefault(encoding.ids[: encoding.prompt_len], []).append(query)
@@ -75,7 +74,11 @@ def score_answers(
     return found
 
 
-def _check_lengths(adapter: Adapter, encodings: dict[Query, Encoding], about: Callable[[Query], str] | None) -> None:
+def check_queries(
+    adapter: Adapter, tokenizer: Any, queries: Iterable[Query], about: Callable[[Query], str] | None
+) -> dict[Query, Encoding]:
+    """The pairs encoded, each once; arguments and errors as for `score_answers`."""
+    encodings = {query: encode(tokenizer, query[0], target=query[1]) for query in dict.fromkeys(queries)}
     longest = adapter.positions
     for query, encoding in encodings.items():
         read = len(encoding.ids) - 1  # nothing is asked behind the last token
@@ -85,6 +88,7 @@ def _check_lengths(adapter: Adapter, encodings: dict[Query, Encoding], about: Ca
                 f"{whose}too long for the model, which reads {longest} tokens: a prompt with its answer has {read} "
                 f"({query[0][:60]!r})"
             )
+    return encodings
 
 
 def _score_group(

@@ -29,14 +29,21 @@ class FormerIds:
 
     def __init__(self, rows: Iterable[Edit]) -> None:
         self._ids: dict[tuple[str, str, str], list[str]] = {}
+        self._known: set[str] = set()
         for row in rows:
+            self._known.add(row.fact.id)
             if _FORMER.fullmatch(row.fact.id) and not has_text_id(row.fact):
                 ids = self._ids.setdefault(statement(row.fact), [])
                 if row.fact.id not in ids:
                     ids.append(row.fact.id)
 
     def renamed(self, fact: Fact) -> Fact:
-        """The fact under the id that the folder has for it, where its own was made from its text."""
+        """The fact under the id that the folder has for it, where its own was made from its text.
+
+        One that the folder has under the id of its text keeps it: a number may be somebody's own id.
+        """
+        if fact.id in self._known:
+            return fact
         ids = self._ids.get(statement(fact), [])
         times = occurrence(fact) if ids else 0
         return replace(fact, id=ids[times - 1]) if 0 < times <= len(ids) else fact
@@ -77,7 +84,8 @@ def told_apart(facts: Sequence[Fact], rows: Sequence[Edit], again: bool, replaci
     former = FormerIds(rows)
     inside = {row.fact.id: row.fact for row in rows if row.state == "applied"}
     last = {(row.fact.id, statement(row.fact)): row for row in rows if row.state != "applied"}
-    facts = [former.renamed(fact) for fact in facts]
+    given = {fact.id for fact in facts}
+    facts = [fact if (new := former.renamed(fact)).id in given else new for fact in facts]
     later: dict[str, list[Fact]] = {}
     left: list[Fact] = []
     out: list[Edit] = []

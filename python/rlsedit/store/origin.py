@@ -76,10 +76,15 @@ def origin_of(path: Path) -> Origin:
 
 
 def _of_session(path: Path) -> str | None:
-    """The folder that the model was loaded from when the edits began, if it is there."""
+    """The folder that the model was loaded from when the edits began, if it is there.
+
+    A relative path says nothing any more: it might meet another model where this process runs.
+    """
     try:
         folder = Path(Session.read(store_of(path)).model)
     except StoreError:
+        return None
+    if not folder.is_absolute():
         return None
     there = (folder / "config.json").is_file() and folder.resolve() != path.resolve()
     return str(folder.resolve()) if there else None

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from rlsedit.cli import main
 from rlsedit.facts import Fact, load_facts
 from rlsedit.facts.ids import numbered, text_id
-from rlsedit.store.again import FormerIds
+from rlsedit.store.again import FormerIds, told_apart
 from rlsedit.store.check import reading
 from rlsedit.store.ledger import Edit
 
@@ -127,6 +127,24 @@ def test_ids_of_earlier_versions() -> None:
     assert former.renamed(replace(facts(1)[0], id="mine")).id == "mine"
 
 
+def test_a_number_may_be_an_id_of_ones_own() -> None:
+    """Beside the same statement without an id, in the folder or in the file, each stays what it is."""
+    plain = numbered(facts(1)[0])
+    own = replace(plain, id="5")
+
+    def rows(*states: tuple[Fact, str]) -> list[Edit]:
+        return [Edit(i, fact, state, 1, None, "", "", True) for i, (fact, state) in enumerate(states)]
+
+    def left(given: list[Fact], *states: tuple[Fact, str]) -> list[str]:
+        return [fact.id for fact in told_apart(given, rows(*states), False, False).left]
+
+    assert left([own, plain], (own, "planned"), (plain, "planned")) == ["5", plain.id]  # cut short
+    assert left([own, plain], (own, "applied")) == [plain.id]  # the second is new
+    assert left([plain], (own, "applied")) == []  # of an earlier version
+    assert left([plain], (own, "applied"), (plain, "planned")) == [plain.id]
+    assert FormerIds(rows((own, "removed"), (plain, "applied"))).renamed(plain) == plain
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_folders_with_numbers_of_lines_for_ids_go_on(
     root: Path, tmp_path: Path, interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -169,6 +187,21 @@ def test_folders_with_numbers_of_lines_for_ids_go_on(
     given(monkeypatch, six[2])
     assert main(resume(root / "llama", "-", out)) == 0
     assert [(a["id"], a["status"]) for a in answers(capsys)] == [("3", "already")]
+
+
+def test_a_stream_that_brings_nothing_changes_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PRUNE's step at the end of a sequence is taken once behind a batch, not at every start of a stream."""
+    source, out = written(tmp_path / "f.jsonl", bare(facts(2))), tmp_path / "out"
+    assert main(edit(root, source, out, "--method", "prune")) == 0
+    three = bare(facts(3))[2]
+    for more, steps in (((), 2), ((three,), 4), ((), 4), ((three,), 4)):  # a batch and a finish each
+        given(monkeypatch, *more)
+        assert main(resume(root / "llama", "-", out)) == 0
+        assert len(list((out / "rlsedit" / "records").iterdir())) == steps
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [answer["status"] for answer in shown] == ["applied", "already"]
 
 
 def test_what_was_taken_out_stays_out_until_it_is_wanted_again(

@@ -14,6 +14,7 @@ from support.editors import facts
 from rlsedit.cli import main
 from rlsedit.export import load_delta
 from rlsedit.facts import save_facts
+from rlsedit.store.origin import origin_of
 
 SMALL = [*lm.SMALL_EDITS, "--no-evaluate", "--batch", "2"]
 
@@ -73,8 +74,9 @@ def test_what_it_comes_from_is_kept(
     root: Path, tmp_path: Path, earlier: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through removals and more facts; a folder of an earlier version still has the path of its model."""
-    out = tmp_path / "out"
-    assert main(edit(out)) == 0
+    out, first = tmp_path / "out", edit(tmp_path / "out")
+    first[1] = str(root / "llama") if earlier else "llama"
+    assert main(first) == 0
     if earlier:
         (out / "rlsedit" / "origin.json").unlink()
         old = {**report(out), "facts": {"file": "facts.jsonl", "written": 4}}
@@ -91,6 +93,15 @@ def test_what_it_comes_from_is_kept(
     assert found["facts"] == {"file": "more.jsonl", "files": ["facts.jsonl", "more.jsonl"], "written": 4}
     assert main(["export", str(out), "--to", "delta", "--out", str(tmp_path / "d")]) == 0
     assert main(["log", str(out), "--check"]) == 0
+
+
+def test_a_relative_path_of_an_earlier_version_is_not_taken_for_a_model_here(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(edit(out)) == 0
+    (out / "rlsedit" / "origin.json").unlink()
+    (out / "rlsedit-report.json").unlink()
+    assert (Path.cwd() / "llama" / "config.json").is_file()
+    assert origin_of(out).base is None
 
 
 def test_a_folder_without_a_model_yet_is_told_the_same_everywhere(
