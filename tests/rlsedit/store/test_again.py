@@ -189,6 +189,21 @@ def test_folders_with_numbers_of_lines_for_ids_go_on(
     assert [(a["id"], a["status"]) for a in answers(capsys)] == [("3", "already")]
 
 
+def test_a_stream_that_brings_nothing_changes_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PRUNE's step at the end of a sequence is taken once behind a batch, not at every start of a stream."""
+    source, out = written(tmp_path / "f.jsonl", bare(facts(2))), tmp_path / "out"
+    assert main(edit(root, source, out, "--method", "prune")) == 0
+    three = bare(facts(3))[2]
+    for more, steps in (((), 2), ((three,), 4), ((), 4), ((three,), 4)):  # a batch and a finish each
+        given(monkeypatch, *more)
+        assert main(resume(root / "llama", "-", out)) == 0
+        assert len(list((out / "rlsedit" / "records").iterdir())) == steps
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [answer["status"] for answer in shown] == ["applied", "already"]
+
+
 def test_what_was_taken_out_stays_out_until_it_is_wanted_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
