@@ -64,6 +64,8 @@ def compile_for_cpu(sources: list[Path], target: Path, *, with_torch: bool = Tru
         raise CannotEmulate("there is no C++ compiler")
     package = Path(torch.__file__).parent
     command = [compiler, "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-pthread"]
+    # Bound to itself, and at once: the machine that runs PTX has the same emulator in it, for all libraries to see.
+    command += ["-Wl,-Bsymbolic-functions", "-Wl,-z,now"]
     command += ["-DRLSEDIT_EMULATE", f"-I{SOURCES}", "-Wno-unknown-pragmas"]
     command += ["-fsanitize=thread", "-g1"] if races else []
     command += ["-x", "c++", *map(str, sources)]

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.backends import cuda
-from support.emulated import CannotEmulate, ptx_architecture
+from support.emulated import CannotEmulate, ptx_architecture, uses_ptx
 from support.ptx import module, translate
 
 HERE = Path(__file__).resolve().parent
@@ -34,6 +34,7 @@ ROOT = HERE.parents[3]
 SOURCES = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "ptx"
 MACHINE = ("machine.cpp", "profile.cpp", "runtime.cpp")
+LIBRARIES = ("-ltorch_cpu", "-lc10", "-ldl")
 
 _COMPILE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
@@ -78,7 +79,7 @@ def compile_library() -> Path:
     Raises:
         CannotEmulate: a compiler is not here.
     """
-    nvcc, gxx = _compiler("nvcc", "CUDACXX"), _compiler("g++", "CXX")
+    nvcc, link = _compiler("nvcc", "CUDACXX"), _link()
     package = Path(torch.__file__).parent
     architecture = ptx_architecture()
     objects = BUILD / f"objects_{architecture}"
@@ -86,8 +87,6 @@ def compile_library() -> Path:
     to_ptx += ["-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     to_ptx += [f'-DRLSEDIT_CUDA_ARCHITECTURES="{architecture}-virtual"', "-isystem", str(package / "include")]
     to_ptx += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
-    link = [gxx, "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{SOURCES}"]
-    link += [f"-I{HERE}", f"-L{package / 'lib'}", *(str(HERE / name) for name in MACHINE)]
 
     def build(target: Path) -> None:
         objects.mkdir(parents=True, exist_ok=True)
@@ -96,12 +95,34 @@ def compile_library() -> Path:
         commands = [[*to_ptx, str(path), "-o", output] for path, output in zip(sources, outputs, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_call, commands))
-        _call([*link, *outputs, "-ltorch_cpu", "-lc10", "-ldl", "-o", str(target)])
+        _call([*link, *outputs, *LIBRARIES, "-o", str(target)])
 
-    files = sorted({*SOURCES.rglob("*.[ch]*"), *HERE.glob("*.h"), *(HERE / name for name in MACHINE)})
-    return _built(
-        BUILD / f"library_{architecture}.so", [torch.__version__, str(to_ptx), str(link), *files], build, alone=True
-    )
+    inputs = [torch.__version__, str(to_ptx), str(link), *_files()]
+    return _built(BUILD / f"library_{architecture}.so", inputs, build, alone=True)
+
+
+def compile_machine() -> Path:
+    """What stands for CUDA's runtime alone: with the library its kernels would take the place of the emulated ones.
+
+    Raises:
+        CannotEmulate: a compiler is not here.
+    """
+    link = _link()
+
+    def build(target: Path) -> None:
+        _call([*link, *LIBRARIES, "-o", str(target)])
+
+    return _built(BUILD / "machine.so", [torch.__version__, str(link), *_files()], build, alone=True)
+
+
+def _link() -> list[str]:
+    command = [_compiler("g++", "CXX"), "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared"]
+    command += ["-fvisibility=hidden", f"-I{SOURCES}", f"-I{HERE}", f"-L{Path(torch.__file__).parent / 'lib'}"]
+    return [*command, *(str(HERE / name) for name in MACHINE)]
+
+
+def _files() -> list[Path]:
+    return sorted({*SOURCES.rglob("*.[ch]*"), *HERE.glob("*.h"), *(HERE / name for name in MACHINE)})
 
 
 def compile_kernel(kernel: module.Kernel) -> Path:
@@ -151,7 +172,8 @@ def _compile(ptx: int, length: int, name: bytes) -> int | None:
 @cache
 def machine() -> ctypes.CDLL:
     """The library, loaded so that kernels find what their threads do together."""
-    library = ctypes.CDLL(str(compile_library()), ctypes.RTLD_GLOBAL)
+    path = compile_library() if uses_ptx() else compile_machine()
+    library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     library.ptx_set_compiler(_compile)
     return library
 
