@@ -163,6 +163,20 @@ def test_a_stream_answers_failed_and_goes_on(
     assert main(["log", str(tmp_path / "out"), "--check"]) == 0
 
 
+def test_a_planned_fact_that_is_refused_is_planned_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that a run had planned when it ended, and that the next cannot write."""
+    from rlsedit.cli import serving
+
+    one = editor(steps=2)
+    one.save(tmp_path)
+    assert one.folder is not None
+    one.folder.plan([LONG])
+    serving._write(one, [LONG], "keep")
+    assert json.loads(capsys.readouterr().out)["status"] == "failed"
+    with reading(tmp_path) as (ledger, _):
+        assert [row.state for row in ledger.edits()] == ["failed"]
+
+
 @pytest.mark.parametrize("where", ["rlsedit.cli.serving._fact", "rlsedit.writing.targets.fact_rows"])
 def test_any_other_failure_of_one_fact_is_an_answer(
     root: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -182,12 +182,16 @@ def _write(editor: Editor, facts: list[Fact], on_conflict: OnConflict) -> None:
     """Write a batch and answer; facts of a batch that fails are tried one by one."""
     assert editor.folder is not None
     before = len(editor.folder.journal.entries)
+    report, failure = None, ""
     try:
         report = editor.edit(facts, batch_size=len(facts), finish=False, on_conflict=on_conflict)
     except Exception as error:
         _unless_full(error)
+        failure = _text(error)
+    if report is None:  # not in the handler: its traceback holds what the batch had, a GPU's memory too
         if len(facts) == 1:
-            _answer(id=facts[0].id, status="failed", error=_text(error))
+            editor.folder.failed(facts, failure)  # where it was planned by a run that ended
+            _answer(id=facts[0].id, status="failed", error=failure)
             return
         for fact in facts:
             place = _live(editor).get(fact.id)

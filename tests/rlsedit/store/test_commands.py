@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,13 @@ def test_a_batch_that_fails_is_tried_one_by_one(
     from rlsedit.writing import targets
 
     real = targets.fact_rows
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive = []
 
     def picky(tokenizer: Any, some: Any, contexts: Any) -> Any:
+        alive.append(any(buffer() is not None for buffer in held))
+        buffer = torch.zeros(3)
+        held.append(weakref.ref(buffer))
         if any(fact.id == "f1" for fact in some):
             raise ValueError("optimise_targets: the loss must be finite, got NaN")
         return real(tokenizer, some, contexts)
@@ -205,6 +211,7 @@ def test_a_batch_that_fails_is_tried_one_by_one(
         "f2": "applied",
     }
     assert "loss must be finite" in found["f1"]["error"]
+    assert alive == [False] * 4  # what the batch had on a device is free before its facts are tried
     assert main(["log", str(out), "--state", "failed"]) == 0
     assert "loss must be finite" in capsys.readouterr().out
 
