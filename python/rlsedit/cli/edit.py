@@ -295,12 +295,10 @@ def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Na
 
 def _origin(editor: Editor, args: argparse.Namespace, given: bool = True) -> Origin:
     """Where the edits come from, kept as soon as facts are written, since nobody can tell it after an interruption."""
-    from rlsedit.store.origin import Origin, base_of, origin_of
+    from rlsedit.store.origin import Origin, base_of
 
     if args.resume:
-        origin = origin_of(args.out)
-        if origin.base is None and Path(args.model).resolve() != args.out.resolve():
-            origin = replace(origin, base=base_of(args.model))
+        origin = _kept_origin(args)
     else:
         origin = Origin(base_of(args.model), text=args.text.name if args.text else None)
     if given:
@@ -311,16 +309,25 @@ def _origin(editor: Editor, args: argparse.Namespace, given: bool = True) -> Ori
     return origin
 
 
+def _kept_origin(args: argparse.Namespace) -> Origin:
+    """What the folder says; its base is the model at hand where it does not tell."""
+    from rlsedit.store.origin import base_of, origin_of
+
+    origin = origin_of(args.out)
+    if origin.base is None and Path(args.model).resolve() != args.out.resolve():
+        origin = replace(origin, base=base_of(args.model))
+    return origin
+
+
 def _serve(console: Any, editor: Editor, batch: int, args: argparse.Namespace) -> None:
     from rlsedit.cli.serving import serve
-    from rlsedit.store.origin import origin_of
 
     _origin(editor, args, not args.resume)
     serve(
         editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict, again=args.again,
         begun=lambda: _origin(editor, args),
     )  # fmt: skip
-    finish(console, editor, args.model, args.out, origin_of(args.out), {}, [])
+    finish(console, editor, args.model, args.out, _kept_origin(args), {}, [])
 
 
 def finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -102,6 +103,22 @@ def test_a_relative_path_of_an_earlier_version_is_not_taken_for_a_model_here(roo
     (out / "rlsedit-report.json").unlink()
     assert (Path.cwd() / "llama" / "config.json").is_file()
     assert origin_of(out).base is None
+
+
+def test_a_stream_tells_the_base_where_the_folder_does_not(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of an earlier version, begun by a relative path; nothing new arrives."""
+    out = tmp_path / "out"
+    assert main(edit(out)) == 0
+    (out / "rlsedit" / "origin.json").unlink()
+    told = report(out)
+    del told["base"], told["facts"]["files"]
+    (out / "rlsedit-report.json").write_text(json.dumps(told), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    more = ["--device", "cpu", "--no-evaluate", "--resume"]
+    assert main(["edit", "llama", "--facts", "-", "--out", str(out), *more]) == 0
+    assert report(out)["base"] == str(root / "llama")
 
 
 def test_a_folder_without_a_model_yet_is_told_the_same_everywhere(
