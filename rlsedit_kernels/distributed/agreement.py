@@ -7,7 +7,7 @@ import torch
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.priors.prior import KINDS
 
-__all__ = ["digest", "digest_of_prior"]
+__all__ = ["digest", "digest_of_prior", "digest_of_text"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ODD = (-7046029254386353131, 6364136223846793005)
@@ -38,3 +38,8 @@ def digest_of_prior(prior: Prior) -> float:
     scalars = [-1.0 if (value := getattr(prior, name)) is None else value for name in ("lam", "mu", "l2")]
     numbers = torch.tensor([KINDS.index(prior.kind), prior.d, *scalars], dtype=torch.float64)
     return digest(numbers, *(array for _, array in sorted(prior.arrays.items())))
+
+
+def digest_of_text(text: str) -> float:
+    """`digest` of a text."""
+    return digest(torch.tensor(list(text.encode()), dtype=torch.uint8))

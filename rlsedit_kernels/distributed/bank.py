@@ -12,7 +12,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from rlsedit_kernels.distributed import bank_stack
-from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.agreement import digest, digest_of_text
 from rlsedit_kernels.distributed.bank_stack import Entry, Run, Stack, naming, unchanged
 from rlsedit_kernels.distributed.placement import Placement, place
 from rlsedit_kernels.distributed.ranks import Ranks
@@ -102,7 +102,7 @@ class StateBank:
             self.keys: tuple[Any, ...] = tuple(priors)
             self._check(priors, form, dtype, work)
             self.placement = self._placed(priors, work, memory)
-            agreed["states"] = _text_digest(self._description(priors, form))
+            agreed["states"] = digest_of_text(self._description(priors, form))
         self._position = {key: i for i, key in enumerate(self.keys)}
         self._dims = tuple(prior.d for prior in priors.values())
         self._calls = 0
@@ -496,7 +496,3 @@ def _history(
     history: Callable[[Any], Iterable[tuple[torch.Tensor, float]]], key: Any
 ) -> Callable[[], Iterable[tuple[torch.Tensor, float]]]:
     return lambda: history(key)
-
-
-def _text_digest(text: str) -> float:
-    return digest(torch.tensor(list(text.encode()), dtype=torch.uint8))

@@ -269,7 +269,7 @@ class CovarianceState(Moving):
                 form, factored = self._factored("restrict", K, 0.0, 1.0)
             self._change(form, factored)
             self._writes += 1
-            self._singular_write(form)
+            self._singular_write()
             self._counters.restrictions += 1
 
     @normal_mode()
@@ -497,5 +497,4 @@ class CovarianceState(Moving):
         if prepared.noise > 0.0:
             self._probes.write(prepared.keys, prepared.noise, prepared.forget)
         else:
-            assert self._form is not None
-            self._singular_write(self._form)
+            self._singular_write()

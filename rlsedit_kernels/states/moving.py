@@ -90,7 +90,7 @@ class Moving:
             return twin
         return self._from_covariance(decided, form.covariance(torch.float64))
 
-    def _singular_write(self, form: Any) -> None:
+    def _singular_write(self) -> None:
         self._counters.singular_writes += 1
         self._stale = 20 + self._counters.singular_writes
 
