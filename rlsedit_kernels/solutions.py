@@ -15,7 +15,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import CovarianceState, SquareRootState, triangular
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.keys import Keys, Values, reach
-from rlsedit_kernels.states.modes import writing
+from rlsedit_kernels.states.modes import version, writing
 from rlsedit_kernels.states.prepared import Prepared, PreparedRows
 from rlsedit_kernels.states.reading import Norms, blocks, norm, squared_norm
 from rlsedit_kernels.states.restriction import held_change, require_directions
@@ -151,7 +151,7 @@ class GainSolution:
         at where the bound does not tell enough, or where somebody else may have changed it.
         """
         limit = 0.25 * torch.finfo(self.W.dtype).max
-        if self._version is None or self._version != _version(self.W):
+        if self._version is None or self._version != version(self.W):
             self._size = float(torch.linalg.vector_norm(self.W))
         if prepared.size * (V.size + math.sqrt(K.squared) * self._size) < limit:
             return
@@ -164,12 +164,7 @@ class GainSolution:
     def _changed(self, size: float) -> None:
         """The weight has been changed, by this much at most."""
         self._size += size
-        self._version = None if self._shared else _version(self.W)
-
-
-def _version(A: torch.Tensor) -> int | None:
-    """Counts the changes of A and of what it is a view of; None where torch does not (inference mode)."""
-    return None if A.is_inference() else A._version
+        self._version = None if self._shared else version(self.W)
 
 
 class CarriedSolution:

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.dropin import stand
 from rlsedit_kernels.dropin.doubts import Doubts, wide_gram
 from rlsedit_kernels.dropin.stand import Held, Stand
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import CovarianceState
 from rlsedit_kernels.states.covariance import Prepared
+from rlsedit_kernels.states.modes import version
 
 
 def alphaedit(
@@ -100,7 +102,7 @@ class _Layer:
         doubts = system.doubts
         doubts.gram(gram, keys)
         dense_gram = None if self._dense is None else wide_gram(gram, keys)
-        with stand.precise(keys.device):
+        with ieee_products():
             own = keys.detach().clone()  # the batch may be written after the caller has used its tensor for another
             prepared = self._ready(own).prepare(own.T)
             doubts.settle()  # behind the gain, for which a GPU was waited for already
@@ -111,7 +113,7 @@ class _Layer:
             assert dense_gram is not None
             P = self._dense.to(keys.device, torch.float64)
             past = 0.0 if self._past is None else self._past.to(P)
-            with stand.precise(keys.device):
+            with ieee_products():
                 dense = P @ (dense_gram + past) + system.ridge.read("the ridge").double()
                 stand.verify(update, dense, P @ keys.double() @ residual.double(), f"layer {self.index}")
             self._dense = self._past = None
@@ -127,7 +129,7 @@ class _Layer:
         doubts = Doubts()
         doubts.gram(gram, keys.to(gram.device), again=True)  # released code adds on the host
         doubts.settle()
-        with stand.precise(keys.device):
+        with ieee_products():
             self._state.write(prepared)
         self._pending = None
         self.commits += 1
@@ -147,7 +149,7 @@ class _Layer:
         if self._state is None:
             found = torch.zeros(self._prior.d, self._prior.d) if self._past is None else self._past
         else:
-            with stand.precise(basis.device, self._state.device):
+            with ieee_products():
                 found = self._state.precision() - self.l2 * (basis @ basis.mT).to(self._state.device)
         return found.to("cpu", torch.float32)
 
@@ -176,7 +178,7 @@ class ProjectorStack(Stand):
 
     def __init__(self, layers: list[_Layer], P: Tensor) -> None:
         self._layers = layers
-        self._given = weakref.ref(P), stand.version(P)
+        self._given = weakref.ref(P), version(P)
         self.like(P)
 
     def check(self, P: Tensor) -> None:
@@ -185,8 +187,8 @@ class ProjectorStack(Stand):
         Raises:
             TypeError, ValueError: it is another one, or was changed in place.
         """
-        ref, version = self._given
-        if ref() is P and version is not None and stand.version(P) == version:
+        ref, seen = self._given
+        if ref() is P and seen is not None and version(P) == seen:
             return
         stand.check_shape("alphaedit", "P", P, *self.shape)
         doubts, message = Doubts(), "dropin.alphaedit: P must stay as it was given while a stream goes on"

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from rlsedit_kernels.dropin import stand
+from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.states.reading import scalars
 
 ROUNDING = 1e-5
@@ -63,7 +63,7 @@ class Doubts:
         """
         tolerance = max(ROUNDING, 2.0 * _eps(gram, keys))
         wide = torch.float64 if torch.float64 in (gram.dtype, keys.dtype) else torch.float32
-        with stand.precise(gram.device):
+        with ieee_products():
             K = keys.to(wide)
             Z = _vectors(len(K), gram.device).to(wide)
             off = Z @ gram.to(wide) - (Z @ K) @ K.mT
@@ -94,7 +94,7 @@ class Doubts:
     def projector(self, P: Tensor, basis: Tensor, message: str) -> None:
         """Whether P (d, d) is Q Q' of a basis (d, r) float64 on any device, by its products with two fixed vectors."""
         tolerance = max(SAME_PROJECTOR, 2.0 * torch.finfo(P.dtype).eps)
-        with stand.precise(P.device):
+        with ieee_products():
             Z = _vectors(len(P), P.device)
             wanted = (Z.to(basis) @ basis) @ basis.mT
             apart = torch.linalg.vector_norm(Z @ P.to(torch.float32) - wanted.to(Z)) / torch.linalg.vector_norm(Z)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.dropin import stand
 from rlsedit_kernels.dropin.doubts import Doubts, wide_gram
 from rlsedit_kernels.dropin.stand import Held, Stand
@@ -94,7 +95,7 @@ class Moment(Stand):
         doubts.gram(gram, keys)
         dense_gram = wide_gram(gram, keys) if self._verify else None
         key = (weight, keys.dtype, keys.device)
-        with stand.precise(moment.device, keys.device):
+        with ieee_products():
             if key not in self._states:
                 dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
                 prior = Prior.anchor(weight * moment.double())

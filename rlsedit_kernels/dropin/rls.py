@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.dropin import stand
 from rlsedit_kernels.dropin.alphaedit import _index
 from rlsedit_kernels.dropin.doubts import Doubts
@@ -107,7 +108,7 @@ class Covariance(Stand):
         keys = batch.keys.read("K")
         if batch.commits != self.commits:
             raise ValueError("dropin.rls: C has got another batch since the product C @ K of this one")
-        with stand.precise(keys.device):
+        with ieee_products():
             if self._state is None:
                 dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
                 self._state = CovarianceState(self._prior, dtype=dtype, device=keys.device)
@@ -123,7 +124,7 @@ class Covariance(Stand):
         if batch.commits != self.commits:
             raise ValueError("dropin.rls: C has got another batch since the product C @ K of this one")
         assert self._state is not None
-        with stand.precise(self._state.device):
+        with ieee_products():
             self._state.write(prepared)
         self.commits += 1
         self._dense = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlsedit_kernels.backends.precision import ieee_products
+from rlsedit_kernels.states.modes import version
 
 VERIFIED = 1e-3
 """Largest relative difference to the original solve that `verify` lets pass; published code solves in float32."""
@@ -99,17 +99,6 @@ def _is_default(key: str, value: Any) -> bool:
     return key in _DEFAULTS and (value is None or isinstance(value, (int, float))) and value == _DEFAULTS[key]
 
 
-@contextmanager
-def precise(*devices: torch.device) -> Iterator[None]:
-    """Products in the dtype of their operands, as IEEE has them: neither autocast nor TF32 reaches a state."""
-    with ExitStack() as stack:
-        for kind in {"cpu", *(device.type for device in devices)}:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(ieee_products())
-        yield
-
-
 class Held:
     """A tensor that an expression was written with, and that must be the same when the expression is worth something.
 
@@ -128,11 +117,6 @@ class Held:
         if version(self._tensor) != self._version:
             raise ValueError(f"dropin: {name} was changed in place between the expression and its solve")
         return self._tensor
-
-
-def version(tensor: Tensor) -> int | None:
-    """Its count of changes in place; None for one of inference mode, which has none."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def check_shape(where: str, name: str, tensor: object, *shape: int) -> Tensor:
@@ -176,7 +160,7 @@ def verify(found: Tensor, system: Tensor, right: Tensor, what: str) -> None:
     Raises:
         VerificationError: they differ by more than `VERIFIED` in the Frobenius norm.
     """
-    with torch.no_grad(), precise(system.device):  # residuals may come out of an optimisation, with its graph
+    with torch.no_grad(), ieee_products():  # residuals may come out of an optimisation, with its graph
         exact = torch.linalg.solve(system.double(), right.double())
         error = float(torch.linalg.norm(found.double() - exact) / torch.linalg.norm(exact).clamp_min(1e-300))
     if not error <= VERIFIED:

@@ -1,4 +1,4 @@
-"""The mode of torch in which states work, whatever the caller's."""
+"""The mode of torch in which states work, whatever the caller's, and what inference mode leaves out."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def writing(A: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     if A.is_inference() and not torch.is_inference_mode_enabled():
         return torch.inference_mode()
     return contextlib.nullcontext()
+
+
+def version(A: torch.Tensor) -> int | None:
+    """Counts the changes in place of A and of what it is a view of; None for one of inference mode, which has none."""
+    return None if A.is_inference() else A._version
