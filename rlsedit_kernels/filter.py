@@ -16,6 +16,7 @@ from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.solutions import CarriedSolution, Check, GainSolution, Outcome, Solution
 from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
+from rlsedit_kernels.states.guard import checked_history
 from rlsedit_kernels.states.health import WEIGHT_WARNING
 from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, shaped_keys
 from rlsedit_kernels.states.modes import normal_mode
@@ -32,8 +33,8 @@ SOLUTIONS = {"covariance": ("gain",), "square_root": ("carried", "gain")}
 COST_ERROR = 0.25
 PEAK_ERROR = 0.25
 """Parts of the cost of a batch that is taken back, and of the largest objective so far, by which the objective may
-become negative by rounding. Removals of a leverage near 1 multiply errors: on streams of huge and very unequal keys in
-float32 0.17 of the largest objective has been seen, elsewhere less than 0.01."""
+become negative by rounding. Removals of a leverage near 1 multiply errors, most on streams of huge and very unequal keys
+in float32, and what is refused must be clearly wrong."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,7 @@ class RLSFilter:
 
     @history.setter
     def history(self, history: FilterHistory | None) -> None:
-        if history is not None and not callable(history):
-            raise TypeError(
-                f"RLSFilter: history must be callable and give the batches so far, got {type(history).__name__}"
-            )
-        if history is not None and self._initial is None:
+        if checked_history(history) is not None and self._initial is None:
             raise ValueError("RLSFilter: history needs W_0, which track_bounds=False does not keep with the gain form")
         self._history = history
         self.state._watch.rebuild = None if history is None else self._rebuild

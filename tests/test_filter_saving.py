@@ -153,14 +153,40 @@ def test_a_history_is_checked_when_it_is_set() -> None:
     bare.history = None
 
 
-def test_a_state_is_copied_without_its_history() -> None:
-    for make in (rk.CovarianceState, rk.SquareRootState):
-        state = make(stream().prior, history=lambda: [])
-        state.update(batches(1)[0].K)
-        for twin in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
-            assert twin._watch.history is None
-            assert torch.equal(twin.covariance(), state.covariance())
-        assert state._watch.history is not None
+@pytest.mark.parametrize("make", [rk.CovarianceState, rk.SquareRootState])
+def test_a_state_is_copied_without_its_history(make) -> None:
+    state = make(stream().prior, history=list)
+    state.update(batches(1)[0].K)
+    for twin in (copy.deepcopy(state), pickle.loads(pickle.dumps(state)), state.clone()):
+        assert twin.history is None
+        assert torch.equal(twin.covariance(), state.covariance())
+        twin.history = tuple
+        assert twin.history is tuple
+    assert state.history is list
+    assert state.to(dtype=torch.float64).history is list  # the same stream elsewhere
+    with pytest.raises(TypeError, match="history must be callable"):
+        state.history = []
+
+
+def test_a_clone_goes_its_own_way_when_its_original_is_rebuilt() -> None:
+    """Rebuilt from the batches of its original it would forget its own in silence."""
+    log: list = []
+    state = rk.CovarianceState(stream().prior, form="plain", history=lambda: log)
+    for batch in batches(7):
+        state.update(batch.K)
+        log.append((batch.K, 1.0))
+    twin = state.clone()
+    twin.update(batches(8)[7].K)
+    twin._form.C *= 1.5
+    with pytest.raises(rk.BreakdownError):
+        twin.update(batches(9)[8].K)
+    twin.history = lambda: [(batch.K, 1.0) for batch in batches(8)]
+    twin.update(batches(9)[8].K)
+    expected = rk.CovarianceState(stream().prior, form="plain", dtype=torch.float64)
+    for batch in batches(9):
+        expected.update(batch.K.double())
+    assert twin.health().repairs == 1
+    torch.testing.assert_close(twin.covariance().double(), expected.covariance(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_model_saved_with_its_filter_keeps_the_weight_that_is_written_in_place() -> None:

@@ -234,6 +234,7 @@ class StateBank:
             gains: dict[Any, torch.Tensor] = {}
             for entry in self._entries("remove", batches, noises):
                 twin = twins[entry.key] = entry.state.clone()
+                twin.history = entry.state.history
                 stay = None if remaining is None else remaining.get(entry.key)
                 with naming(entry.key):
                     gains[entry.key] = twin.remove(entry.K, entry.noise, remaining=stay)
@@ -288,7 +289,7 @@ class StateBank:
             twins = {}
             for key, state in self._states.items():
                 twin = twins[key] = copy.copy(state)  # what is loaded takes the place of all that changes
-                twin._watch = state._watch.copy()
+                twin._watch = state._watch.copy(state.history)
                 with naming(key):
                     twin.load_state_dict(states[name_of(key)])
         self._replace(twins)

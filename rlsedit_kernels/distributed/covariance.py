@@ -285,12 +285,13 @@ class ShardedCovarianceState(CovarianceState):
                 super(ShardedCovarianceState, twin).load_state_dict(saved)
                 numbers.update(steps=twin.steps, form=FORMS.index(twin.form) if twin.form in FORMS else -1)
             twin._kept = ""
-            writes = self._writes + 1
+            watch, writes = self._watch, self._writes + 1
             self.__dict__.update(twin.__dict__)
-            self._writes = writes
+            self._watch, self._writes = watch, writes
+            watch.resume(self._counters)
 
     def clone(self) -> ShardedCovarianceState:
-        """An independent copy; nothing is sent."""
+        """An independent copy without a history; nothing is sent."""
         twin = super().clone()
         assert isinstance(twin, ShardedCovarianceState)
         return twin

@@ -352,7 +352,7 @@ class ShardedSquareRootState(ShardedBatches):
                          "ShardedCovarianceState, or use collect().convert(form) where it fits")  # fmt: skip
 
     def clone(self) -> ShardedSquareRootState:
-        """An independent copy; the prior and the ranks are shared."""
+        """An independent copy without a history; the prior and the ranks are shared."""
         twin = copy.copy(self)
         twin._form = self._form.clone()
         twin._counters = copy.copy(self._counters)
@@ -361,13 +361,13 @@ class ShardedSquareRootState(ShardedBatches):
         return twin
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ShardedSquareRootState:
-        """A copy in another dtype; the device is that of the mesh."""
+        """A copy in another dtype, with the history; the device is that of the mesh."""
         if device is not None and torch.device(device).type != self.ranks.device.type:
             raise ValueError(f"to: a state over ranks lives on the device of its mesh, {self.device}, got {device}")
         if dtype is not None and dtype not in _checks.DTYPES:
             raise TypeError(f"ShardedSquareRootState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
         twin = self.clone()
-        twin.dtype = dtype or self.dtype
+        twin.dtype, twin.history = dtype or self.dtype, self.history
         twin._form = twin._form.to_dtype(twin.dtype)
         return twin
 

@@ -3,7 +3,7 @@
 The router asks `backends.kernel_for` at every call, so a back end can be forced anywhere: eagerly, through
 `torch.ops`, and inside a compiled graph. It is the kernel of every back end and, where autograd is on, that
 of the key "Autograd" as well: called there, a plain tensor has no other kernel to pass, and going on to the
-back end at once saves a second trip through the dispatcher (about 2 us of 10).
+back end at once saves a second trip through the dispatcher.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _ROUNDING = 1e-13
 
 
 def converted(state: CovarianceState | SquareRootState, form: str) -> CovarianceState | SquareRootState:
-    """A new state with the stream of `state`, its covariance worked out in float64 and rounded once.
+    """A new state with the stream of `state`, its covariance worked out in float64 and rounded once; no history.
 
     Args:
         state: any state; unchanged.
@@ -47,7 +47,7 @@ def converted(state: CovarianceState | SquareRootState, form: str) -> Covariance
 def _to_covariance(state: CovarianceState | SquareRootState, form: str) -> CovarianceState:
     from rlsedit_kernels.states.covariance import CovarianceState
 
-    twin = CovarianceState(state.prior, form=form, dtype=state.dtype, device=state.device)
+    twin = CovarianceState(state.prior, form=form, dtype=state.dtype, device=state.device, guard=state._watch.guard)
     undecided = isinstance(state, CovarianceState) and state._form is None
     if not undecided:
         twin.take_covariance(_covariance64(state), state._counters.largest_key)
@@ -65,7 +65,7 @@ def _covariance64(state: CovarianceState | SquareRootState) -> torch.Tensor:
 def _to_square_root(state: CovarianceState) -> SquareRootState:
     from rlsedit_kernels.states.square_root import SquareRootState
 
-    twin = SquareRootState(state.prior, dtype=state.dtype, device=state.device)
+    twin = SquareRootState(state.prior, dtype=state.dtype, device=state.device, guard=state._watch.guard)
     if state._form is not None:
         singular = state._counters.singular_writes > 0
         null = report.null_fraction(state._form) if singular else None

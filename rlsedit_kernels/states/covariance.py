@@ -367,7 +367,7 @@ class CovarianceState(Moving):
 
     @normal_mode()
     def clone(self) -> CovarianceState:
-        """An independent copy; the prior is shared."""
+        """An independent copy without a history; the prior is shared."""
         twin = copy.copy(self)
         twin._form = None if self._form is None else self._form.clone()
         twin._counters = copy.copy(self._counters)
@@ -377,13 +377,13 @@ class CovarianceState(Moving):
 
     @normal_mode()
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CovarianceState:
-        """A copy on another device or in another dtype."""
+        """A copy on another device or in another dtype, with the history."""
         if dtype is not None and dtype not in _checks.DTYPES:
             raise TypeError(f"CovarianceState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
         self._settle()
         twin = self.clone()
-        twin.device = located(device or self.device)
-        twin.dtype = dtype or self.dtype
+        twin.device, twin.dtype = located(device or self.device), dtype or self.dtype
+        twin.history = self.history
         twin._probes = self._probes.to(twin.device)
         twin._restriction = None if self._restriction is None else self._restriction.to(twin.device)
         if twin._form is not None:

@@ -8,7 +8,7 @@ harm. What it costs, spread over the batches between two checks, is in bench/res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -36,6 +36,9 @@ History = Callable[[], Iterable[tuple[torch.Tensor, float]]]
 """Gives (K, noise) of all batches that a state holds, the one at hand not among them."""
 
 
+_Callable = TypeVar("_Callable", bound=Callable[..., Any] | None)
+
+
 class Watch:
     """The guard of one state.
 
@@ -47,15 +50,11 @@ class Watch:
         ValueError, TypeError: no such guard, or a history that cannot be called.
     """
 
-    def __init__(self, guard: str, history: Callable[[], Iterable[Any]] | None) -> None:
+    def __init__(self, guard: str, history: History | None) -> None:
         if guard not in GUARDS:
             raise ValueError(f"guard must be {' or '.join(map(repr, GUARDS))}, got {guard!r}")
-        if history is not None and not callable(history):
-            raise TypeError(
-                f"history must be callable and give the batches written so far, got {type(history).__name__}"
-            )
         self.guard = guard
-        self.history = history
+        self.history = checked_history(history)
         self.rebuild: Callable[[], None] | None = None
         """Set by an owner that must be rebuilt together with its state (`RLSFilter`)."""
         self.worst = 0.0
@@ -66,15 +65,15 @@ class Watch:
         self._careful = 0
         self._again = 0
 
-    def copy(self) -> Watch:
-        """For a copy of the state, which its owner does not own."""
-        twin = Watch(self.guard, self.history)
+    def copy(self, history: History | None = None) -> Watch:
+        """For a copy of the state, which its owner does not own and which gets other batches, unless `history` says."""
+        twin = Watch(self.guard, history)
         twin.worst, twin._writes, twin._careful = self.worst, self._writes, self._careful
         twin.fault = self.fault
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copied or saved state has no history: it would give the batches of the original."""
+        """Pickled and deep copies have no history either."""
         return {**self.__dict__, "history": None, "rebuild": None}
 
     def keep(self, counters: Counters) -> None:
@@ -178,6 +177,32 @@ class Watch:
         every = EVERY if root is None or root.device == state.device else FAR * EVERY
         early = steps <= EVERY and steps & (steps - 1) == 0
         return early or steps % every == 0 or counters.careful_steps > self._careful
+
+
+class Guarded:
+    """A state with a guard."""
+
+    _watch: Watch
+
+    @property
+    def history(self) -> History | None:
+        """Gives the batches so far when the state must be rebuilt; may be set, as for a copy that has none.
+
+        Raises:
+            TypeError: what is set cannot be called.
+        """
+        return self._watch.history
+
+    @history.setter
+    def history(self, history: History | None) -> None:
+        self._watch.history = checked_history(history)
+
+
+def checked_history(history: _Callable) -> _Callable:
+    """`history`, or TypeError where it cannot be called."""
+    if history is not None and not callable(history):
+        raise TypeError(f"history must be callable and give the batches so far, got {type(history).__name__}")
+    return history
 
 
 def _broken(state: CovarianceState | SquareRootState, drift: float) -> str:

@@ -57,7 +57,7 @@ def located(device: torch.device | str | None) -> torch.device:
 def checked_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.device) -> Keys:
     """Keys (u, d) of a stream, finite, in the dtype of the state; the host waits once."""
     if isinstance(K, Keys):
-        if K.rows.dtype == dtype and K.rows.device == device:
+        if K.rows.dtype == dtype and K.rows.device == device and K.rows.shape[1] == d:
             return K
         K = K.rows
     rows = shaped_keys(op, K, d, dtype, device)

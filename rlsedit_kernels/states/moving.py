@@ -13,10 +13,10 @@ from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import ForgettingError
-from rlsedit_kernels.states.guard import Watch
+from rlsedit_kernels.states.guard import Guarded
 
 
-class Moving:
+class Moving(Guarded):
     """What a covariance state needs to choose its form and to leave it again."""
 
     dtype: torch.dtype
@@ -30,7 +30,6 @@ class Moving:
     _restriction: torch.Tensor | None = None
     _stale: int | None
     _probes: Any
-    _watch: Watch
 
     @contextlib.contextmanager
     def _unmoved_by_errors(self, blamed: bool = True) -> Iterator[None]:

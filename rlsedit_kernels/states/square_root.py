@@ -16,7 +16,7 @@ from rlsedit_kernels.priors.factor import scalar
 from rlsedit_kernels.states import conversion, removal, report, restriction, saving
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
-from rlsedit_kernels.states.guard import History, Watch
+from rlsedit_kernels.states.guard import Guarded, History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import (
     Keys,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rlsedit_kernels.states.covariance import CovarianceState
 
 
-class SquareRootState:
+class SquareRootState(Guarded):
     """R upper triangular with R'R = S_t = S_0 + sum_s K_s'K_s / noise_s: streaming QR, the square-root form.
 
     The rows K / sqrt(noise) of a batch are appended by orthogonal transforms (`ops.qr_append_`), in 2 d^2 u flops.
@@ -436,7 +436,7 @@ class SquareRootState:
 
     @normal_mode()
     def clone(self) -> SquareRootState:
-        """An independent copy; the prior is shared."""
+        """An independent copy without a history; the prior is shared."""
         twin = copy.copy(self)
         twin._form = self._form.clone()
         twin._counters = copy.copy(self._counters)
@@ -446,13 +446,13 @@ class SquareRootState:
 
     @normal_mode()
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SquareRootState:
-        """A copy on another device or in another dtype."""
+        """A copy on another device or in another dtype, with the history."""
         if dtype is not None and dtype not in _checks.DTYPES:
             raise TypeError(f"SquareRootState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
         twin = self.clone()
         twin.device, twin.dtype = located(device or self.device), dtype or self.dtype
-        twin._form = twin._form.to(twin.device, twin.dtype)
-        twin._probes = twin._probes.to(twin.device)
+        twin._form, twin._probes = twin._form.to(twin.device, twin.dtype), twin._probes.to(twin.device)
+        twin.history = self.history
         twin._restriction = None if self._restriction is None else self._restriction.to(twin.device)
         return twin
 

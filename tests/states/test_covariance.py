@@ -426,3 +426,12 @@ class TestSaving:
         assert wide.covariance().dtype == torch.float64
         assert relative_error(wide.covariance(), twin.covariance()) < 1e-5
         assert "CovarianceState" in repr(state)
+
+
+def test_checked_keys_of_another_layer_are_refused() -> None:
+    """A state passes keys on that were checked already; those of a layer of another width are not its own."""
+    wide = rk.CovarianceState(rk.Prior.ridge(8, 1.0), form="plain")
+    narrow = rk.CovarianceState(rk.Prior.ridge(6, 1.0), form="plain")
+    checked = wide.prepare(torch.ones(2, 8)).keys
+    with pytest.raises(ValueError, match=r"K must have shape \(u, d\) with u >= 1 and d = 6, got \(2, 8\)"):
+        narrow.update(checked)

@@ -159,6 +159,16 @@ def test_a_copy_guards_itself() -> None:
         twin.update(batches[0][0])
 
 
+@pytest.mark.parametrize("form", ["whitened", "square_root"])
+@pytest.mark.parametrize("guard", ["auto", "off"])
+def test_another_form_has_the_same_guard(form, guard) -> None:
+    state = make("plain", guard=guard)
+    written(state, 4)
+    twin = state.convert(form)
+    assert twin._watch.guard == guard
+    assert twin.history is None
+
+
 @pytest.mark.parametrize("kind", ["covariance", "square_root"])
 def test_bad_arguments(kind) -> None:
     make_state = rk.CovarianceState if kind == "covariance" else rk.SquareRootState
