@@ -89,6 +89,8 @@ def test_a_missing_id_is_made_from_the_text(tmp_path: Path) -> None:
     both = load_facts(path)
     save_facts(both, tmp_path / "saved.jsonl")
     assert load_facts(tmp_path / "saved.jsonl") == both
+    given = write(tmp_path / "i.jsonl", {**record, "id": third}, record, record)
+    assert [fact.id for fact in load_facts(given)] == [third, f"{first}-3", f"{first}-4"], "never one that was given"
     with pytest.raises(ValueError, match=f"id must be unique, got '{first}' again"):
         load_facts(write(tmp_path / "h.jsonl", {**record, "id": first}, {**record, "id": first}))
 

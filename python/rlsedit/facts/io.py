@@ -57,12 +57,14 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
             if isinstance(record, json.JSONDecodeError):
                 raise ValueError(f"not valid JSON: {record.msg} at column {record.colno}")
             found: list[Fact] = []
-            for fact, made in _read(record, None):
-                before = times[fact.id] + sum(text_id(other) == fact.id for other in found)
-                found.append(numbered(fact, before + 1) if made else fact)
-                fact = found[-1]
-                if fact.id in seen:
+            for fact, made in _read(record):
+                if made:
+                    time = 1 + times[fact.id] + sum(text_id(other) == fact.id for other in found)
+                    while (fact := numbered(fact, time)).id in seen:  # given to another
+                        time += 1
+                elif fact.id in seen:
                     raise ValueError(f"id must be unique, got {fact.id!r} again (first at {seen[fact.id]})")
+                found.append(fact)
         except (ValueError, TypeError) as error:
             if on_error == "raise":
                 raise ValueError(f"{where}: {error}") from None
@@ -78,53 +80,44 @@ def load_facts(path: str | os.PathLike[str], on_error: Literal["raise", "skip"] 
     return facts
 
 
-def fact_from_record(record: object, default_id: str | None = None) -> Fact:
+def fact_from_record(record: object) -> Fact:
     """Makes a `Fact` from one decoded JSON object that holds one.
 
     Raises:
         ValueError: if a field is missing, unknown or bad, the message names it; or for a record of several facts.
         TypeError: if a field has the wrong type.
     """
-    found = facts_from_record(record, default_id)
+    found = facts_from_record(record)
     if len(found) > 1:
         raise ValueError(f"a record must hold one fact, got {len(found)}: use facts_from_record")
     return found[0]
 
 
-def facts_from_record(record: object, default_id: str | None = None) -> list[Fact]:
+def facts_from_record(record: object) -> list[Fact]:
     """The facts of one decoded JSON object, in our fields or those of a published data set; one or more.
 
-    Args:
-        record: the object.
-        default_id: id where the record has none; ".0", ".1", ... are added where it holds several facts. None makes ids
-            from the texts.
+    Where the record has no id the text gives it (`facts/ids.py`).
 
     Raises:
         ValueError: if a field is missing, unknown or bad; the message names the field.
         TypeError: if a field has the wrong type.
     """
-    return [fact for fact, _ in _read(record, default_id)]
+    return [fact for fact, _ in _read(record)]
 
 
-def _read(record: object, default_id: str | None) -> list[tuple[Fact, bool]]:
+def _read(record: object) -> list[tuple[Fact, bool]]:
     """Facts, and whether the id of each was made here."""
     if not isinstance(record, dict):
         raise TypeError(f"a record must be a JSON object, got {type(record).__name__}")
-    found = fields_of(record)
-    several = len(found) > 1
     facts = []
-    for i, fields in enumerate(found):
+    for fields in fields_of(record):
         made = fields.get("id") is None
-        if default_id is None:
-            fact = _fact(fields, "?")  # the text is known once the fields are checked
-            fact = numbered(fact) if made else fact
-        else:
-            fact = _fact(fields, f"{default_id}.{i}" if several else default_id)
-        facts.append((fact, made))
+        fact = _fact(fields)
+        facts.append((numbered(fact) if made else fact, made))
     return facts
 
 
-def _fact(fields: dict[str, Any], default_id: str) -> Fact:
+def _fact(fields: dict[str, Any]) -> Fact:
     for name in _REQUIRED:
         if name not in fields:
             raise ValueError(f"{name} is missing; the record has {', '.join(sorted(fields)) or 'no fields'}")
@@ -136,7 +129,7 @@ def _fact(fields: dict[str, Any], default_id: str) -> Fact:
     if isinstance(identity, int) and not isinstance(identity, bool):
         fields["id"] = str(identity)
     elif identity is None:
-        fields["id"] = default_id
+        fields["id"] = "?"  # the text, which is known once the fields are checked, gives it
     for name in ("target_new", "target_true", "subject"):
         if isinstance(fields.get(name), str):
             fields[name] = fields[name].strip()
