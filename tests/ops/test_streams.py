@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from support import builders
+from support.op_arguments import arguments, tensors
 
 import rlsedit_kernels as rk
-from rlsedit_kernels.ops.schemas import SCHEMAS
+from rlsedit_kernels.ops.schemas import SCHEMAS, written
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 D, U = 200, 20
@@ -23,30 +24,9 @@ def on_the_gpu(request: pytest.FixtureRequest) -> None:
 
 def call_of(op: str) -> tuple[Callable[[], object], list[torch.Tensor]]:
     """A call of `op` on arguments that stay where they are, and those that it changes."""
-    C, K = builders.symmetric((2,), D, torch.float32, 0), builders.key_batch((2,), U, D, torch.float32, 1)
-    Z, R = builders.columns((2,), D, U, torch.float32, 2) * 0.1, builders.triangular((2,), D, torch.float32, 3)
-    B, V = builders.columns((2,), D, 9, torch.float32, 4), builders.key_batch((2,), U, 9, torch.float32, 5)
-    given: tuple[object, ...] = {
-        "gain_products": (C, K),
-        "cholesky": (C,),
-        "gain_solve": (Z, builders.symmetric((2,), U, torch.float32, 6), 0.5),
-        "downdate_": (C, Z, -0.5),
-        "downdate_gain_products_": (C, Z, K, -0.5),
-        "rls_update_": (C, K, 0.5, 0.9),
-        "weight_update_": (B, K, V, Z),
-        "qr_append_": (R, K),
-        "qr_append_rhs_": (R, B, K, V),
-        "qr_gain": (R, K),
-    }[op]
+    given = arguments(op, torch.float32, (2,), d=D, u=U, v=9)
     function = getattr(torch.ops.rlsedit_kernels, op)
-    changed = {"downdate_": [C], "downdate_gain_products_": [C], "rls_update_": [C], "weight_update_": [B]}
-    return lambda: function(*given), {**changed, "qr_append_": [R], "qr_append_rhs_": [R, B]}.get(op, [])
-
-
-def flat(returned: object) -> list[torch.Tensor]:
-    if returned is None:
-        return []
-    return list(returned) if isinstance(returned, (tuple, list)) else [returned]  # type: ignore[list-item]
+    return lambda: function(*given), list(given[: written(op)])
 
 
 @pytest.mark.parametrize("op", SCHEMAS)
@@ -74,12 +54,12 @@ def test_a_captured_graph_gives_the_same_bits(op: str, backend: str) -> None:
     before = [t.clone() for t in changed]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        returned = flat(call())
+        returned = tensors(call())
     for tensor, value in zip(changed, before, strict=True):
         tensor.copy_(value)
     graph.replay()
     eager_call, eager_changed = call_of(op)
-    eager = flat(eager_call())
+    eager = tensors(eager_call())
     torch.cuda.synchronize()
     for got, expected in zip([*returned, *changed], [*eager, *eager_changed], strict=True):
         assert torch.equal(got, expected)

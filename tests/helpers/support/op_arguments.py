@@ -9,18 +9,19 @@ import torch
 from support import builders
 
 
-def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = ()) -> tuple[Any, ...]:
-    """What `op` takes: a system of 12 keys' dimensions, 5 keys and 4 columns of targets."""
-    d, u = 12, 5
+def arguments(
+    op: str, dtype: torch.dtype, batch: tuple[int, ...] = (), *, d: int = 12, u: int = 5, v: int = 4
+) -> tuple[Any, ...]:
+    """What `op` takes: keys of d dimensions, u of them, and v columns of targets."""
     C = builders.symmetric(batch, d, dtype, 0)
     K = builders.key_batch(batch, u, d, dtype, 1)
     Z = builders.columns(batch, d, u, dtype, 2) * 0.1
     G = builders.symmetric(batch, u, dtype, 3)
     R = builders.triangular(batch, d, dtype, 5)
-    B, V = builders.columns(batch, d, 4, dtype, 6), builders.key_batch(batch, u, 4, dtype, 7)
+    B, V = builders.columns(batch, d, v, dtype, 6), builders.key_batch(batch, u, v, dtype, 7)
     given: dict[str, tuple[Any, ...]] = {
         "gain_products": (C, K),
-        "cholesky": (G,),
+        "cholesky": (C,),
         "gain_solve": (builders.columns(batch, d, u, dtype, 4), G, 0.5),
         "downdate_": (C, Z, -1.0),
         "downdate_gain_products_": (C, Z, K, -1.0),
