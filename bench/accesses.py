@@ -7,6 +7,7 @@ memory serve a warp, a sector 32 bytes of global memory; "times the least": besi
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
@@ -137,7 +138,10 @@ def main() -> None:
                 found = rows_of(backend, case, u, counted(call, op, given))
                 print("\n".join(map(printed, found)), flush=True)
                 rows += found
-    report("accesses", {"d": options.d, "u": list(options.u), "v": options.v}, rows, options.json)
+    settings = {"d": options.d, "u": list(options.u), "v": options.v}
+    if "triton" in options.backends:
+        settings["triton"] = importlib.metadata.version("triton")
+    report("accesses", settings, rows, options.json)
 
 
 if __name__ == "__main__":

@@ -223,26 +223,29 @@ def engines(result: Result) -> str:
     return "\n".join(lines)
 
 
-def accesses(result: Result, backend: str) -> str:
-    """How the compiled kernels of a back end reach memory."""
+def accesses(result: Result, *others: Result, backend: str) -> str:
+    """How the compiled kernels of a back end reach memory; `others` were compiled by other versions of Triton."""
     settings = result["settings"]
     u = settings["u"][0]
+    mine, *theirs = ([r for r in x["rows"] if r["backend"] == backend and r["u"] == u] for x in (result, *others))
+    by = f"Triton {settings['triton']}, " if others else ""
     lines = [
-        f"Counted, not measured: d = {settings['d']}, u = {u}, v = {settings['v']}, float32 (`bench/accesses.py`, "
+        f"Counted, not measured: d = {settings['d']}, u = {u}, v = {settings['v']}, float32 ({by}`bench/accesses.py`, "
         f"commit {result['machine']['commit']}). In brackets: times the fewest rounds of the 32 banks of shared "
         "memory, or sectors of 32 bytes of global memory, in which the same words could be had.",
         "",
-        "| op | kernel | blocks | instructions of a thread (PTX) | of which mma | rounds of shared memory | sectors |",
-        "|---" * 7 + "|",
+        "| op | kernel | blocks | instructions of a thread (PTX) | of which mma | rounds of shared memory | sectors |"
+        + "".join(f" rounds, Triton {other['settings']['triton']} |" for other in others),
+        "|---" * (7 + len(others)) + "|",
     ]
-    for row in result["rows"]:
-        if row["backend"] != backend or row["u"] != u:
-            continue
+    for row, *rows in zip(mine, *theirs, strict=True):
+        if any((row["case"], row["kernel"]) != (r["case"], r["kernel"]) for r in rows):
+            raise ValueError(f"accesses: other kernels were counted than {row['kernel']} of {row['case']}")
         kinds = row["instructions_per_thread"]
         cells = [f"`{row['kernel']}`", str(row["blocks"]), f"{sum(kinds.values()):.0f}", f"{kinds['mma']:.0f}"]
-        for name in ("rounds", "sectors"):
-            least = row[f"least_{name}"]
-            cells.append(f"{row[name]} ({row[name] / least:.2f})" if least else "")
+        for count, name in ((row, "rounds"), (row, "sectors"), *((r, "rounds") for r in rows)):
+            least = count[f"least_{name}"]
+            cells.append(f"{count[name]} ({count[name] / least:.2f})" if least else "")
         lines.append(f"| {row['case']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -404,6 +407,8 @@ SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.j
 
 Part = tuple[tuple[str, ...], Callable[..., str]]
 
+ACCESSES = ("accesses.json", "accesses_triton36.json")
+
 SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("README.md", "update"): ((SHAPES, partial(shapes, names=HEADLINE)),),
     ("README.md", "numerics"): ((("long_stream.json",), partial(long_stream, forms=FORMS)),),
@@ -418,7 +423,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("docs/profile.md", "append"): ((("qr.json",), append),),
     ("docs/profile.md", "engines"): ((("engines.json",), engines),),
     ("docs/cuda.md", "accesses"): ((("accesses.json",), partial(accesses, backend="cuda")),),
-    ("docs/triton.md", "accesses"): ((("accesses.json",), partial(accesses, backend="triton")),),
+    ("docs/triton.md", "accesses"): ((ACCESSES, partial(accesses, backend="triton")),),
     ("docs/cuda.md", "gpu"): ((("gpu.json",), partial(comparison, backend="cuda")), (("gpu.json",), targets)),
     ("docs/triton.md", "gpu"): ((("gpu.json",), partial(comparison, backend="triton")),),
     ("docs/stability.md", "forms"): ((("long_stream.json",), long_stream), (("real_keys.json",), real_keys)),
