@@ -33,7 +33,7 @@ SOLUTIONS = {"covariance": ("gain",), "square_root": ("carried", "gain")}
 COST_ERROR = 0.25
 PEAK_ERROR = 0.25
 """Parts of the cost of a batch that is taken back, and of the largest objective so far, by which the objective may
-become negative by rounding. Removals of a leverage near 1 multiply errors, most on streams of huge and very unequal keys
+become negative by rounding. Removals of a leverage near 1 multiply errors, most with huge and very unequal keys
 in float32, and what is refused must be clearly wrong."""
 
 
