@@ -6,9 +6,8 @@ import argparse
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,13 +278,15 @@ def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Na
     named = {fact.id for fact in found.facts}
     todo = [fact for fact in editor.planned if fact.id not in named] + found.left
     console.line(f"resumed  behind step {_steps(editor)}: {len(todo)} facts are left")
+    if found.outdated:
+        shown = _shown(fact.id for fact in found.outdated)
+        console.line(f"left out {len(found.outdated)} that later facts replace, which the model has already: {shown}")
     if found.out:
         reasons = Counter(row.reason for row in found.out)
-        shown = ", ".join(row.fact.id for row in found.out[:_SHOWN]) + (", ..." if len(found.out) > _SHOWN else "")
         console.line(
             f"left out {len(found.out)} written before and taken out of the model since ("
             + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            + f"): {shown}"
+            + f"): {_shown(row.fact.id for row in found.out)}"
         )
         console.line(
             "         later facts of the file replace them" if args.again else "         --again writes them again"
@@ -293,12 +294,17 @@ def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Na
     return todo
 
 
+def _shown(ids: Iterable[str]) -> str:
+    some = list(ids)
+    return ", ".join(some[:_SHOWN]) + (", ..." if len(some) > _SHOWN else "")
+
+
 def _origin(editor: Editor, args: argparse.Namespace, given: bool = True) -> Origin:
     """Where the edits come from, kept as soon as facts are written, since nobody can tell it after an interruption."""
-    from rlsedit.store.origin import Origin, base_of
+    from rlsedit.store.origin import Origin, base_of, origin_of
 
     if args.resume:
-        origin = _kept_origin(args)
+        origin = origin_of(args.out, args.model)
     else:
         origin = Origin(base_of(args.model), text=args.text.name if args.text else None)
     if given:
@@ -309,25 +315,16 @@ def _origin(editor: Editor, args: argparse.Namespace, given: bool = True) -> Ori
     return origin
 
 
-def _kept_origin(args: argparse.Namespace) -> Origin:
-    """What the folder says; its base is the model at hand where it does not tell."""
-    from rlsedit.store.origin import base_of, origin_of
-
-    origin = origin_of(args.out)
-    if origin.base is None and Path(args.model).resolve() != args.out.resolve():
-        origin = replace(origin, base=base_of(args.model))
-    return origin
-
-
 def _serve(console: Any, editor: Editor, batch: int, args: argparse.Namespace) -> None:
     from rlsedit.cli.serving import serve
+    from rlsedit.store.origin import origin_of
 
     _origin(editor, args, not args.resume)
     serve(
         editor, args.facts, batch, follow=args.follow, on_conflict=args.on_conflict, again=args.again,
         begun=lambda: _origin(editor, args),
     )  # fmt: skip
-    finish(console, editor, args.model, args.out, _kept_origin(args), {}, [])
+    finish(console, editor, args.model, args.out, origin_of(args.out, args.model), {}, [])
 
 
 def finish(

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             editor.remove(args.ids)
             console.line(f"taken out: {', '.join(args.ids)}")
-        finish(console, editor, source, args.folder, origin_of(args.folder), {}, [])
+        finish(console, editor, source, args.folder, origin_of(args.folder, args.model), {}, [])
     finally:
         editor.close()
     return 0

@@ -60,12 +60,12 @@ def serve(
         desk = _Desk(editor, on_conflict, again)
         reader.start()
         while (arrived := _arrived(lines, batch, stop)) is not None:
-            twins = [item for item in arrived if desk.admit(*item) is False]
+            waiting = [item for item in arrived if not desk.admit(*item)]
             if desk.holds and begun is not None:
                 begun()
                 begun = None
             desk.write()
-            for item in twins:  # behind the batch that has the first of them: in the model already, or tried again
+            for item in waiting:
                 desk.admit(*item)
                 desk.write()
         assert editor.folder is not None
@@ -89,6 +89,8 @@ class _Desk:
         self._editor, self._on_conflict, self._again = editor, on_conflict, again
         self._former = FormerIds(editor.folder.ledger.edits())
         self._facts: list[Fact] = []
+        self._waiting: list[Fact] = []
+        self._going: set[str] = set()  # edits in the model that what was taken in replaces
 
     @property
     def holds(self) -> bool:
@@ -97,14 +99,16 @@ class _Desk:
 
     def write(self) -> None:
         """Write what was taken in."""
-        facts, self._facts = self._facts, []
+        facts, self._facts, self._waiting, self._going = self._facts, [], [], set()
         if facts:
             _write(self._editor, facts, self._on_conflict)
 
     def admit(self, number: int, line: bytes) -> bool:
-        """Take the fact of a line into the batch, or answer why not; False where the batch has the same fact."""
+        """Take the fact of a line into the batch, or answer why not; False where the answer depends on the batch.
+
+        Such a line is to be taken again behind the batch: each is answered as if the lines had come one by one.
+        """
         from rlsedit.checking import TooLongError
-        from rlsedit.facts.ids import statement
         from rlsedit.store.errors import StoreError
 
         if not line.strip():
@@ -113,7 +117,8 @@ class _Desk:
         try:
             fact = self._former.renamed(_fact(line))
             self._check(fact)
-            if any(fact.id == other.id and statement(fact) == statement(other) for other in self._facts):
+            if self._waits(fact):
+                self._waiting.append(fact)
                 return False
             answer = self._known(fact)
         except TooLongError as error:
@@ -130,9 +135,22 @@ class _Desk:
         if answer is None:
             assert fact is not None
             self._facts.append(fact)
+            if self._on_conflict == "replace":
+                assert self._editor.folder is not None
+                self._going |= {conflict.old for conflict in self._editor.folder.journal.index.conflicts([fact])}
         else:
             _answer(**answer)
         return True
+
+    def _waits(self, fact: Fact) -> bool:
+        """Whether the batch has the fact, would replace it, or is waited for by a fact about the same."""
+        from rlsedit.facts.ids import statement
+        from rlsedit.store.index import same_statement
+
+        if any(fact.id == other.id and statement(fact) == statement(other) for other in self._facts):
+            return True
+        about = self._on_conflict == "replace" and any(same_statement(fact, other) for other in self._waiting)
+        return about or fact.id in self._going
 
     def _check(self, fact: Fact) -> None:
         """Refuse what the model cannot read before it can fail a whole batch."""
@@ -193,18 +211,20 @@ def _write(editor: Editor, facts: list[Fact], on_conflict: OnConflict) -> None:
             editor.folder.failed(facts, failure)  # where it was planned by a run that ended
             _answer(id=facts[0].id, status="failed", error=failure)
             return
+        written = _written(editor, before)
         for fact in facts:
-            place = _live(editor).get(fact.id)
-            if place is not None and place.number > before:  # of a part of the batch that had been written
-                _answer(id=fact.id, status="applied", batch=place.number)
+            if fact.id in written:  # with a part of the batch
+                _answer(id=fact.id, status="applied", batch=written[fact.id])
             else:
                 _write(editor, [fact], on_conflict)
         return
+    written = _written(editor, before)
+    gone: set[str] = set()
     for fact in facts:
-        old = [conflict.old for conflict in report.conflicts if conflict.new == fact.id]
+        old = [conflict.old for conflict in report.conflicts if conflict.new == fact.id and conflict.old not in gone]
         named = {} if not old else {"replaced" if on_conflict == "replace" else "conflicts": old}
-        place = _live(editor).get(fact.id)
-        _answer(id=fact.id, status="applied", batch=None if place is None else place.number, **named)
+        gone.update(named.get("replaced", ()))
+        _answer(id=fact.id, status="applied", batch=written[fact.id], **named)
 
 
 def _unless_full(error: BaseException) -> None:
@@ -221,9 +241,10 @@ def _unless_full(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def _live(editor: Editor) -> dict[str, Any]:
+def _written(editor: Editor, before: int) -> dict[str, int]:
+    """The steps behind step `before` by the facts that they have written; some may have been replaced since."""
     assert editor.folder is not None
-    return editor.folder.journal.index.live
+    return {name: entry.number for entry in editor.folder.journal.entries[before:] for name in entry.ids}
 
 
 def _answer(**fields: object) -> None:

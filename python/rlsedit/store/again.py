@@ -62,11 +62,13 @@ class Again:
         facts: all of them, under the ids of the folder.
         left: those to be written: not in the model, and not taken out of it unless they are wanted again.
         out: ledger rows of those that were taken out, undone or replaced, and stay out.
+        outdated: those never written that a later fact replaces which is in the model already.
     """
 
     facts: list[Fact]
     left: list[Fact]
     out: list[Edit]
+    outdated: list[Fact]
 
 
 def told_apart(facts: Sequence[Fact], rows: Sequence[Edit], again: bool, replacing: bool) -> Again:
@@ -89,17 +91,21 @@ def told_apart(facts: Sequence[Fact], rows: Sequence[Edit], again: bool, replaci
     later: dict[str, list[Fact]] = {}
     left: list[Fact] = []
     out: list[Edit] = []
+    outdated: list[Fact] = []
     for fact in reversed(facts):
         known, row = inside.get(fact.id), taken_out([last[key]] if (key := (fact.id, statement(fact))) in last else [])
         about = later.setdefault(fact.subject.casefold(), [])
+        over = [other for other in about if same_statement(fact, other)] if replacing else []
         if known is not None:
             if statement(known) != statement(fact):
                 raise ValueError(
                     f"--facts: id {fact.id!r} is that of another edit in the folder: {known.text} {known.target_new}"
                 )
-        elif row is None or (again and not (replacing and any(same_statement(fact, other) for other in about))):
+        elif row is None and any(other.id in inside for other in over):
+            outdated.append(fact)
+        elif row is None or (again and not over):
             left.append(fact)
         else:
             out.append(row)
         about.append(fact)
-    return Again(facts, left[::-1], out[::-1])
+    return Again(facts, left[::-1], out[::-1], outdated[::-1])

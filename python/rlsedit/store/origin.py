@@ -59,8 +59,13 @@ def base_of(model: str) -> str:
     return model if model == "smollm2" else str(Path(model).resolve())
 
 
-def origin_of(path: Path) -> Origin:
-    """Of a folder that `rlsedit edit` has made; what is not known is empty."""
+def origin_of(path: Path, model: str | None = None) -> Origin:
+    """Of a folder that `rlsedit edit` has made; what is not known is empty.
+
+    Args:
+        path: the folder.
+        model: the one at hand that its edits go into: the base where the folder does not tell, unless it lies there.
+    """
     kept = _object(store_of(path) / _NAME)
     report = _object(path / _REPORT)
     if kept is None:  # of an earlier version, or only the model has been copied
@@ -71,6 +76,8 @@ def origin_of(path: Path) -> Origin:
     base, text, facts = kept.get("base"), kept.get("text"), kept.get("facts")
     if not isinstance(base, str) or not base:
         base = _of_session(path)
+    if base is None and model is not None and Path(model).resolve() != path.resolve():
+        base = base_of(model)
     files = tuple(file for file in facts if isinstance(file, str) and file) if isinstance(facts, Sequence) else ()
     return Origin(base, files, text if isinstance(text, str) else None)
 

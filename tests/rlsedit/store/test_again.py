@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from dataclasses import replace
@@ -11,68 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from support import language_models as lm
+from support.commands import answers, edit, given, resume, same, states, written
 from support.editors import facts
-from transformers import AutoModelForCausalLM
 
 from rlsedit.cli import main
 from rlsedit.facts import Fact, load_facts
 from rlsedit.facts.ids import numbered, text_id
 from rlsedit.store.again import FormerIds, told_apart
-from rlsedit.store.check import reading
 from rlsedit.store.ledger import Edit
 
-SMALL = [*lm.SMALL_EDITS, "--no-evaluate"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("again")
-    return lm.on_disk(folder)
-
-
-@pytest.fixture(autouse=True)
-def cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLSEDIT_CACHE", str(root / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def bare(some: list[Fact]) -> list[dict[str, Any]]:
     """Records as README has them, without ids."""
     return [{k: v for k, v in fact.to_dict().items() if k != "id"} for fact in some]
-
-
-def written(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def edit(root: Path, source: Path, out: Path, *more: str) -> list[str]:
-    return ["edit", str(root / "llama"), "--facts", str(source), "--out", str(out), "--text", str(root / "text.txt"),
-            *SMALL, "--batch", "2", *more]  # fmt: skip
-
-
-def resume(model: Path, source: Path | str, out: Path, *more: str) -> list[str]:
-    return ["edit", str(model), "--facts", str(source), "--out", str(out), "--batch", "2", "--device", "cpu",
-            "--no-evaluate", "--resume", *more]  # fmt: skip
-
-
-def given(monkeypatch: pytest.MonkeyPatch, *records: dict[str, Any]) -> None:
-    data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-
-
-def answers(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def states(out: Path) -> dict[str, str]:
-    with reading(out) as (ledger, _):
-        return {row.fact.id: row.state for row in ledger.edits()}
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = (dict(AutoModelForCausalLM.from_pretrained(p, dtype="auto").state_dict()) for p in (one, other))
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_more_facts_without_ids_are_appended(

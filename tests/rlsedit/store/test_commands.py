@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -15,52 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from support import language_models as lm
+from support.commands import answers, arriving, edit, encoded, given, resume, same, weights
 from support.editors import facts
-from transformers import AutoModelForCausalLM
 
 from rlsedit.cli import main
 from rlsedit.facts import Fact, save_facts
 
-SMALL = [*lm.SMALL_EDITS, "--no-evaluate"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("commands")
-    return lm.on_disk(folder)
-
-
-@pytest.fixture(autouse=True)
-def cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLSEDIT_CACHE", str(root / "cache"))
-
-
-def edit(root: Path, out: Path, source: Path | str, *more: str) -> list[str]:
-    return ["edit", str(root / "llama"), "--facts", str(source), "--out", str(out), "--text",
-            str(root / "text.txt"), *SMALL, "--batch", "2", *more]  # fmt: skip
-
-
-def resume(root: Path, out: Path, source: Path | str, *more: str) -> list[str]:
-    return ["edit", str(root / "llama"), "--facts", str(source), "--out", str(out), "--batch", "2", "--device", "cpu",
-            "--no-evaluate", "--resume", *more]  # fmt: skip
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict())
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def lines(*records: object) -> bytes:
-    return b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in records)
-
-
-def answers(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str, status: int = 2) -> None:
@@ -76,7 +36,7 @@ def whole(root: Path) -> Path:
     """Six facts in batches of two, never interrupted."""
     save_facts(facts(6), root / "six.jsonl")
     os.environ["RLSEDIT_CACHE"] = str(root / "cache")
-    assert main(edit(root, root / "whole", root / "six.jsonl")) == 0
+    assert main(edit(root, root / "six.jsonl", root / "whole")) == 0
     return root / "whole"
 
 
@@ -96,17 +56,17 @@ def test_resume_goes_on_to_the_same_bits(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(Editor, "_batch", interrupted)
-        assert main(edit(root, out, root / "six.jsonl")) == 130
+        assert main(edit(root, root / "six.jsonl", out)) == 130
     assert "--resume goes on" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"rlsedit"}
-    fails(capsys, resume(root, out, root / "six.jsonl", "--set", "steps=3"), "made with steps = 2, got 3")
-    fails(capsys, resume(root, out, root / "six.jsonl", "--method", "memit"), "made with 'rlsedit'")
-    fails(capsys, resume(root, out, root / "six.jsonl", "--force"), "--resume", "--force")
-    fails(capsys, resume(root, tmp_path / "none", root / "six.jsonl"), "holds no edits")
+    fails(capsys, resume(root / "llama", root / "six.jsonl", out, "--set", "steps=3"), "made with steps = 2, got 3")
+    fails(capsys, resume(root / "llama", root / "six.jsonl", out, "--method", "memit"), "made with 'rlsedit'")
+    fails(capsys, resume(root / "llama", root / "six.jsonl", out, "--force"), "--resume", "--force")
+    fails(capsys, resume(root / "llama", root / "six.jsonl", tmp_path / "none"), "holds no edits")
     changed = [Fact("f0", "{} is", "Oslo", "Peru"), *facts(5, 1)]
     save_facts(changed, tmp_path / "changed.jsonl")
-    fails(capsys, resume(root, out, tmp_path / "changed.jsonl"), "'f0' is that of another edit")
-    assert main(resume(root, out, root / "six.jsonl")) == 0
+    fails(capsys, resume(root / "llama", tmp_path / "changed.jsonl", out), "'f0' is that of another edit")
+    assert main(resume(root / "llama", root / "six.jsonl", out)) == 0
     assert "2 facts are left" in capsys.readouterr().out
     assert same(out, whole)
     report = json.loads((out / "rlsedit-report.json").read_text())
@@ -124,12 +84,11 @@ def test_a_stream_on_standard_input(
         b"[" * 100000 + b"\n", b'"' + b"x" * (1 << 21) + b'"\n', {**six[0], "id": "\ud800"},
         {**six[0], "id": "y", "subject": "\udfff"}, b"\n", {**six[0], "id": "z", "more": 1},
     ]  # fmt: skip
-    stream = lines(six[0], six[1], *bad, six[2], six[3], six[4], six[5])
     out = tmp_path / "out"
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stream)))
-    monkeypatch.setattr("rlsedit.cli.serving._arrived", _pairs(len(bad)))
-    assert main(edit(root, out, "-")) == 0
-    found = answers(capsys.readouterr().out)
+    given(monkeypatch, *six[:2], *bad, *six[2:])
+    arriving(monkeypatch, iter([2, len(bad) + 2, 2, 2, 2, 2]))
+    assert main(edit(root, "-", out)) == 0
+    found = answers(capsys)
     errors = [answer for answer in found if answer["status"] == "error"]
     assert len(errors) == len(bad) - 1  # an empty line is no request
     assert {answer["line"] for answer in errors} == {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14}
@@ -140,46 +99,24 @@ def test_a_stream_on_standard_input(
     os.environ["RLSEDIT_CACHE"] = str(root / "cache")
     # sent again, and a conflict
     conflict = Fact("g", facts(1)[0].prompt, facts(1)[0].subject, "Quito")
-    again = lines(six[3], conflict.to_dict(), {**six[3], "target_new": "x"})
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(again)))
-    assert main(resume(root, out, "-", "--on-conflict", "refuse")) == 0
-    found = answers(capsys.readouterr().out)
+    given(monkeypatch, six[3], conflict.to_dict(), {**six[3], "target_new": "x"})
+    assert main(resume(root / "llama", "-", out, "--on-conflict", "refuse")) == 0
+    found = answers(capsys)
     assert [answer["status"] for answer in found] == ["already", "refused", "refused"]
     assert found[0]["batch"] == 2
     assert found[1]["conflicts"] == ["f0"]
     assert same(out, whole)
     no_id = {key: value for key, value in conflict.to_dict().items() if key != "id"}
     for status in ("applied", "already"):  # the same line has the same id
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines(no_id))))
-        assert main(resume(root, out, "-", "--on-conflict", "replace")) == 0
-        (found_one,) = answers(capsys.readouterr().out)
+        given(monkeypatch, no_id)
+        assert main(resume(root / "llama", "-", out, "--on-conflict", "replace")) == 0
+        (found_one,) = answers(capsys)
         assert found_one["status"] == status
     assert main(["log", str(out), "--state", "removed"]) == 0
     shown = capsys.readouterr().out
     assert "f0" in shown
     assert "(replaced)" in shown
     assert main(["log", str(out), "--check"]) == 0
-
-
-def _pairs(bad: int) -> Any:
-    """Batches as if lines came two at a time, whatever the speed of the reader; bad ones among the second pair."""
-    from rlsedit.cli import serving
-
-    sizes = iter([2, bad + 2, 2, 2, 2, 2])
-
-    def arrived(queue: Any, batch: int, stop: Any) -> Any:
-        found: list[Any] = []
-        size = next(sizes)
-        while len(found) < size:
-            item = queue.get()
-            if item is None:
-                queue.put(None)
-                return found or None
-            found.append(item)
-        return found
-
-    assert serving._arrived is not arrived
-    return arrived
 
 
 def test_a_batch_that_fails_is_tried_one_by_one(
@@ -200,11 +137,11 @@ def test_a_batch_that_fails_is_tried_one_by_one(
         return real(tokenizer, some, contexts)
 
     monkeypatch.setattr(targets, "fact_rows", picky)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines(*(f.to_dict() for f in facts(3))))))
-    monkeypatch.setattr("rlsedit.cli.serving._arrived", _pairs(1))
+    given(monkeypatch, *(f.to_dict() for f in facts(3)))
+    arriving(monkeypatch, iter([2, 3, 2]))
     out = tmp_path / "out"
-    assert main(edit(root, out, "-", "--batch", "3")) == 0
-    found = {answer["id"]: answer for answer in answers(capsys.readouterr().out)}
+    assert main(edit(root, "-", out, "--batch", "3")) == 0
+    found = {answer["id"]: answer for answer in answers(capsys)}
     assert {name: answer["status"] for name, answer in found.items()} == {
         "f0": "applied",
         "f1": "failed",
@@ -220,12 +157,12 @@ def test_a_batch_that_fails_is_tried_one_by_one(
 def test_a_growing_file_until_sigterm(root: Path, whole: Path, tmp_path: Path) -> None:
     """A process of its own: answers come while it runs, SIGTERM ends it cleanly, a resume goes on to the same bits."""
     source, out = tmp_path / "grows.jsonl", tmp_path / "out"
-    six = lines(*(fact.to_dict() for fact in facts(6)))
+    six = encoded(*(fact.to_dict() for fact in facts(6)))
     cut = six.index(b"\n", six.index(b"f1")) + 1
     source.write_bytes(six[:cut])
     path = os.pathsep.join(part for part in sys.path if part)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "rlsedit", *edit(root, out, source, "--follow")]
+    command = [sys.executable, "-m", "rlsedit", *edit(root, source, out, "--follow")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout is not None
     try:
@@ -297,5 +234,5 @@ def test_remove_and_undo(root: Path, whole: Path, tmp_path: Path, capsys: pytest
     (out / "model.safetensors").write_bytes(b"broken")
     assert main(["log", str(out), "--check"]) == 1
     assert str(out / "model.safetensors") in capsys.readouterr().out
-    assert main(resume(root, out, tmp_path / "more.jsonl")) == 0  # written anew from the first model
+    assert main(resume(root / "llama", tmp_path / "more.jsonl", out)) == 0  # written anew from the first model
     assert main(["log", str(out), "--check"]) == 0

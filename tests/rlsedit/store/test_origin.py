@@ -105,8 +105,9 @@ def test_a_relative_path_of_an_earlier_version_is_not_taken_for_a_model_here(roo
     assert origin_of(out).base is None
 
 
-def test_a_stream_tells_the_base_where_the_folder_does_not(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", ["a stream", "a removal"])
+def test_who_names_the_model_tells_the_base_where_the_folder_does_not(
+    root: Path, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of an earlier version, begun by a relative path; nothing new arrives."""
     out = tmp_path / "out"
@@ -117,7 +118,10 @@ def test_a_stream_tells_the_base_where_the_folder_does_not(
     (out / "rlsedit-report.json").write_text(json.dumps(told), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     more = ["--device", "cpu", "--no-evaluate", "--resume"]
-    assert main(["edit", "llama", "--facts", "-", "--out", str(out), *more]) == 0
+    if by == "a stream":
+        assert main(["edit", "llama", "--facts", "-", "--out", str(out), *more]) == 0
+    else:
+        assert main(["remove", str(out), "f0", "--model", "llama", "--device", "cpu"]) == 0
     assert report(out)["base"] == str(root / "llama")
 
 
