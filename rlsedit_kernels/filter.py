@@ -401,12 +401,16 @@ class RLSFilter:
         )
 
     def _bound(self, weight: float | None) -> float | None:
-        """|E_all| / (2 lambda), with lambda^2 forgotten like the rest of the prior."""
+        """|E_all| / (2 lambda), with lambda^2 forgotten like the rest of the prior; sqrt(J) / lambda once restricted.
+
+        A restriction holds what earlier batches did to the weight, also where W_0 would fit all that came after.
+        """
         if not weight or not self._track_bounds:
             return None
         if self._forgotten == 0.0:
             return math.inf  # nothing is left of the prior
-        return math.sqrt(max(self._errors, 0.0)) / (2.0 * weight * math.sqrt(self._forgotten))
+        squared = self._objective if self.state._counters.restrictions else 0.25 * self._errors
+        return math.sqrt(max(squared, 0.0)) / (weight * math.sqrt(self._forgotten))
 
 
 def checked_arguments(

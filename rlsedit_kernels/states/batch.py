@@ -19,7 +19,8 @@ PIVOT_SLACK = 32.0
 a breakdown: the rounding error of G itself."""
 
 TRUNCATION = 8.0
-"""Eigenvalues of G below this many times max(u, 8) eps max(G) count as zero when noise = 0."""
+"""Eigenvalues of G below this many times max(u, 8) eps max(G) count as zero when noise = 0. Where hard writes or
+restrictions have left nothing of C in some directions max(K C_0 K') stands for max(G): there G is rounding alone."""
 
 CAREFUL_FROM = 2e-5
 """From this value of (unit roundoff) max(K C K') / noise on, a batch is worked out in float64: what it leaves
@@ -117,13 +118,14 @@ class Attempt:
         return BatchFactor(self.gain, self.change, self.G, self.root, value / noise, u)
 
 
-def factor(products: Products, noise: float, eps: float) -> BatchFactor:
+def factor(products: Products, noise: float, eps: float, scale: float = 0.0) -> BatchFactor:
     """Factor noise I + G; for noise = 0, or a system singular to rounding, on the range of G.
 
     Args:
         products: of the batch.
         noise: >= 0.
         eps: machine epsilon of the form they were made with (they may be wider).
+        scale: what rounding is to be compared with where it is more than G, as `removal.scale` gives it.
 
     Raises:
         BreakdownError: G has a negative eigenvalue beyond its rounding error: the covariance is broken.
@@ -133,16 +135,16 @@ def factor(products: Products, noise: float, eps: float) -> BatchFactor:
         largest, info, pivot = scalars([products.G.diagonal().max(), attempt.info, attempt.pivot])
         if (found := attempt.found(noise, eps, largest, info, pivot)) is not None:
             return found
-    return truncated(products, noise, eps)
+    return truncated(products, noise, eps, scale)
 
 
-def truncated(products: Products, noise: float, eps: float) -> BatchFactor:
+def truncated(products: Products, noise: float, eps: float, scale: float = 0.0) -> BatchFactor:
     """`factor` by eigenvalues, on the range of G."""
     G = products.G
     u = G.shape[-1]
     values, vectors = torch.linalg.eigh(G.to(torch.float64))
     low, high = float(values[0]), float(values[-1])
-    tolerance = TRUNCATION * max(u, 8) * eps * max(abs(high), abs(low))
+    tolerance = TRUNCATION * max(u, 8) * eps * max(abs(high), abs(low), scale)
     if low < -4.0 * tolerance - noise * 1e-3:
         raise BreakdownError(
             f"K C K' has the negative eigenvalue {low:.3e} beside {high:.3e}: the covariance is no longer positive "

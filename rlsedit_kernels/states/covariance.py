@@ -448,10 +448,11 @@ class CovarianceState(Moving):
             factored = attempt.found(weight, eps, largest, info, pivot)
         if factored is None or gain is None:
             del attempt, gain  # buffers of the size of a gain
+            scale = removal.scale(form, self._factor, self._counters, keys.rows)
             if careful:
-                factored = batches.factor(form.products64(form.coordinates64(keys.rows)), weight, eps)
+                factored = batches.factor(form.products64(form.coordinates64(keys.rows)), weight, eps, scale)
             else:
-                factored = batches.truncated(products, weight, eps)
+                factored = batches.truncated(products, weight, eps, scale)
             wide = factored.change.dtype != form.dtype
             gain = (form.back64 if wide else form.back)(factored.gain).to(self.dtype)
             size = float(torch.linalg.vector_norm(gain))
@@ -467,8 +468,7 @@ class CovarianceState(Moving):
         form = self._choose(K)
         inner = form.coordinates64(K.rows)
         products = form.products64(inner)
-        if self._counters.singular_writes:
-            removal.refuse_forbidden(form, self._factor, K.rows, inner, products.G)
+        removal.refuse_forbidden(form, self._factor, self._counters, K.rows, inner, products.G)
         gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
         return form, form.back64(gain).to(self.dtype), change, leverage
 
@@ -478,11 +478,11 @@ class CovarianceState(Moving):
         return form.back64(form.products64(form.coordinates64(K.rows)).Y / noise).to(self.dtype)
 
     def _change(self, form: _Form, factored: BatchFactor) -> None:
-        if factored.change.dtype == form.dtype:
-            form.change_(factored.change, -1.0)
-        else:
-            form.change64_(factored.change, -1.0)
-            self._counters.careful_steps += 1
+        if factored.rank == 0:
+            return  # hard writes and restrictions leave nothing to learn from these keys
+        careful = factored.change.dtype != form.dtype
+        (form.change64_ if careful else form.change_)(factored.change, -1.0)
+        self._counters.careful_steps += careful
 
     def _record(self, prepared: Prepared) -> None:
         counters, pivot = self._counters, prepared.factored.pivot

@@ -58,8 +58,8 @@ class Health:
         repairs: how often the guard has rebuilt the state or moved it to a safer form.
         weight_error: estimated error of W in the S-norm, relative to W - W_0, from rounding it to its dtype with every
             batch (`RLSFilter.health` only).
-        smallest_eigenvalue, largest_eigenvalue: of C in whitened coordinates; at most 1 without forgetting, below 0 C
-            is indefinite (`thorough` only, as what follows).
+        smallest_eigenvalue, largest_eigenvalue: of C in whitened coordinates, in the directions that hard writes and
+            restrictions leave; at most 1 without forgetting, below 0 C is indefinite (`thorough` only, as all below).
         asymmetry: |C - C'| / |C|.
         error: sqrt(r'S r / z'S z), r = C (S z) - z, the largest over the probes, with S by inverting C in float64.
     """

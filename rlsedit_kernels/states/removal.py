@@ -24,19 +24,35 @@ def refuse_unwritten(counters: Counters, form: Any = None) -> None:
         )
 
 
-def refuse_forbidden(form: Any, factor: PriorFactor, K: torch.Tensor, inner: torch.Tensor, G: torch.Tensor) -> None:
+def refuse_forbidden(
+    form: Any, factor: PriorFactor, counters: Counters, K: torch.Tensor, inner: torch.Tensor, G: torch.Tensor
+) -> None:
     """LeverageError where a hard write or a restriction has left nothing of C in the directions of the keys.
 
     Args:
-        form: of the covariance, singular by design.
-        factor: of the prior.
+        form: of the covariance.
+        factor, counters: of the prior, of the state.
         K, inner: (u, d) keys, and in the coordinates of the form in float64.
         G: (u, u) = K C K', float64. It is compared with K C_0 K'.
     """
-    whitened = inner.mT if form.maps else unwhiten_transposed(factor, K.to(torch.float64).mT)
-    left = (G.diagonal() / whitened.square().sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)).amax()
+    if not counters.singular_writes:
+        return
+    left = (G.diagonal() / _prior_products(form, factor, K, inner).clamp_min(torch.finfo(torch.float64).tiny)).amax()
     if float(left) <= null_fraction(form):
         raise LeverageError(
             "remove: the keys lie where a hard write (noise 0) or a restriction lets nothing change: a batch of noise "
             "0 left no trace that could be taken back; nothing was changed. Rebuild with refactor(batches that stay)"
         )
+
+
+def scale(form: Any, factor: PriorFactor, counters: Counters, K: torch.Tensor) -> float:
+    """max(K C_0 K') for keys (u, d), where C is singular by design; 0 elsewhere: rounding there is that of K C K'."""
+    if not counters.singular_writes:
+        return 0.0
+    return float(_prior_products(form, factor, K, form.coordinates64(K)).amax())
+
+
+def _prior_products(form: Any, factor: PriorFactor, K: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """k C_0 k' (u,) float64 of keys K (u, d), `inner` in the coordinates of the form."""
+    whitened = inner.mT if form.maps else unwhiten_transposed(factor, K.to(torch.float64).mT)
+    return whitened.square().sum(dim=0)

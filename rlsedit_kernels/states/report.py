@@ -31,12 +31,12 @@ CONDITION_LOSS = 1e-3
 """(unit roundoff of W) sqrt(condition of the prior) from which on `health()` warns: a condition of 2.8e8 in float32."""
 
 
-def null_fraction(form: _Form) -> float:
+def null_fraction(form: _Form | TriangularForm) -> float:
     """Fraction of the largest eigenvalue of C~ below which an eigenvalue is what rounding left of a null space.
 
     A fraction eps of a covariance, eps^2 of one that is a root squared, with a margin.
     """
-    fraction = torch.finfo(form.dtype).eps ** (2 if form.name == "inverse_root" else 1)
+    fraction = torch.finfo(form.dtype).eps ** (1 if form.name in ("plain", "whitened") else 2)
     return float(_RANGE * max(fraction, torch.finfo(torch.float64).eps))
 
 
@@ -106,7 +106,7 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     if form is not None and not (reach := size(form, factor)) < torch.finfo(state.dtype).max:
         found.broken(f"C has grown to {reach:.1e}, which {state.dtype} cannot hold: refactor(batches)")
     bounded = not counters.forgot
-    measured = _thorough(found, form, state._probes, factor, bounded) if thorough else {}
+    measured = _thorough(found, form, state._probes, factor, bounded, counters.singular_writes > 0) if thorough else {}
     return Health(
         status=found.status,
         form=state.form,
@@ -148,7 +148,8 @@ def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
         if not pivot > torch.finfo(form.dtype).max ** -0.5:
             found.broken(f"R has a pivot of {pivot:.1e}: C is more than {form.dtype} can hold: refactor(batches)")
         bounded = not counters.forgot and not nothing
-        measured = _thorough(found, form, state._probes, factor, bounded) if thorough else {}
+        singular = counters.singular_writes > 0
+        measured = _thorough(found, form, state._probes, factor, bounded, singular) if thorough else {}
     else:
         found.warn(
             f"{form.directions} of {form.rank} directions are known: no gain and no weight before all of them are"
@@ -209,13 +210,25 @@ def _drifted(found: _Findings, drift: float, worst: float, form: str, wide: bool
 
 
 def _thorough(
-    found: _Findings, form: _Form | TriangularForm | None, probes: Probes, factor: PriorFactor, bounded: bool
+    found: _Findings,
+    form: _Form | TriangularForm | None,
+    probes: Probes,
+    factor: PriorFactor,
+    bounded: bool,
+    singular: bool,
 ) -> dict[str, float]:
-    """Spectrum, asymmetry and S-norm error of the probes, from C~ in float64; `bounded`: C is at most C_0."""
+    """Spectrum, asymmetry and S-norm error of the probes, from C~ in float64.
+
+    `bounded`: C is at most C_0; `singular`: hard writes or restrictions have left it a null space, of which rounding
+    makes eigenvalues of either sign.
+    """
     matrix = _whitened(form, factor, probes.z.device).to(torch.float64)
     symmetric = (matrix + matrix.mT) * 0.5
     values, vectors = torch.linalg.eigh(symmetric)
-    low, high = float(values[0]), float(values[-1])
+    if singular and form is not None:
+        kept = values.abs() > null_fraction(form) * values[-1]
+        values, vectors = values[kept], vectors[:, kept]
+    low, high = (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
     if bounded and high > 1.0 + _excess(form, factor):
         found.warn(
             f"C has the eigenvalue {high:.6g} in whitened coordinates, and more than 1 is not possible without "
@@ -223,7 +236,7 @@ def _thorough(
         )
     x, image = probes.whitened(factor), unwhiten_transposed(factor, probes.image)
     error = math.inf
-    if low > 0.0:
+    if low > 0.0 or not len(values):
         residual = (vectors.mT @ (symmetric @ image - x)) / values.sqrt()[:, None]
         error = float((residual.norm(dim=0) / (x * image).sum(dim=0).clamp_min(_TINY).sqrt()).max())
     else:

@@ -85,6 +85,11 @@ def test_files_stay_short(path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
 
 
+@pytest.mark.parametrize("package", [ROOT / "rlsedit_kernels", ROOT / "python" / "rlsedit"], ids=relative)
+def test_types_are_told_to_others(package) -> None:
+    assert (package / "py.typed").is_file()
+
+
 def test_public_names_have_docstrings() -> None:
     undocumented = [
         name for name in rk.__all__ if name != "__version__" and not (getattr(rk, name).__doc__ or "").strip()

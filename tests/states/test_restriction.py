@@ -165,3 +165,68 @@ def test_directions_that_were_not_saved_are_not_lifted_in_silence(kind) -> None:
     twin.load_state_dict(saved)
     with pytest.raises(ValueError, match="directions were not saved"):
         twin.refactor([])
+
+
+HARD = [kind for kind in FILTERS if "square_root" not in kind]
+
+
+@pytest.mark.parametrize("kind", HARD)
+@priors
+@dtypes
+def test_what_lies_where_nothing_may_change_changes_nothing(kind, name, dtype) -> None:
+    """K C K' is rounding there, of either sign: its reciprocal is no gain."""
+    rls = rk.RLSFilter(randn(D, V, seed=3).to(dtype), prior(name), layout="in_out", **FILTERS[kind])
+    Q, limit = basis().to(dtype), 1e3 * torch.finfo(dtype).eps
+    rls.update(randn(U, D, seed=20).to(dtype), randn(U, V, seed=30).to(dtype))
+    rls.state.restrict(Q)
+    before, C = rls.weight.clone(), rls.state.covariance()
+    for again in (Q, Q[:, :1], Q @ torch.tensor([[0.6], [-0.8]], dtype=dtype)):
+        rls.state.restrict(again)
+        step = rls.update(again.mT, randn(again.shape[1], V, seed=31).to(dtype), 0.0)
+        assert step.residual_norm == pytest.approx(step.innovation_norm, rel=1e-3)
+        rls.update(again.mT, randn(again.shape[1], V, seed=32).to(dtype), 0.5)
+    assert size(rls.weight - before) < limit * size(before)
+    assert size(rls.state.covariance() - C) < limit * size(C)
+    half = torch.cat([Q[:, :1].mT, randn(1, D, seed=33).to(dtype)])  # what may change does
+    goal = randn(2, V, seed=34).to(dtype)
+    rls.update(half, goal, 0.0)
+    assert size(Q.mT @ (rls.weight - before)) < limit * size(before)
+    if name != "null_space":
+        assert size(half[1:] @ rls.weight - goal[1:]) < limit * size(goal)
+    assert rls.health(thorough=True).status == "ok"
+
+
+@pytest.mark.parametrize("kind", HARD)
+@priors
+@dtypes
+def test_a_thorough_check_knows_what_is_singular_by_design(kind, name, dtype) -> None:
+    for seed in range(6):
+        rls = rk.RLSFilter(randn(D, V, seed=3).to(dtype), prior(name), layout="in_out", **FILTERS[kind])
+        rls.update(randn(1, D, seed=seed).to(dtype), randn(1, V, seed=seed).to(dtype), 0.0)
+        found = rls.health(thorough=True)
+        assert found.status == "ok", found.messages
+        assert found.smallest_eigenvalue == pytest.approx(1.0, rel=1e-3)
+        for A in (getattr(rls.state._form, name, None) for name in ("C", "matrix")):
+            if A is not None:
+                A[0, 0] -= 2.0 * A.abs().max()
+                assert rls.health(thorough=True).status == "broken"
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_the_bounds_hold_behind_a_restriction(kind) -> None:
+    """It holds what the first batch did, which the errors against W_0 of the others do not tell."""
+    W, lam = randn(D, V, seed=3), 0.5
+    X = randn(4 * D, D, seed=5)
+    given = rk.Prior.anchor(X.mT @ X / D, mu=0.7, lam=lam)
+    rls = rk.RLSFilter(W, given, layout="in_out", **FILTERS[kind])
+    K, goal = randn(U, D, seed=20), randn(U, V, seed=30)
+    rls.update(K, goal)
+    rls.state.restrict(torch.linalg.qr(K.mT)[0][:, :2])
+    for i in range(8):
+        pull = randn(U, D, seed=40 + i)
+        step = rls.update(pull, pull @ W, 0.01)  # where W_0 fits
+    rls.remove(K, goal)
+    step = rls.update(pull, pull @ W, 1.0)
+    shift = rls.weight - W
+    assert size(shift) <= step.parameter_bound
+    assert float((X @ shift / D**0.5).norm()) <= step.anchor_bound
