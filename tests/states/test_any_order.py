@@ -13,13 +13,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import rlsedit_kernels as rk
 
 D, V = 8, 3
-CLOSE = 1e-7
-MOST_HELD = 4
+CLOSE = {torch.float64: 1e-7, torch.float32: 5e-3}
+"""Relative error of weight and covariance that is let pass; a batch that is taken back may cost three digits."""
+MOST_HELD = 6
 """Directions that may be held by hard writes and restrictions."""
 
 EXAMPLES = 12
@@ -28,6 +36,7 @@ seeds = st.integers(0, 1_000_000)
 UPDATE, HARD, HELD = 10_000_000, 20_000_000, 30_000_000
 """Where the seeds of each kind of drawing begin: no two of them give the same directions."""
 noises = st.sampled_from([0.25, 1.0, 6.0])
+PRIORS = ("ridge", "anchor", "null_space")
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:
@@ -66,6 +75,11 @@ class Problem:
     def hold(self, A: torch.Tensor, values: torch.Tensor) -> None:
         self.held, self.values = torch.cat([self.held, A]), torch.cat([self.values, values])
 
+    def restrict(self, A: torch.Tensor) -> None:
+        """Nothing changes any more in these directions."""
+        self.hold(A, A @ self.weight())
+        self.restricted.append(A)
+
     def forget(self, by: float) -> None:
         self.prior_scale *= by
         self.terms = [replace(term, scale=term.scale * by) for term in self.terms]
@@ -78,6 +92,9 @@ class Problem:
         self.held, self.values = self.held[:0], self.values[:0]
         for A in self.restricted:
             self.hold(A, A @ W)
+
+    def misfit(self, term: Term) -> float:
+        return float(torch.linalg.norm(term.V - term.K @ self.weight()))
 
     def precision(self) -> torch.Tensor:
         S = self.prior_scale * self.S
@@ -111,7 +128,7 @@ class Problem:
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float(torch.linalg.norm(found.cpu() - exact) / torch.linalg.norm(exact).clamp_min(1e-3))
+    return float(torch.linalg.norm(found.cpu().double() - exact) / torch.linalg.norm(exact).clamp_min(1e-3))
 
 
 def saved_and_read(rls: rk.RLSFilter) -> rk.RLSFilter:
@@ -146,34 +163,50 @@ class AnyOrder(RuleBasedStateMachine):
     """A filter, a state that is converted and moved beside it, and the problem that both solve."""
 
     kind = "plain"
+    dtype = torch.float64
 
-    @initialize(seed=seeds, layout=st.sampled_from(["in_out", "out_in"]), anchor=st.booleans())
-    def begin(self, seed: int, layout: str, anchor: bool) -> None:
-        X, W_0 = drawn(seed, 12, D), drawn(seed + 1, D, V)
-        prior = rk.Prior.anchor(X.mT @ X / 12, mu=0.8, lam=0.5) if anchor else rk.Prior.ridge(D, 0.9)
-        given = W_0 if layout == "in_out" else W_0.mT.contiguous()
-        self.rls = rk.RLSFilter(given, prior, layout=layout, dtype=torch.float64, **KINDS[self.kind])
-        self.state: Any = rk.CovarianceState(prior, dtype=torch.float64)
-        self.problem = Problem(prior.factor.precision("cpu"), W_0)
+    @initialize(seed=seeds, layout=st.sampled_from(["in_out", "out_in"]), kind=st.sampled_from(PRIORS))
+    def begin(self, seed: int, layout: str, kind: str) -> None:
+        X, W_0 = drawn(seed, 12, D), drawn(seed + 1, D, V).to(self.dtype).double()
+        S = {"ridge": 0.81, "anchor": 0.25, "null_space": 0.7}[kind] * torch.eye(D, dtype=torch.float64, device="cpu")
+        prior = rk.Prior.ridge(D, 0.9)
+        if kind == "anchor":
+            prior = rk.Prior.anchor(X.mT @ X / 12, mu=0.8, lam=0.5)
+            S += 0.64 / 12 * X.mT @ X
+        self.problem = Problem(S, W_0)
+        if kind == "null_space":
+            Q = torch.linalg.qr(X.mT)[0]
+            prior = rk.Prior.null_space(Q[:, 2:], 0.7)
+            self.problem.restrict(Q[:, :2].mT)
+        given = (W_0 if layout == "in_out" else W_0.mT.contiguous()).to(self.dtype)
+        self.rls = rk.RLSFilter(given, prior, layout=layout, **KINDS[self.kind])
+        self.state: Any = rk.CovarianceState(prior, dtype=self.dtype)
         self.kept: tuple[rk.RLSFilter, Any, Problem] | None = None
+
+    @property
+    def close(self) -> float:
+        return CLOSE[self.dtype]
 
     @property
     def carried(self) -> bool:
         return self.kind == "carried"
 
+    def _drawn(self, *given: int) -> torch.Tensor:
+        return drawn(*given).to(self.dtype)
+
     @rule(seed=seeds, u=st.integers(1, 5), noise=noises, forget=st.sampled_from([1.0, 1.0, 1.0, 0.8]))
     def update(self, seed: int, u: int, noise: float, forget: float) -> None:
-        K, targets = drawn(UPDATE + seed, u, D) / math.sqrt(D), drawn(seed, u, V)
-        before = self.problem.weight()
+        K, targets = self._drawn(UPDATE + seed, u, D) / math.sqrt(D), self._drawn(seed, u, V)
+        term = Term(K.double(), targets.double(), noise)
+        before = self.problem.misfit(term)
         step = self.rls.update(K, targets, noise, forget)
         self.state.update(K, noise, forget)
         self.problem.forget(forget)
-        self.problem.terms.append(Term(K, targets, noise))
-        assert step.innovation_norm == pytest.approx(float(torch.linalg.norm(targets - K @ before)), rel=1e-6, abs=1e-8)
-        after = float(torch.linalg.norm(targets - K @ self.problem.weight()))
-        assert step.residual_norm == pytest.approx(after, rel=1e-6, abs=1e-7)
+        self.problem.terms.append(term)
+        assert step.innovation_norm == pytest.approx(before, rel=self.close, abs=self.close)
+        assert step.residual_norm == pytest.approx(self.problem.misfit(term), rel=self.close, abs=self.close)
         shift = float(torch.linalg.norm(self.problem.weight() - self.problem.W_0))
-        assert step.parameter_bound is None or shift <= step.parameter_bound * (1.0 + 1e-9)
+        assert step.parameter_bound is None or shift <= step.parameter_bound + self.close
 
     @precondition(lambda self: not self.carried)
     @rule(seed=seeds)
@@ -181,35 +214,34 @@ class AnyOrder(RuleBasedStateMachine):
         assume(len(self.problem.held) < MOST_HELD)
         if isinstance(self.rls.state, rk.SquareRootState):
             return
-        K, targets = drawn(HARD + seed, 1, D) / math.sqrt(D), drawn(seed, 1, V)
+        K, targets = self._drawn(HARD + seed, 1, D) / math.sqrt(D), self._drawn(seed, 1, V)
         if isinstance(self.state, rk.SquareRootState):
             self.state = self.state.convert("plain")
         self.rls.update(K, targets, 0.0)
         self.state.update(K, 0.0)
-        self.problem.hold(K, targets)
+        self.problem.hold(K.double(), targets.double())
 
     @precondition(lambda self: not self.carried)
     @rule(seed=seeds, q=st.integers(1, 2))
     def restrict(self, seed: int, q: int) -> None:
         assume(len(self.problem.held) + q <= MOST_HELD)
         Q = torch.linalg.qr(drawn(HELD + seed, D, q))[0]
-        W = self.problem.weight()
         self.rls.state.restrict(Q)
         self.state.restrict(Q)
-        self.problem.hold(Q.mT, Q.mT @ W)
-        self.problem.restricted.append(Q.mT)
+        self.problem.restrict(Q.mT)
 
     @precondition(lambda self: bool(self.problem.terms))
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         term = data.draw(st.sampled_from(self.problem.terms))
-        self.rls.remove(term.K, term.V, term.noise / term.scale)
-        self.state.remove(term.K, term.noise / term.scale)
+        K, targets = term.K.to(self.dtype), term.V.to(self.dtype)
+        self.rls.remove(K, targets, term.noise / term.scale)
+        self.state.remove(K, term.noise / term.scale)
         self.problem.terms = [other for other in self.problem.terms if other is not term]
 
     @rule()
     def refactor(self) -> None:
-        written = [(term.K, term.V, term.noise) for term in self.problem.terms]
+        written = [(term.K.to(self.dtype), term.V.to(self.dtype), term.noise) for term in self.problem.terms]
         self.rls.refactor(written)
         self.state.refactor([(K, noise) for K, _, noise in written])
         self.problem.lift()
@@ -232,11 +264,11 @@ class AnyOrder(RuleBasedStateMachine):
     def move(self, saved: bool) -> None:
         """Nowhere: the same device and dtype, or through a file."""
         if not saved:
-            self.state = self.state.to("cpu", torch.float64)
+            self.state = self.state.to("cpu", self.dtype)
             return
         kept = self.state.state_dict()
         arguments = {} if isinstance(self.state, rk.SquareRootState) else {"form": self.state._requested}
-        self.state = type(self.state)(self.state.prior, dtype=torch.float64, **arguments)
+        self.state = type(self.state)(self.state.prior, dtype=self.dtype, **arguments)
         self.state.load_state_dict(kept)
 
     @invariant()
@@ -250,23 +282,21 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.kept is not None
             self._compare(*self.kept)
 
-    @staticmethod
-    def _compare(rls: rk.RLSFilter, state: Any, problem: Problem) -> None:
+    def _compare(self, rls: rk.RLSFilter, state: Any, problem: Problem) -> None:
         W = rls.weight if rls.layout == "in_out" else rls.weight.mT
         C = problem.covariance()
-        assert error(W, problem.weight()) < CLOSE
-        assert error(rls.state.covariance(), C) < CLOSE
-        assert error(state.covariance(), C) < CLOSE
-        assert rls.objective == pytest.approx(problem.objective(), rel=1e-6, abs=1e-8)
+        assert error(W, problem.weight()) < self.close
+        assert error(rls.state.covariance(), C) < self.close
+        assert error(state.covariance(), C) < self.close
+        assert rls.objective == pytest.approx(problem.objective(), rel=self.close, abs=self.close)
         assert rls.health(thorough=True).status == "ok"
         assert state.health(thorough=True).status == "ok"
 
 
+@pytest.mark.parametrize("dtype", CLOSE, ids=["float64", "float32"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_order(kind: str) -> None:
-    from hypothesis.stateful import run_state_machine_as_test
-
-    machine = type(f"AnyOrder_{kind}", (AnyOrder,), {"kind": kind})
+def test_any_order(kind: str, dtype: torch.dtype) -> None:
+    machine = type(f"AnyOrder_{kind}", (AnyOrder,), {"kind": kind, "dtype": dtype})
     run_state_machine_as_test(
         machine,
         settings=settings(
