@@ -208,7 +208,7 @@ class RLSFilter:
         """
         found = self.state.health(thorough=thorough)
         size = math.sqrt(max(self._errors - self._objective, 0.0)) if self._track_bounds else 0.0
-        if size == 0.0 or not math.isfinite(size):
+        if size == 0.0 or not math.isfinite(size) or self.state.steps == 0:  # with no batch left W is W_0
             return found
         error = self._rounding.error(self._current(), self._solution.rounds) / size
         found = replace(found, weight_error=error)

@@ -164,6 +164,20 @@ def test_a_parameter_that_is_changed_through_its_data_is_noticed() -> None:
     assert bool(torch.isfinite(layer.weight).all())
 
 
+@pytest.mark.parametrize("arguments", [{}, {"state": "square_root"}, {"state": "square_root", "solution": "gain"}])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_weight_that_is_back_at_its_start_has_no_error_to_speak_of(arguments, seed) -> None:
+    """What rounding leaves of |W - W_0| is no size that an error could be compared with."""
+    rls = rk.RLSFilter(weight(), prior(), layout="in_out", **arguments)
+    K, V = pair(seed, u=1)
+    rls.update(K, V, 6.0)
+    rls.remove(K, V, 6.0)
+    assert rls.health().status == "ok"
+    assert rls.health().weight_error is None
+    assert not rls.update(K, V, 6.0).innovation_norm == 0.0
+    assert 0.0 < rls.health().weight_error < 1e-3
+
+
 @pytest.mark.parametrize("changed", ["by others", "by writing"])
 def test_the_size_of_the_weight_is_not_taken_on_trust(changed) -> None:
     """It is a bound that grows with the batches, and is measured again where somebody else has changed the weight."""
