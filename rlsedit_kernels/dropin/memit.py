@@ -6,10 +6,12 @@ multiplies with the residuals afterwards. Here that is the gain of a state that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection, Hashable, Iterable
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,19 +30,33 @@ def memit(get_cov: Callable[..., Tensor], *, verify: bool = False) -> Callable[.
         get_cov: called as (model, tok, layer_name, ...); returns E[k k'] (d, d).
         verify: compare the first solve with each second moment with the original one.
 
-    The moment is fetched once per model and layer; `force_recompute=True` fetches it anew, and `inv=True` is passed on.
-    A model is known by `config._name_or_path`, as in the cache of that code, and by itself where it has no such name.
+    The moment is fetched once per model and layer, and again where another argument differs from the call before, where
+    one is a list, a dictionary or a tensor, which may hold something else by now, and for `force_recompute=True`; one
+    with the same elements keeps its state. `inv=True` is passed on. A model is known by `config._name_or_path`, as in
+    the cache of that code, and by itself where it has no such name.
     """
-    known: dict[tuple[Any, str], Moment] = {}
+    known: dict[Hashable, tuple[list[Hashable] | None, Moment]] = {}
+    signature = inspect.signature(get_cov)
 
     @wraps(get_cov)
     def get(model: Any, tok: Any, layer_name: str, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("inv"):
+        told = signature.bind(model, tok, layer_name, *args, **kwargs)
+        told.apply_defaults()
+        named = {**told.arguments, **kwargs}
+        if named.get("inv"):
             return get_cov(model, tok, layer_name, *args, **kwargs)
         key = (getattr(getattr(model, "config", None), "_name_or_path", None) or _Same(model), layer_name)
-        if key not in known or kwargs.get("force_recompute"):
-            known[key] = Moment(get_cov(model, tok, layer_name, *args, **kwargs), verify=verify)
-        return known[key]
+        more = [part for pair in sorted(told.kwargs.items()) for part in pair]
+        others = None if named.get("force_recompute") else _frozen((*told.args[3:], *more))
+        before, stand = known.get(key, (None, None))
+        if stand is None or others is None or others != before:
+            fetched = get_cov(model, tok, layer_name, *args, **kwargs)
+            if isinstance(fetched, Moment):  # patched twice
+                return fetched
+            if stand is None or not stand.holds(fetched):
+                stand = Moment(fetched, verify=verify)
+            known[key] = others, stand
+        return stand
 
     return get
 
@@ -58,6 +74,19 @@ class _Same:
         return id(self.held)
 
 
+def _frozen(arguments: Iterable[object]) -> list[Hashable] | None:
+    """Arguments to compare with those of a later call, objects by identity; None where one may change in place."""
+    found: list[Hashable] = []
+    for value in arguments:
+        if isinstance(value, (str, int, float, torch.dtype, torch.device, type(None))):
+            found.append(value)
+        elif isinstance(value, (Tensor, np.ndarray, Collection)):
+            return None
+        else:
+            found.append(_Same(value))
+    return found
+
+
 class Moment(Stand):
     """Stands for E[k k'] (d, d).
 
@@ -70,9 +99,17 @@ class Moment(Stand):
     """
 
     def __init__(self, moment: Tensor, *, verify: bool = False) -> None:
+        stand.check_shape("memit", "the second moment", moment, -1, -1)
+        if moment.shape[0] != moment.shape[1] or not moment.is_floating_point():
+            got = f"{tuple(moment.shape)} of {moment.dtype}"
+            raise ValueError(f"dropin.memit: the second moment must be (d, d) of a floating dtype, got {got}")
         self._moment, self._verify = Held(moment.detach()), verify
         self.like(moment)
         self._states: dict[tuple[float, torch.dtype, torch.device], CovarianceState] = {}
+
+    def holds(self, other: Tensor) -> bool:
+        """Whether another (d, d) has the elements that this one was made from, and still has."""
+        return self._moment.is_same(other)
 
     def __rmul__(self, weight: object) -> _Weighted:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):

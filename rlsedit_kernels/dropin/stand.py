@@ -118,6 +118,12 @@ class Held:
             raise ValueError(f"dropin: {name} was changed in place between the expression and its solve")
         return self._tensor
 
+    def is_same(self, other: Tensor) -> bool:
+        """Whether another tensor has the dtype, device and elements that this one was held with."""
+        mine = self._tensor
+        alike = version(mine) == self._version and other.dtype == mine.dtype and other.device == mine.device
+        return alike and torch.equal(other, mine)
+
 
 def check_shape(where: str, name: str, tensor: object, *shape: int) -> Tensor:
     """The tensor.

@@ -101,6 +101,15 @@ def test_alphaedit_names_wrong_arguments() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "error"),
+    [(None, TypeError), (moment()[0], ValueError), (moment()[:3], ValueError), (moment().long(), ValueError)],
+)
+def test_memit_names_a_wrong_moment(given: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="the second moment must"):
+        dropin.Moment(given)
+
+
+@pytest.mark.parametrize(
     ("use", "message"),
     [
         (lambda cov: torch.linalg.solve(15 * cov.double() + K @ K.T + EYE, K), "two terms"),
@@ -126,6 +135,34 @@ def test_memit_fetches_each_moment_once() -> None:
     get(model, None, "a", force_recompute=True)
     assert isinstance(get(model, None, "a", inv=True), Tensor)
     assert asked == ["a", "b", "a", "a"]
+
+
+def test_memit_fetches_a_moment_again_where_it_may_be_another_one() -> None:
+    """As in forks whose second moment takes the requests of the batch before in; what is equal keeps its state."""
+    moments, asked = [moment(), moment(), 2.0 * moment(), moment(), 3.0 * moment()], []
+
+    def get_cov(
+        model: object, tok: object, layer_name: str, dtype: str, last: Any = None, hparams: Any = None
+    ) -> Tensor:
+        asked.append(last)
+        return moments[len(asked) - 1]
+
+    get, model, config = dropin.memit(get_cov), object(), SimpleNamespace()
+    requests = ["a fact"]
+    first, same, other = (get(model, None, "a", "float32", last=requests, hparams=config) for _ in range(3))
+    assert first is same is not other
+    for stand, factor in ((first, 1.0), (other, 2.0)):
+        wanted = torch.linalg.solve(15 * factor * moment() + K @ K.T, K)
+        assert relative_error(torch.linalg.solve(15 * stand + K @ K.T, K), wanted) < 1e-4
+    plain = get(model, None, "a", "float32", hparams=config)
+    assert get(model, None, "a", dtype="float32", last=None, hparams=config) is plain is not other
+    assert get(model, None, "a", "float32", hparams=SimpleNamespace()) is not plain
+    assert len(asked) == 5
+
+
+def test_memit_over_memit_is_memit() -> None:
+    get = dropin.memit(dropin.memit(lambda model, tok, layer_name: moment()))
+    assert get("model", None, "a") is get("model", None, "a")
 
 
 def test_memit_knows_a_model_by_its_name_or_by_itself() -> None:
