@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlsedit import patch_forms
 from rlsedit_kernels import dropin
+from rlsedit_kernels.states.modes import version
 
 
 class UnknownVersionError(ValueError):
@@ -120,130 +121,147 @@ def _put(stack: ExitStack, owner: dict[Any, Any], key: Any, value: Any) -> None:
     stack.callback(owner.__setitem__, key, before)
 
 
-class _Caches:
-    """Which stand-ins go with a cache that a caller hands over again.
+@dataclass
+class _Stream:
+    """A cache_c that its caller keeps, and the stand-ins that have solved with it."""
 
-    The original function adds to the tensor itself, so that a caller may ignore what it returns. Such a tensor is
-    known again by being the same object, and gets the keys of its batches when the block ends.
+    owner: weakref.ref[Tensor]
+    place: tuple[Any, ...]
+    stands: tuple[dropin.ProjectorStack, dropin.CacheStack]
+    seen: int | None = None
+    diagonal: Tensor | None = None
+
+    def look(self, cache: Tensor) -> None:
+        """Remember the cache as it is now."""
+        self.seen, self.diagonal = version(cache), _diagonal(cache)
+
+    def is_of(self, cache: Tensor) -> bool:
+        """Whether it is the same memory, and nobody has written to it since; what hides from torch may show in it."""
+        same = self.owner() is _owner(cache) and self.place == _place(cache) and self.seen == version(cache)
+        return same and self.diagonal is not None and torch.equal(self.diagonal, _diagonal(cache))
+
+
+def _owner(cache: Tensor) -> Tensor:
+    return cache if cache._base is None else cache._base
+
+
+def _place(cache: Tensor) -> tuple[Any, ...]:
+    return cache.data_ptr(), cache.shape, cache.stride(), cache.dtype
+
+
+def _diagonal(cache: Tensor) -> Tensor:
+    return cache.detach().diagonal(dim1=-2, dim2=-1).clone()
+
+
+class _Streams:
+    """Stand-ins by the cache_c that a caller hands over again.
+
+    The cache grows as it does with the original, so that callers may ignore what the function returns, save it, or set
+    it to zero for another stream. Where it is not as the last batch left it, its stand-ins are made from it anew.
     """
 
-    def __init__(self) -> None:
-        self._held: list[tuple[weakref.ref[Tensor], int, dropin.CacheStack]] = []
+    def __init__(self, verify: bool) -> None:
+        self._verify, self._held = verify, list[_Stream]()
 
-    def find(self, cache: Tensor) -> dropin.CacheStack | None:
-        """The stand-in for this tensor; None for one that is new, or was set to zero for another stream.
+    @contextmanager
+    def solving(self, P: Any, l2: float, cache: Any, model: Any) -> Iterator[tuple[Any, Any]]:
+        """Stand-ins for P and cache_c, for one call of the original.
 
         Raises:
-            ValueError: the tensor was changed otherwise since.
+            TypeError, ValueError: as `dropin.alphaedit`.
         """
-        self._held = [entry for entry in self._held if entry[0]() is not None]
-        for i, (ref, version, stand) in enumerate(self._held):
-            if ref() is not cache:
-                continue
-            if cache._version == version:
-                return stand
-            del self._held[i]
-            if bool(cache.any()):
-                raise ValueError(
-                    "patch: cache_c was changed after batches were written with it; inside of the block pass on what "
-                    "apply_AlphaEdit_to_model returns, or set cache_c to zero for another stream"
-                )
-            break
-        return None
+        if isinstance(cache, dropin.CacheStack):  # made by hand
+            if P is not cache.partner:
+                cache.partner.check(P)
+            yield cache.partner, cache
+            return
+        if not isinstance(cache, Tensor):
+            raise TypeError(f"patch: cache_c must be a tensor, got {type(cache).__name__}")
+        self._held = [stream for stream in self._held if stream.owner() is not None]
+        stream = next((stream for stream in self._held if stream.is_of(cache)), None)
+        if stream is None or stream.stands[0].l2 != l2 or not _is_for(stream.stands[0], P):
+            like = next((s.stands[0] for s in self._held if s.stands[0].l2 == l2 and _is_for(s.stands[0], P)), None)
+            self._held = [s for s in self._held if s.owner() is not _owner(cache)]
+            stands = dropin.alphaedit(P, l2, cache, verify=self._verify, device=_device(model), grow=True, like=like)
+            stream = _Stream(weakref.ref(_owner(cache)), _place(cache), stands)
+            self._held.append(stream)
+        try:
+            yield stream.stands
+        finally:
+            stream.look(cache)
 
-    def add(self, cache: Tensor, stand: dropin.CacheStack) -> None:
-        """Remember a pair."""
-        self._held.append((weakref.ref(cache), cache._version, stand))
 
-    def write_back(self) -> None:
-        """Add the keys of the batches to the tensors that are still in use."""
-        for ref, version, stand in self._held:
-            cache = ref()
-            if cache is not None and cache._version == version:
-                cache.copy_(stand.tensor())
+def _is_for(projectors: dropin.ProjectorStack, P: Any) -> bool:
+    try:
+        projectors.check(P)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _alphaedit(module: Any, stack: ExitStack, verify: bool) -> None:
     original = module.apply_AlphaEdit_to_model
     signature = inspect.signature(original)
-    caches = _Caches()
+    streams = _Streams(verify)
 
-    @wraps(original)
     def apply(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        cache, hparams, P = (given.arguments[name] for name in ("cache_c", "hparams", "P"))
-        if not isinstance(cache, dropin.CacheStack):
-            known = None if cache is None else caches.find(cache)
-            if known is None:
-                device = _device(given.arguments.get("model"))
-                _, known = dropin.alphaedit(P, hparams.L2, cache, verify=verify, device=device)
-                if cache is not None:
-                    caches.add(cache, known)
-            cache = known
-        if P is not cache.partner:
-            cache.partner.check(P)  # the same tensor as a rule, which costs nothing
-        given.arguments["P"], given.arguments["cache_c"] = cache.partner, cache
-        return original(*given.args, **given.kwargs)
+        P, cache = given.arguments["P"], given.arguments["cache_c"]
+        with streams.solving(P, given.arguments["hparams"].L2, cache, given.arguments.get("model")) as stands:
+            given.arguments["P"], given.arguments["cache_c"] = stands
+            found = original(*given.args, **given.kwargs)
+        return tuple(cache if part is stands[1] else part for part in found) if type(found) is tuple else found
 
-    stack.callback(caches.write_back)
-    _replace_everywhere(stack, original, apply)
+    _replace_everywhere(stack, original, _while_open(stack, original, apply))
+
+
+def _while_open(stack: ExitStack, original: Callable[..., Any], patched: Callable[..., Any]) -> Callable[..., Any]:
+    """The patched function until the stack unwinds, then the original: a name may have been imported in between."""
+    is_open = [True]
+    stack.callback(is_open.clear)
+
+    @wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (patched if is_open else original)(*args, **kwargs)
+
+    return call
 
 
 def _device(model: Any) -> torch.device | None:
+    """Where the first parameter lies that is not offloaded; None where there is no such."""
     parameters = getattr(model, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
-    return first.device if isinstance(first, Tensor) else None
+    found = parameters() if callable(parameters) else ()
+    return next((one.device for one in found if isinstance(one, Tensor) and one.device.type != "meta"), None)
 
 
 def _easy_alphaedit(module: Any, stack: ExitStack, verify: bool) -> None:
     original = module.execute_AlphaEdit
     signature = inspect.signature(original)
-    dense: list[Tensor] = []
+    streams = _Streams(verify)
 
-    @wraps(original)
     def execute(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        if not isinstance(module.cache_c, dropin.CacheStack):  # the first batch, or one after reset_cache
-            P = dense[-1] if isinstance(module.P, dropin.ProjectorStack) else module.P
-            module.P, module.cache_c = dropin.alphaedit(
-                P, given["hparams"].L2, module.cache_c, verify=verify, device=_device(given.get("model"))
-            )
-            dense[:] = [P]
-        elif not isinstance(module.P, dropin.ProjectorStack):  # made anew in every call where P_loc is no file
-            _check_projectors(dense[-1], module.P)
-            module.P = module.cache_c.partner
-        return original(*args, **kwargs)
+        P, cache = module.P, module.cache_c
+        try:
+            with streams.solving(P, given["hparams"].L2, cache, given.get("model")) as stands:
+                module.P, module.cache_c = stands
+                return original(*args, **kwargs)
+        finally:
+            module.P, module.cache_c = P, cache
 
-    def leave() -> None:
-        if isinstance(getattr(module, "P", None), dropin.ProjectorStack):
-            module.P = dense[-1]
-        if isinstance(getattr(module, "cache_c", None), dropin.CacheStack):
-            module.cache_c = module.cache_c.tensor()
-
-    stack.callback(leave)
-    _set(stack, module, "execute_AlphaEdit", execute)
-
-
-def _check_projectors(first: Tensor, now: Tensor) -> None:
-    apart = float((now - first).abs().max()) if now.shape == first.shape else float("inf")
-    if not apart <= _SAME_PROJECTOR:
-        raise ValueError(
-            f"patch: EasyEdit made another P for this batch than for the first one (they differ by {apart:.1e}); the "
-            "recursion holds for one P: let hparams.P_loc name the file with it, or pass reset_cache=True"
-        )
+    _set(stack, module, "execute_AlphaEdit", _while_open(stack, original, execute))
 
 
 def _memit(module: Any, stack: ExitStack, verify: bool) -> None:
-    _set(stack, module, "get_cov", dropin.memit(module.get_cov, verify=verify))
+    original = module.get_cov
+    _set(stack, module, "get_cov", _while_open(stack, original, dropin.memit(original, verify=verify)))
 
 
 def _rlsedit(module: Any, stack: ExitStack, verify: bool) -> None:
-    _set(stack, module, "_robust_spd_inverse", dropin.rls(module._robust_spd_inverse, verify=verify))
+    original = module._robust_spd_inverse
+    _set(stack, module, "_robust_spd_inverse", _while_open(stack, original, dropin.rls(original, verify=verify)))
 
-
-_SAME_PROJECTOR = 1e-3
-"""Largest difference of an entry between two P of the same second moment that rounding can explain, float32."""
 
 _ALPHAEDIT = frozenset(
     {

@@ -34,6 +34,8 @@ def alphaedit(
     *,
     verify: bool = False,
     device: torch.device | str | None = None,
+    grow: bool = False,
+    like: ProjectorStack | None = None,
 ) -> tuple[ProjectorStack, CacheStack]:
     """Stand-ins for `P` and `cache_c`, to be passed on in their places.
 
@@ -45,10 +47,14 @@ def alphaedit(
         verify: compare the first solve of each layer with the original one, of the matrices that it was given; keeps P
             until then.
         device: where P is factored, once; None for where it lies.
+        grow: add the K K' of every commit to `cache_c` itself too, as the original does, so that whoever keeps it may
+            go on with it, save it and compare it.
+        like: stand-ins of another stream with this P and this l2, whose factors are used again.
 
     Raises:
-        TypeError, ValueError: P is no stack of projectors, cache_c is not symmetric, or l2 is not positive. That a
-            cache_c is positive semi-definite is seen, and raised, at the first solve.
+        TypeError, ValueError: P is no stack of projectors, cache_c is not symmetric or is to grow and None, l2 is not
+            positive, or `like` has another P or l2. That a cache_c is positive semi-definite is seen, and raised, at
+            the first solve.
 
     A solve returns a change (d, v) in the wider one of the dtypes of R and of the state, which is float64 for float64
     keys and float32 for all others, under `torch.autocast` too. Solve and commit raise ValueError, with nothing
@@ -63,10 +69,18 @@ def alphaedit(
         )
     if cache_c is not None:
         _check_symmetric(cache_c)
-    layers = [
-        _Layer(i, P[i].to(device or P.device), float(l2), None if cache_c is None else cache_c[i], verify)
-        for i in range(P.shape[0])
-    ]
+    elif grow:
+        raise ValueError("dropin.alphaedit: cache_c must be a tensor where it is to grow, got None")
+    if like is not None:
+        like.check(P)
+        if like.l2 != l2:
+            raise ValueError(f"dropin.alphaedit: l2 must be that of like, {like.l2}, got {l2}")
+    layers = []
+    for i in range(P.shape[0]):
+        part = P[i].to(device or P.device)
+        prior = Prior.null_space(part, float(l2)) if like is None else like.prior(i)
+        past = None if cache_c is None else cache_c[i]
+        layers.append(_Layer(i, part, prior, past, verify=verify, grow=grow))
     projectors = ProjectorStack(layers, P)
     return projectors, CacheStack(projectors)
 
@@ -83,10 +97,11 @@ def _check_symmetric(cache: Tensor) -> None:
 class _Layer:
     """State of one layer, made on the device of the first keys."""
 
-    def __init__(self, index: int, P: Tensor, l2: float, past: Tensor | None, verify: bool) -> None:
-        self.index, self.l2 = index, l2
+    def __init__(self, index: int, P: Tensor, prior: Prior, past: Tensor | None, *, verify: bool, grow: bool) -> None:
+        assert prior.l2 is not None
+        self.index, self.prior, self.l2 = index, prior, prior.l2
         self.shape, self.dtype, self.device = tuple(P.shape), P.dtype, P.device
-        self._prior = Prior.null_space(P, l2)
+        self._grows = past if grow else None
         self._past = None if past is None or not bool(past.any()) else past.detach().clone()
         self._dense = P.detach().clone() if verify else None
         self._state: CovarianceState | None = None
@@ -129,6 +144,8 @@ class _Layer:
         doubts = Doubts()
         doubts.gram(gram, keys.to(gram.device), again=True)  # released code adds on the host
         doubts.settle()
+        if self._grows is not None:
+            self._grows.add_(gram.detach())
         with ieee_products():
             self._state.write(prepared)
         self._pending = None
@@ -137,17 +154,19 @@ class _Layer:
     @property
     def basis(self) -> Tensor:
         """Q (d, r) float64 with P = Q Q'."""
-        return self._prior.arrays["basis"]
+        return self.prior.arrays["basis"]
 
     def health(self) -> object:
         """The state's report, None before the first batch."""
         return None if self._state is None else self._state.health()
 
     def gram(self) -> Tensor:
-        """M (d, d) float32 on the CPU for which P M is that of the batches so far: S - P L2."""
+        """M (d, d) float32 on the CPU for which P M is that of the batches so far: S - P L2, or the cache that grew."""
         basis = self.basis
-        if self._state is None:
-            found = torch.zeros(self._prior.d, self._prior.d) if self._past is None else self._past
+        if self._grows is not None:
+            found = self._grows
+        elif self._state is None:
+            found = torch.zeros(self.prior.d, self.prior.d) if self._past is None else self._past
         else:
             with ieee_products():
                 found = self._state.precision() - self.l2 * (basis @ basis.mT).to(self._state.device)
@@ -156,7 +175,7 @@ class _Layer:
     def _ready(self, keys: Tensor) -> CovarianceState:
         if self._state is None:
             dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-            state = CovarianceState(self._prior, dtype=dtype, device=keys.device)
+            state = CovarianceState(self.prior, dtype=dtype, device=keys.device)
             if self._past is not None:
                 state.refactor([(stand.rows_of(self._past.to(keys.device)), 1.0)])
             self._state = state
@@ -178,6 +197,7 @@ class ProjectorStack(Stand):
 
     def __init__(self, layers: list[_Layer], P: Tensor) -> None:
         self._layers = layers
+        self.l2 = layers[0].l2
         self._given = weakref.ref(P), version(P)
         self.like(P)
 
@@ -195,6 +215,10 @@ class ProjectorStack(Stand):
         for layer, now in zip(self._layers, P, strict=True):
             doubts.projector(now, layer.basis, message)
         doubts.settle()
+
+    def prior(self, index: int) -> Prior:
+        """The prior P / L2 of a layer."""
+        return self._layers[index].prior
 
     def __getitem__(self, key: Any) -> _Projector:
         return _Projector(self._layers[_index(key, len(self._layers))])
@@ -226,9 +250,9 @@ class CacheStack(Stand):
             raise TypeError(f"dropin.alphaedit: cache_c[i] may only grow by K @ K.T, got {type(value).__name__}")
 
     def tensor(self) -> Tensor:
-        """A cache (layers, d, d) float32 for the original code to go on with; one dense inversion a layer.
+        """A cache (layers, d, d) float32 on the CPU for the original code to go on with; one dense inversion a layer.
 
-        It is P M P where that code would have M, which the solve cannot tell apart.
+        It is P M P where that code would have M, which the solve cannot tell apart. With `grow` it is M, a copy.
         """
         return torch.stack([layer.gram() for layer in self.partner._layers])
 
