@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 NAMES = ("toy", "AlphaEdit", "memit", "RLSEdit", "easyeditor")
 
@@ -17,3 +18,10 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in NAMES]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def on_the_cpu() -> Iterator[None]:
+    """For code that keeps its tensors on the CPU, whatever the device of the session."""
+    with torch.device("cpu"):
+        yield

@@ -19,7 +19,9 @@ EYE = torch.eye(D)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    """On the device of the session (--device)."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cpu").to(torch.get_default_device())
 
 
 def projector() -> Tensor:
@@ -349,7 +351,7 @@ def test_rounding_of_the_product_is_no_doubt(name: str, keys: torch.dtype, shape
 
 @contextmanager
 def lowered() -> Iterator[None]:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(K.device.type, dtype=torch.bfloat16):
         yield
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 import rlsedit
 from rlsedit_kernels import Prior, dropin
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 MODULE = "AlphaEdit.AlphaEdit_main"
 
 

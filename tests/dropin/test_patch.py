@@ -21,6 +21,8 @@ import rlsedit
 from rlsedit.patching import UnknownVersionError
 from rlsedit_kernels import dropin
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 BATCHES = 10
 PLACES = {
     "alphaedit": ("AlphaEdit.AlphaEdit_main", "apply_AlphaEdit_to_model"),
