@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlsedit_kernels.backends.precision import ieee_products
-from rlsedit_kernels.states.reading import scalars
+from rlsedit_kernels.states.reading import blocks, scalars
 
 ROUNDING = 1e-5
 """Largest relative difference of K K' to that of the keys which rounding in float32 explains."""
@@ -66,23 +66,25 @@ class Doubts:
         with ieee_products():
             K = keys.to(wide)
             Z = _vectors(len(K), gram.device).to(wide)
-            off = Z @ gram.to(wide) - (Z @ K) @ K.mT
-            # |K K'| = |K' K|, which is the smaller one
-            size = torch.linalg.vector_norm(K.mT @ K if K.shape[1] < K.shape[0] else gram, dtype=torch.float64)
             numbers = [
                 gram.diagonal().double().sum(),
                 torch.linalg.vector_norm(K, dtype=torch.float64).square(),
-                torch.linalg.vector_norm(off, dtype=torch.float64) / len(Z) ** 0.5,
-                size,
+                torch.linalg.vector_norm(_products(Z, gram, (Z @ K) @ K.mT), dtype=torch.float64) / len(Z) ** 0.5,
             ]
 
-        def judge(trace: float, square: float, apart: float, norm: float) -> None:
+        @torch.no_grad()
+        def judge(trace: float, square: float, apart: float) -> None:
             if not abs(trace - square) <= max(tolerance, 0.1 * SECOND_FORWARD if again else 0.0) * square:
                 raise ValueError(
                     f"dropin: K K' must be that of the keys of this batch, got trace {trace:.6g} beside |K|^2 = "
                     f"{square:.6g}; is there another term in the system?"
                 )
-            if not apart <= max(tolerance, SECOND_FORWARD if again else 0.0) * norm:
+            allowed = max(tolerance, SECOND_FORWARD if again else 0.0)
+            if apart <= allowed * square / min(K.shape) ** 0.5:  # at most |K K'|, which costs a product
+                return
+            with ieee_products():  # |K K'| = |K' K|, which is the smaller one
+                norm = float(torch.linalg.vector_norm(K.mT @ K if K.shape[1] < K.shape[0] else gram.to(wide)))
+            if not apart <= allowed * norm:
                 raise ValueError(
                     f"dropin: K K' must be that of the keys of this batch; it is of their size, but differs by about "
                     f"{apart / max(norm, 1e-300):.1e} of it. Are the keys on the right-hand side others?"
@@ -97,7 +99,7 @@ class Doubts:
         with ieee_products():
             Z = _vectors(len(P), P.device)
             wanted = (Z.to(basis) @ basis) @ basis.mT
-            apart = torch.linalg.vector_norm(Z @ P.to(torch.float32) - wanted.to(Z)) / torch.linalg.vector_norm(Z)
+            apart = torch.linalg.vector_norm(_products(Z, P, wanted.to(Z))) / torch.linalg.vector_norm(Z)
 
         def judge(found: float) -> None:
             if not found <= tolerance:
@@ -140,6 +142,15 @@ def wide_gram(gram: Tensor, keys: Tensor) -> Tensor:
         return gram.double()
     wide = keys.double()
     return wide @ wide.T
+
+
+def _products(Z: Tensor, A: Tensor, less: Tensor) -> Tensor:
+    """Z A - less for a few vectors Z (n, d): A (d, d) of any floating dtype is read once, by parts that fit a cache."""
+    found, first = less.neg(), 0
+    for part in blocks(A) if A.device.type == "cpu" else (A,):
+        found.addmm_(Z[:, first : first + len(part)], part.to(Z.dtype))
+        first += len(part)
+    return found
 
 
 def _same_view(one: Tensor, other: Tensor) -> bool:
