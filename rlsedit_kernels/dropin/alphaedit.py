@@ -11,6 +11,7 @@ the keys on the right, and for L2 * eye: what is handed over is compared with th
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any
 
@@ -151,6 +152,17 @@ class _Layer:
         self._pending = None
         self.commits += 1
 
+    def is_kin(self, other: _Layer) -> bool:
+        """Whether it is this layer, or a copy of it: P is the same, and the state is that of the cache."""
+        return self.prior is other.prior
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Layer:
+        twin = memo[id(self)] = object.__new__(_Layer)
+        twin.__dict__ = dict(self.__dict__)
+        twin._state = None if self._state is None else self._state.clone()
+        twin._grows = None if self._grows is None else self._grows.clone()
+        return twin
+
     @property
     def basis(self) -> Tensor:
         """Q (d, r) float64 with P = Q Q'."""
@@ -220,6 +232,11 @@ class ProjectorStack(Stand):
         """The prior P / L2 of a layer."""
         return self._layers[index].prior
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProjectorStack:
+        twin = memo[id(self)] = object.__new__(ProjectorStack)
+        twin.__dict__ = self.__dict__ | {"_layers": copy.deepcopy(self._layers, memo)}
+        return twin
+
     def __getitem__(self, key: Any) -> _Projector:
         return _Projector(self._layers[_index(key, len(self._layers))])
 
@@ -233,20 +250,40 @@ class ProjectorStack(Stand):
         """Reports of the states, layer by layer."""
         return [layer.health() for layer in self._layers]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file of it has P, to the rounding of its dtype."""
+        parts = [(layer.basis @ layer.basis.mT).to("cpu", self.dtype) for layer in self._layers]
+        return torch.stack(parts).__reduce_ex__(protocol)
+
 
 class CacheStack(Stand):
-    """Stands for cache_c (layers, d, d)."""
+    """Stands for cache_c (layers, d, d). A file of it has `tensor()`."""
 
     def __init__(self, partner: ProjectorStack) -> None:
         self.partner = partner
         self.like(partner)
+
+    def clone(self) -> CacheStack:
+        """An independent copy, with its own states, that goes with the same P."""
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CacheStack:
+        return CacheStack(copy.deepcopy(self.partner, memo))
+
+    def __copy__(self) -> CacheStack:
+        return CacheStack(self.partner)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.tensor().__reduce_ex__(protocol)
 
     def __getitem__(self, key: Any) -> _Cache:
         return _Cache(self.partner._layers[_index(key, len(self.partner._layers))])
 
     def __setitem__(self, key: Any, value: object) -> None:
         layer = self.partner._layers[_index(key, len(self.partner._layers))]
-        if not isinstance(value, _Cache) or value.layer is not layer:
+        if isinstance(value, _Gram) and value.layer is layer and value.commits == layer.commits:
+            layer.commit(value.gram.read("K @ K.T"))  # cache_c[i] = cache_c[i] + K @ K.T
+        elif not isinstance(value, _Cache) or value.layer is not layer:
             raise TypeError(f"dropin.alphaedit: cache_c[i] may only grow by K @ K.T, got {type(value).__name__}")
 
     def tensor(self) -> Tensor:
@@ -265,8 +302,8 @@ class _Projector(Stand):
         self.like(layer)
 
     def __matmul__(self, other: object) -> _System | _Columns:
-        if isinstance(other, _Gram) and other.layer is self.layer:
-            return _System(self.layer, other.gram, other.commits)
+        if isinstance(other, _Gram) and other.layer.is_kin(self.layer):
+            return _System(other.layer, other.gram, other.commits)
         if isinstance(other, Tensor):
             keys = stand.check_shape("alphaedit", "K", other, self.shape[0], -1)
             return _Columns(self.layer, Held(keys))
@@ -356,15 +393,15 @@ class _Columns(Stand):
         return _Columns(self.layer, self.keys, Held(stand.check_shape("alphaedit", "R.T", residual, count, -1)))
 
 
-def _solve(system: object, right: object) -> Tensor:
-    if not isinstance(system, _System) or not isinstance(right, _Columns) or system.layer is not right.layer:
+def _solve(A: object, B: object) -> Tensor:
+    if not isinstance(A, _System) or not isinstance(B, _Columns) or not A.layer.is_kin(B.layer):
         raise TypeError("dropin.alphaedit: both sides of the solve must be made from P of one layer")
-    if system.ridge is None or right.residual is None:
+    if A.ridge is None or B.residual is None:
         raise TypeError("dropin.alphaedit: the solve lacks L2 * eye, or the residuals")
-    keys = right.keys.read("K")
-    for name, held in (("K @ K.T", system.gram), ("L2 * eye", system.ridge), ("R.T", right.residual)):
+    keys = B.keys.read("K")
+    for name, held in (("K @ K.T", A.gram), ("L2 * eye", A.ridge), ("R.T", B.residual)):
         stand.check_on("alphaedit", name, held.read(name), keys.device)
-    return system.layer.solve(system, right)
+    return A.layer.solve(A, B)
 
 
 _System.handlers = {torch.linalg.solve: _solve, **stand.add(lambda ridge, system: system + ridge)}

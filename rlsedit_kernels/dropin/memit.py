@@ -174,10 +174,10 @@ class _System(Stand):
         raise TypeError("dropin.memit: the system has two terms, weight * cov and K @ K.T; MEMIT keeps no earlier keys")
 
 
-def _solve(system: object, keys: object) -> Tensor:
-    if not isinstance(system, _System) or not isinstance(keys, Tensor):
+def _solve(A: object, B: object) -> Tensor:
+    if not isinstance(A, _System) or not isinstance(B, Tensor):
         raise TypeError("dropin.memit: the right-hand side of the solve must be the keys (d, u)")
-    return system.weighted.moment.gain(system.weighted.weight, keys, system.gram.read("K @ K.T"))
+    return A.weighted.moment.gain(A.weighted.weight, B, A.gram.read("K @ K.T"))
 
 
 _System.handlers = {torch.linalg.solve: _solve}

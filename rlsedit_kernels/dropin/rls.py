@@ -86,15 +86,20 @@ class Covariance(Stand):
         twin._state = None if self._state is None else self._state.clone()
         return twin
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Covariance:
+        return self.clone()
+
+    def tensor(self) -> Tensor:
+        """C (d, d) in its dtype, on the CPU; a copy."""
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        state = CovarianceState(self._prior, dtype=dtype) if self._state is None else self._state
+        return state.covariance().to("cpu", self.dtype)
+
     def __matmul__(self, keys: object) -> _Pending:
-        if not isinstance(keys, Tensor):
-            raise TypeError(f"dropin.rls: C @ {type(keys).__name__} is not part of the known update")
-        return _Pending("F", _Batch(self, stand.check_shape("rls", "K", keys, self.shape[0], -1)))
+        return _Taken(self) @ keys
 
     def __sub__(self, change: object) -> _Next:
-        if not isinstance(change, _Pending) or change.batch.covariance is not self or change.step != "G G'":
-            raise TypeError(f"dropin.rls: C - {_name(change)} is not part of the known update")
-        return _Next(change.batch)
+        return _Taken(self) - change
 
     def update(self, keys: Tensor) -> Tensor:
         """Commit keys (d, u), any floating dtype; the gain C_new K (d, u), float64 for such keys and float32 else."""
@@ -132,6 +137,30 @@ class Covariance(Stand):
     def health(self) -> object:
         """The state's report, None before the first batch."""
         return None if self._state is None else self._state.health()
+
+
+class _Taken(Stand):
+    """C[i] as it was taken out of the stack: behind the next batch it is not what it was."""
+
+    def __init__(self, covariance: Covariance) -> None:
+        self.covariance, self.commits = covariance, covariance.commits
+        self.like(covariance)
+
+    def __matmul__(self, keys: object) -> _Pending:
+        if not isinstance(keys, Tensor):
+            raise TypeError(f"dropin.rls: C @ {type(keys).__name__} is not part of the known update")
+        if self.commits != self.covariance.commits:
+            raise ValueError("dropin.rls: C has got another batch since it was taken out of the stack")
+        return _Pending("F", _Batch(self.covariance, stand.check_shape("rls", "K", keys, self.shape[0], -1)))
+
+    def __sub__(self, change: object) -> _Next:
+        if not isinstance(change, _Pending) or change.batch.covariance is not self.covariance or change.step != "G G'":
+            raise TypeError(f"dropin.rls: C - {_name(change)} is not part of the known update")
+        return _Next(change.batch)
+
+    def health(self) -> object:
+        """The state's report, None before the first batch."""
+        return self.covariance.health()
 
 
 class _Batch:
@@ -276,8 +305,21 @@ class CovarianceStack(Stand):
         """An independent copy, so that a batch that fails leaves the one that went in as it was."""
         return CovarianceStack([part.clone() for part in self.parts])
 
-    def __getitem__(self, key: Any) -> Covariance:
-        return self.parts[_index(key, len(self.parts))]
+    def tensor(self) -> Tensor:
+        """C (layers, d, d) in its dtype, on the CPU; a copy. A file of the stand-in has it too."""
+        return torch.stack([part.tensor() for part in self.parts])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.tensor().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CovarianceStack:
+        return self.clone()
+
+    def __copy__(self) -> CovarianceStack:
+        return CovarianceStack(self.parts)
+
+    def __getitem__(self, key: Any) -> _Taken:
+        return _Taken(self.parts[_index(key, len(self.parts))])
 
     def __setitem__(self, key: Any, value: object) -> None:
         part = self.parts[_index(key, len(self.parts))]
