@@ -153,6 +153,10 @@ def _diagonal(cache: Tensor) -> Tensor:
     return cache.detach().diagonal(dim1=-2, dim2=-1).clone()
 
 
+_KEPT = 4
+"""Streams whose states are kept, the last ones that were written to; those of another are made anew from its cache."""
+
+
 class _Streams:
     """Stand-ins by the cache_c that a caller hands over again.
 
@@ -184,7 +188,7 @@ class _Streams:
             self._held = [s for s in self._held if s.owner() is not _owner(cache)]
             stands = dropin.alphaedit(P, l2, cache, verify=self._verify, device=_device(model), grow=True, like=like)
             stream = _Stream(weakref.ref(_owner(cache)), _place(cache), stands)
-            self._held.append(stream)
+        self._held = [*[s for s in self._held if s is not stream][1 - _KEPT :], stream]
         try:
             yield stream.stands
         finally:

@@ -175,6 +175,20 @@ def test_streams_with_one_projector_share_its_factor(monkeypatch: pytest.MonkeyP
     assert len(made) == caller.toy.LAYERS
 
 
+def test_many_streams_in_turns() -> None:
+    """More than are kept, so that some are made anew from their caches."""
+    callers = [[Caller() for _ in range(6)] for _ in range(2)]
+    for mine, block in zip(callers, (nullcontext(), rlsedit.patch("alphaedit")), strict=True):
+        with block:
+            for batch in range(3):
+                for i, caller in enumerate(mine):
+                    caller.write(10 * i + batch)
+    for one, other in zip(*callers, strict=True):
+        torch.testing.assert_close(one.cache, other.cache, rtol=1e-4, atol=1e-4)
+        for mine, theirs in zip(other.model.weights, one.model.weights, strict=True):
+            assert float((mine - theirs).norm() / theirs.norm()) < 1e-4
+
+
 def test_stand_ins_that_were_made_by_hand() -> None:
     """They are taken as they are, and the P beside them must be theirs."""
     caller, by_hand = Caller(), Caller()
