@@ -7,6 +7,7 @@ multiplies with the residuals afterwards. Here that is the gain of a state that 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable
 from functools import wraps
 from typing import Any
@@ -95,7 +96,8 @@ class Moment(Stand):
         verify: compare the first solve with the original one, of the matrices that it was given.
 
     A solve returns (d, u) in float64 for float64 keys and in float32 for all others, under `torch.autocast` too. It
-    raises ValueError where K K' is not that of the keys on the right, or the moment was changed.
+    raises ValueError where K K' is not that of the keys on the right, or the moment was changed. Where the moment is not
+    positive definite to its rounding (fewer samples than d), the original system is solved, with one RuntimeWarning.
     """
 
     def __init__(self, moment: Tensor, *, verify: bool = False) -> None:
@@ -105,7 +107,7 @@ class Moment(Stand):
             raise ValueError(f"dropin.memit: the second moment must be (d, d) of a floating dtype, got {got}")
         self._moment, self._verify = Held(moment.detach()), verify
         self.like(moment)
-        self._states: dict[tuple[float, torch.dtype, torch.device], CovarianceState] = {}
+        self._states: dict[tuple[float, torch.dtype, torch.device], CovarianceState | None] = {}
 
     def holds(self, other: Tensor) -> bool:
         """Whether another (d, d) has the elements that this one was made from, and still has."""
@@ -134,16 +136,38 @@ class Moment(Stand):
         key = (weight, keys.dtype, keys.device)
         with ieee_products():
             if key not in self._states:
-                dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-                prior = Prior.anchor(weight * moment.double())
-                self._states[key] = CovarianceState(prior, dtype=dtype, device=keys.device)
-            gain = self._states[key].gain(keys.T)
+                self._states[key] = _state(weight, moment, keys)
+            state = self._states[key]
+            if state is None:
+                doubts.settle()
+                wide = torch.promote_types(gram.dtype, keys.dtype)
+                return torch.linalg.solve(weight * moment.to(keys.device, wide) + gram, keys.to(wide))
+            gain = state.gain(keys.T)
             doubts.settle()  # behind the gain, for which a GPU was waited for already
             if dense_gram is not None:
                 system = weight * moment.to(keys.device, torch.float64) + dense_gram
                 stand.verify(gain, system, keys, "MEMIT")
                 self._verify = False
         return gain
+
+
+def _state(weight: float, moment: Tensor, keys: Tensor) -> CovarianceState | None:
+    """The state that starts from weight * moment (d, d) float64 as it is; None where that is not positive definite.
+
+    What the original solves then hangs on the rounding of the moment, and a lifted one has another answer.
+    """
+    prior = Prior.precision(weight * moment.double())
+    try:
+        _ = prior.factor
+    except ValueError as error:
+        warnings.warn(
+            f"dropin.memit: batches with this second moment are solved as the original does, at its cost: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    return CovarianceState(prior, dtype=dtype, device=keys.device)
 
 
 class _Weighted(Stand):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +162,33 @@ def test_memit_fetches_a_moment_again_where_it_may_be_another_one() -> None:
     assert get(model, None, "a", dtype="float32", last=None, hparams=config) is plain is not other
     assert get(model, None, "a", "float32", hparams=SimpleNamespace()) is not plain
     assert len(asked) == 5
+
+
+@pytest.mark.parametrize("weight", [1000.0, -1.0])
+@pytest.mark.parametrize("keys", [K, K.double()])
+def test_a_moment_that_is_not_positive_definite_is_solved_with_as_it_is(weight: float, keys: Tensor) -> None:
+    """What the original gives then hangs on the rounding of the moment; a lifted one would have another answer."""
+    few = random(D - 9, D, seed=7)
+    given = few.T @ few / len(few)
+    stand = dropin.Moment(given, verify=True)
+    gram = keys @ keys.T
+    with pytest.warns(RuntimeWarning, match="solved as the original does, at its cost: .* positive definite"):
+        found = torch.linalg.solve(weight * stand.double() + gram, keys)
+    assert torch.equal(found, torch.linalg.solve(weight * given.to(keys) + gram, keys))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one is enough
+        with pytest.raises(ValueError, match="of the keys of this batch"):
+            torch.linalg.solve(weight * stand.double() + 2.0 * gram, keys)
+
+
+@pytest.mark.parametrize("smallest", [1e-5, 1e-7])
+def test_a_moment_with_small_eigenvalues_is_not_lifted(smallest: float) -> None:
+    turned = torch.linalg.qr(random(D, D, seed=8).double())[0]
+    given = (turned * torch.logspace(0.0, math.log10(smallest), D, dtype=torch.float64)) @ turned.T
+    given, keys = ((given + given.T) / 2.0).float(), K.double()
+    found = torch.linalg.solve(1000 * dropin.Moment(given).double() + keys @ keys.T, keys)
+    wanted = torch.linalg.solve(1000 * given.double() + keys @ keys.T, keys)
+    assert relative_error(found, wanted) < 1e-8
 
 
 def test_memit_over_memit_is_memit() -> None:
