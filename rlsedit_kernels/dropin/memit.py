@@ -96,8 +96,8 @@ class Moment(Stand):
         verify: compare the first solve with the original one, of the matrices that it was given.
 
     A solve returns (d, u) in float64 for float64 keys and in float32 for all others, under `torch.autocast` too. It
-    raises ValueError where K K' is not that of the keys on the right, or the moment was changed. Where the moment is not
-    positive definite to its rounding (fewer samples than d), the original system is solved, with one RuntimeWarning.
+    raises ValueError where K K' is not that of the keys on the right, or the moment was changed. Where the moment is
+    not positive definite to its rounding (fewer samples than d), the original system is solved, with a RuntimeWarning.
     """
 
     def __init__(self, moment: Tensor, *, verify: bool = False) -> None:

@@ -39,13 +39,11 @@ def rls(inverse: Callable[..., Tensor], *, verify: bool = False) -> Callable[...
     every batch begins with the same one.
     """
 
-    known: list[Prior] = []
+    known: list[tuple[Tensor, Prior]] = []
 
     @wraps(inverse)
     def make(matrix: Tensor, *_: Any, **__: Any) -> Covariance:
-        made = Covariance(matrix, verify=verify)
-        made.share(known)
-        return made
+        return Covariance(matrix, verify=verify, known=known)
 
     return make
 
@@ -54,30 +52,24 @@ class Covariance(Stand):
     """Stands for C (d, d) of one layer.
 
     Args:
-        information: S_0 (d, d), any floating dtype; a singular one is lifted and not jittered (`Prior.anchor`).
+        information: S_0 (d, d), any floating dtype, factored in float64 as it is; one that is not positive definite to
+            its rounding is lifted and not jittered (`Prior.anchor`).
         verify: compare the first gain with a dense solve of the matrices that were given.
+        known: S_0 and priors of others; one with this S_0 is used again, and a new one is added.
 
     A product of the new covariance with the keys (d, u) of its batch has the dtype of the keys, under `torch.autocast`
     too. It, and the assignment to `C[i]`, raise ValueError with nothing written where another matrix stands in the
     place of K.T or of the identity, or where C got another batch in between.
     """
 
-    def __init__(self, information: Tensor, *, verify: bool = False) -> None:
-        self._prior = Prior.anchor(information)
+    def __init__(
+        self, information: Tensor, *, verify: bool = False, known: list[tuple[Tensor, Prior]] | None = None
+    ) -> None:
+        self._prior = _prior(information, [] if known is None else known)
         self._dense = information.detach().clone() if verify else None
         self.like(information)
         self._state: CovarianceState | None = None
         self.commits = 0
-
-    def share(self, known: list[Prior]) -> None:
-        """Take the prior with the same S_0 out of a list, factored or not; or add this one to it."""
-        mine = self._prior.arrays["second_moment"]
-        for other in known:
-            theirs = other.arrays["second_moment"]
-            if theirs.device == mine.device and torch.equal(theirs, mine):
-                self._prior = other
-                return
-        known.append(self._prior)
 
     def clone(self) -> Covariance:
         """An independent copy."""
@@ -137,6 +129,21 @@ class Covariance(Stand):
     def health(self) -> object:
         """The state's report, None before the first batch."""
         return None if self._state is None else self._state.health()
+
+
+def _prior(information: Tensor, known: list[tuple[Tensor, Prior]]) -> Prior:
+    """The prior of S_0 (d, d), factored: out of the list, or new and added to it."""
+    prior = Prior.precision(information)
+    mine = prior.arrays["S0"]
+    for theirs, other in known:
+        if theirs.device == mine.device and torch.equal(theirs, mine):
+            return other
+    try:
+        _ = prior.factor
+    except ValueError:
+        prior = Prior.anchor(information)
+    known.append((mine, prior))
+    return prior
 
 
 class _Taken(Stand):

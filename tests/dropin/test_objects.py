@@ -191,6 +191,24 @@ def test_a_moment_with_small_eigenvalues_is_not_lifted(smallest: float) -> None:
     assert relative_error(found, wanted) < 1e-8
 
 
+@pytest.mark.parametrize("smallest", [1e-5, 1e-7])
+def test_an_information_with_small_eigenvalues_is_not_lifted(smallest: float) -> None:
+    turned = torch.linalg.qr(random(D, D, seed=8).double())[0]
+    given = (turned * torch.logspace(2.0, 2.0 + math.log10(smallest), D, dtype=torch.float64)) @ turned.T
+    given = ((given + given.T) / 2.0).float()
+    found = dropin.Covariance(given, verify=True).update(K)
+    assert relative_error(found, torch.linalg.solve(given.double() + K.double() @ K.double().T, K.double())) < 1e-5
+
+
+def test_a_singular_information_is_lifted() -> None:
+    few = random(D - 9, D, seed=7)
+    given = few.T @ few / len(few)
+    values, vectors = torch.linalg.eigh(given.double())
+    lifted = (vectors * values.clamp_min(4.0 * torch.finfo(given.dtype).eps * float(values[-1]))) @ vectors.T
+    wanted = torch.linalg.solve(lifted + K.double() @ K.double().T, K.double())
+    assert relative_error(dropin.Covariance(given).update(K), wanted) < 1e-3
+
+
 def test_memit_over_memit_is_memit() -> None:
     get = dropin.memit(dropin.memit(lambda model, tok, layer_name: moment()))
     assert get("model", None, "a") is get("model", None, "a")
