@@ -196,14 +196,6 @@ class _Layer:
         return self._state
 
 
-def _index(key: Any, count: int) -> int:
-    first = key[0] if isinstance(key, tuple) else key
-    rest = key[1:] if isinstance(key, tuple) else ()
-    if not isinstance(first, int) or not -count <= first < count or any(part != slice(None) for part in rest):
-        raise TypeError(f"dropin.alphaedit: P and cache_c are taken layer by layer, as in P[i, :, :], got [{key!r}]")
-    return first % count
-
-
 class ProjectorStack(Stand):
     """Stands for P (layers, d, d)."""
 
@@ -238,7 +230,7 @@ class ProjectorStack(Stand):
         return twin
 
     def __getitem__(self, key: Any) -> _Projector:
-        return _Projector(self._layers[_index(key, len(self._layers))])
+        return _Projector(self._layers[stand.layer_of("alphaedit", key, len(self._layers))])
 
     def __setitem__(self, key: Any, value: object) -> None:
         raise TypeError(
@@ -277,10 +269,10 @@ class CacheStack(Stand):
         return self.tensor().__reduce_ex__(protocol)
 
     def __getitem__(self, key: Any) -> _Cache:
-        return _Cache(self.partner._layers[_index(key, len(self.partner._layers))])
+        return _Cache(self.partner._layers[stand.layer_of("alphaedit", key, len(self.partner._layers))])
 
     def __setitem__(self, key: Any, value: object) -> None:
-        layer = self.partner._layers[_index(key, len(self.partner._layers))]
+        layer = self.partner._layers[stand.layer_of("alphaedit", key, len(self.partner._layers))]
         if isinstance(value, _Gram) and value.layer is layer and value.commits == layer.commits:
             layer.commit(value.gram.read("K @ K.T"))  # cache_c[i] = cache_c[i] + K @ K.T
         elif not isinstance(value, _Cache) or value.layer is not layer:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from rlsedit_kernels.backends.precision import ieee_products
 from rlsedit_kernels.dropin import stand
-from rlsedit_kernels.dropin.alphaedit import _index
 from rlsedit_kernels.dropin.doubts import Doubts
 from rlsedit_kernels.dropin.stand import Held, Stand
 from rlsedit_kernels.priors import Prior
@@ -326,10 +325,10 @@ class CovarianceStack(Stand):
         return CovarianceStack(self.parts)
 
     def __getitem__(self, key: Any) -> _Taken:
-        return _Taken(self.parts[_index(key, len(self.parts))])
+        return _Taken(self.parts[stand.layer_of("rls", key, len(self.parts))])
 
     def __setitem__(self, key: Any, value: object) -> None:
-        part = self.parts[_index(key, len(self.parts))]
+        part = self.parts[stand.layer_of("rls", key, len(self.parts))]
         if not isinstance(value, _Next) or value.batch.covariance is not part:
             raise TypeError(f"dropin.rls: C[i] becomes what its own update gives, got {type(value).__name__}")
         value.store()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ class Stand:
         raise TypeError(
             f"dropin: {getattr(func, '__name__', func)} of {names} is no part of an expression that is known here; "
             "this code is of another version than docs/dropin.md describes"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"dropin: {type(self).__name__}.{name} is no part of the solve that is known here; this code is of another "
+            "version than docs/dropin.md describes"
         )
 
     def to(self, *_: Any, **__: Any) -> Any:
@@ -123,6 +130,23 @@ class Held:
         mine = self._tensor
         alike = version(mine) == self._version and other.dtype == mine.dtype and other.device == mine.device
         return alike and torch.equal(other, mine)
+
+
+def layer_of(where: str, key: Any, count: int) -> int:
+    """The layer that an index like i or (i, :, :) means.
+
+    Raises:
+        TypeError: it is no index of one of `count` layers.
+    """
+    first, *rest = key if isinstance(key, tuple) else (key,)
+    try:
+        found = operator.index(first)
+    except TypeError:
+        found = count
+    whole = all(part is Ellipsis or (isinstance(part, slice) and part == slice(None)) for part in rest)
+    if isinstance(first, bool) or not -count <= found < count or not whole:
+        raise TypeError(f"dropin.{where}: matrices are taken layer by layer, as in P[i, :, :], got [{key!r}]")
+    return found % count
 
 
 def check_shape(where: str, name: str, tensor: object, *shape: int) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.tolerances import relative_error
@@ -51,6 +52,10 @@ EYE = torch.eye(D)
         (lambda P, c: P[0, :, :] @ (K @ K.T + c[1, :, :]), TypeError, r"P\[i\] @ _Gram"),
         (lambda P, c: P[0, :3, :], TypeError, "layer by layer"),
         (lambda P, c: P[2, :, :], TypeError, "layer by layer"),
+        (lambda P, c: c[True], TypeError, "layer by layer"),
+        (lambda P, c: P[EYE[0]], TypeError, "layer by layer"),
+        (lambda P, c: P[0].T, AttributeError, "_Projector.T is no part of the solve"),
+        (lambda P, c: c.norm(), AttributeError, "CacheStack.norm is no part of the solve"),
         (
             lambda P, c: torch.linalg.solve(P[0] @ (K @ K.T + c[0]) + 3.0 * EYE, P[0] @ K @ R.T),
             ValueError, "L2 must be 2 as it was given, got 3",
@@ -93,6 +98,13 @@ def test_a_batch_is_committed_once_and_with_its_own_keys() -> None:
         cache[0] += K @ K.T
     assert P.health()[0].steps == 1
     assert P.health()[1] is None
+
+
+def test_a_layer_by_other_indices() -> None:
+    P, cache = dropin.alphaedit(projectors(), L2)
+    wanted = torch.linalg.solve(P[1] @ (K @ K.T + cache[1]) + L2 * EYE, P[1] @ K @ R.T)
+    for i in (-1, np.int64(1), (torch.tensor(1), ...), (1, slice(None), slice(None))):
+        assert torch.equal(torch.linalg.solve(P[i] @ (K @ K.T + cache[i]) + L2 * EYE, P[i] @ K @ R.T), wanted)
 
 
 def test_alphaedit_names_wrong_arguments() -> None:
