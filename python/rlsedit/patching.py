@@ -51,7 +51,8 @@ def patch(name: str, *, verify: bool = False) -> Iterator[tuple[ModuleType, ...]
     """Let another code base solve by the recursion while the block runs.
 
     Args:
-        name: "alphaedit", "memit", "rlsedit" (their released code) or "easyedit" (its AlphaEdit and MEMIT).
+        name: "alphaedit", "memit", "rlsedit" (their released code) or "easyedit" (its AlphaEdit and MEMIT; with
+            "-alphaedit" or "-memit" behind it one of them alone, for a fork that has changed the other).
         verify: compare the first batch of each layer with the original solve, and raise if they differ.
 
     Yields:
@@ -222,12 +223,12 @@ def _alphaedit(module: Any, stack: ExitStack, verify: bool) -> None:
 
 def _while_open(stack: ExitStack, original: Callable[..., Any], patched: Callable[..., Any]) -> Callable[..., Any]:
     """The patched function until the stack unwinds, then the original: a name may have been imported in between."""
-    is_open = [True]
-    stack.callback(is_open.clear)
+    held = [patched]
+    stack.callback(held.clear)
 
     @wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (patched if is_open else original)(*args, **kwargs)
+        return (held[0] if held else original)(*args, **kwargs)
 
     return call
 
@@ -279,6 +280,10 @@ _RLSEDIT = frozenset({"F_t = C_prev @ K_t", "C_t = C_prev - G_t @ G_t.T"})
 _HPARAMS = frozenset({"hparams"})
 _MEMIT_FUNCTIONS = ("execute_memit", "apply_memit_to_model")
 _EASY = "easyeditor.models"
+_EASY_TARGETS = (
+    _Target(f"{_EASY}.alphaedit.AlphaEdit_main", ("execute_AlphaEdit",), _HPARAMS, _easy_alphaedit, _ALPHAEDIT),
+    _Target(f"{_EASY}.memit.memit_main", _MEMIT_FUNCTIONS, _HPARAMS, _memit, _MEMIT),
+)
 _TARGETS: dict[str, tuple[_Target, ...]] = {
     "alphaedit": (
         _Target(
@@ -300,8 +305,7 @@ _TARGETS: dict[str, tuple[_Target, ...]] = {
             marks=("C_prev", "C_t @"),
         ),
     ),
-    "easyedit": (
-        _Target(f"{_EASY}.alphaedit.AlphaEdit_main", ("execute_AlphaEdit",), _HPARAMS, _easy_alphaedit, _ALPHAEDIT),
-        _Target(f"{_EASY}.memit.memit_main", _MEMIT_FUNCTIONS, _HPARAMS, _memit, _MEMIT),
-    ),
+    "easyedit": _EASY_TARGETS,
+    "easyedit-alphaedit": _EASY_TARGETS[:1],
+    "easyedit-memit": _EASY_TARGETS[1:],
 }

@@ -300,8 +300,35 @@ def test_unknown_versions_are_refused(
         pytest.fail("must not get here")
 
 
+@pytest.mark.parametrize(
+    ("changed", "other", "old", "new"),
+    [
+        ("easyedit", "easyedit-memit", "proj @ layer_ks @ resid.T", "layer_ks @ resid.T"),
+        ("easyedit-memit", "easyedit-alphaedit", "torch.linalg.solve(", "torch.linalg.lstsq("),
+    ],
+)
+def test_a_fork_of_easyedit_that_changed_one_of_its_editors(
+    changed: str, other: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = other.removesuffix("-alphaedit")
+    exact, _ = run(place)
+    sys.modules.pop(PLACES[place][0])
+    rewritten(changed, ((old, new),), monkeypatch, tmp_path)
+    with pytest.raises(UnknownVersionError), rlsedit.patch("easyedit"):
+        pytest.fail("must not get here")
+    kinds = []
+    solve = torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda A, B: kinds.append(type(A).__name__) or solve(A, B))
+    with rlsedit.patch(other):
+        found, _ = run(place)
+    assert set(kinds) == {"_System"}
+    assert largest_difference(found, exact) < 1e-4
+
+
 def test_wrong_names_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"name must be one of \['alphaedit', 'easyedit', 'memit', 'rlsedit'\]"):
+    with pytest.raises(
+        ValueError, match=r"name must be one of \['alphaedit', 'easyedit', 'easyedit-alphaedit', .*'rlsedit'\]"
+    ):
         rlsedit.patch("grace").__enter__()
     monkeypatch.setitem(sys.modules, "memit.memit_main", None)
     with pytest.raises(ImportError):
