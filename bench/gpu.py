@@ -25,6 +25,7 @@ import torch
 from harness import arguments, report
 
 import rlsedit_kernels as rk
+from rlsedit_kernels.backends.precision import ieee_products
 
 Function = Callable[[], object]
 
@@ -55,6 +56,14 @@ def seconds(function: Function, device: str) -> float:
     stop.record()
     stop.synchronize()
     return float(start.elapsed_time(stop)) / 1e3
+
+
+def wake(n: int, seconds: float = 1.0) -> None:
+    """Products of n x n matrices for a second: an idle GPU has low clocks, and the first rows would be slow."""
+    A, end = torch.randn(n, n, device="cuda"), time.monotonic() + seconds
+    while time.monotonic() < end:
+        torch.mm(A, A)
+        torch.cuda.synchronize()
 
 
 def error(got: torch.Tensor, exact: torch.Tensor) -> float:
@@ -203,7 +212,7 @@ def main() -> None:
     import gpu_cases
 
     parser = arguments((__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="the current GPU, or a check without")
     parser.add_argument("--d", type=int, default=14336)
     parser.add_argument("--u", type=int, nargs="+", default=[100, 1])
     parser.add_argument("--v", type=int, default=4096)
@@ -236,7 +245,7 @@ def main() -> None:
             "d": options.d,
             "v": options.v,
             "dtype": "float32",
-            "tf32 of torch": torch.backends.cuda.matmul.allow_tf32,
+            "tf32 of torch": torch.backends.cuda.matmul.fp32_precision == "tf32",
             "floors": f"{BYTES / 1e12:g} TB/s, {FLOPS / 1e12:g} TFLOP/s",
             "back ends": {row.name: row.reason or "available" for row in rk.backends()},
             "seconds": round(time.monotonic() - bench.begin, 1),
@@ -255,10 +264,13 @@ def main() -> None:
         "factors": [(options.factors,)],
         "layers": [(max(options.d // 4, 16), options.u[0])],
     }
-    for name in (name for name in SECTIONS if name in options.only):
-        for arguments_of in given.get(name, [(name, options.d, u, options.v) for u in options.u]):
-            bench.section(getattr(gpu_cases, name if name in given else "with_problem"), *arguments_of)
-    finish()
+    with ieee_products():  # rivals too, whatever an image sets in TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
+        if options.device == "cuda":
+            wake(min(options.d, 4096))
+        for name in (name for name in SECTIONS if name in options.only):
+            for arguments_of in given.get(name, [(name, options.d, u, options.v) for u in options.u]):
+                bench.section(getattr(gpu_cases, name if name in given else "with_problem"), *arguments_of)
+        finish()
 
 
 if __name__ == "__main__":

@@ -199,9 +199,12 @@ def weights(bench: Bench, p: Problem, gain: torch.Tensor) -> None:
             torch.ops.rlsedit_kernels.weight_update_(W, p.K, p.V, gain)
         return W
 
+    def turned() -> torch.Tensor:  # a plain clone would keep the strides of p.W
+        return p.W.mT.clone(memory_format=torch.contiguous_format).mT
+
     def entry(name: str) -> Entry:
-        W = p.W.mT.contiguous().mT
-        return Entry(name, lambda: update(name, W), lambda: {"error": error(update(name, p.W.mT.clone().mT), exact)})
+        W = turned()
+        return Entry(name, lambda: update(name, W), lambda: {"error": error(update(name, turned()), exact)})
 
     entries = [entry(name) for name in variants(bench.device)]
     bench.compare("weight_update_", {"d": d, "u": u, "v": v}, entries, floor(12.0 * d * v, 4.0 * d * u * v))

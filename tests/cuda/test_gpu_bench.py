@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -105,3 +107,52 @@ def test_the_whole_run_on_the_cpu(gpu, tmp_path, capsys, monkeypatch) -> None:
     assert whole
     assert all(max(row["error"], row["error_C"], row["error_W"]) < 1e-5 for row in whole)
     assert len([row for row in rows if row["what"] == "target"]) == 13
+
+
+class Weights(TorchDispatchMode):
+    """Notes the strides of every weight that is updated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strides: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.rlsedit_kernels.weight_update_.default:
+            self.strides.append(args[0].stride())
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_error_of_a_weight_update_is_that_of_the_layout_that_is_timed(gpu) -> None:
+    import gpu_cases
+
+    d, u, v = 12, 5, 7
+    bench, problem = gpu.Bench("cpu", 2, 60.0), gpu.Problem(d, u, v, "cpu")
+    with Weights() as seen:
+        gpu_cases.weights(bench, problem, torch.randn(d, u))
+    assert len(seen.strides) == 5 * len(bench.rows)  # two to warm up, two timed, one for the error
+    assert set(seen.strides) == {(1, d)}
+    assert problem.W.stride() == (v, 1)
+
+
+def test_rivals_do_not_run_in_tf32(gpu, tmp_path, monkeypatch) -> None:
+    """Images of CUDA set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which does what is done here."""
+    import gpu_cases
+
+    found, switch = [], torch.backends.cuda.matmul
+    monkeypatch.setattr(gpu_cases, "ceilings", lambda *_: found.append(switch.fp32_precision))
+    target = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", f"gpu.py --device cpu --d 48 --only ceilings --json {target}".split())
+    switch.allow_tf32 = True
+    try:
+        gpu.main()
+        assert switch.fp32_precision == "tf32"
+    finally:
+        switch.allow_tf32 = False
+    assert found == ["ieee"]
+    assert json.loads(target.read_text(encoding="utf-8"))["settings"]["tf32 of torch"] is False
+
+
+def test_a_device_that_would_be_timed_by_the_host_is_refused(gpu, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cuda:1"])
+    with pytest.raises(SystemExit):
+        gpu.main()
