@@ -67,7 +67,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device, also: Meter | None = None) -> None:
-        self._cuda, self._also = device.type == "cuda", also
+        self._device, self._cuda, self._also = device, device.type == "cuda", also
         self._marks: list[tuple[str, object, object]] = []
         self._open: object = None
         self._start: object = None
@@ -75,7 +75,7 @@ class Clock:
 
     def __enter__(self) -> Clock:
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         self._token = _meter.set(self)
         self._start = self._now()
         return self
@@ -84,7 +84,7 @@ class Clock:
         self._stop = self._now()
         _meter.reset(self._token)
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
 
     def begin(self, name: str) -> None:
         if self._also is not None:
@@ -114,7 +114,7 @@ class Clock:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # which need not be the current device's
         return event
 
     def _between(self, start: object, stop: object) -> float:
