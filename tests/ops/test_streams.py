@@ -1,4 +1,6 @@
-"""On a GPU: an op never waits for the device, allocates from torch's pool only, and can be captured in a CUDA graph."""
+"""On a GPU: an op never waits for the device, works on its tensors' device and the current stream there, allocates from
+torch's pool only, and can be captured in a CUDA graph.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,39 @@ def test_the_host_does_not_wait(op: str, backend: str) -> None:
         call()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_an_op_runs_behind_what_its_stream_has(op: str, backend: str) -> None:
+    """Its arguments are there only when the stream comes to it: what runs on another stream reads NaN."""
+    given = arguments(op, torch.float32, (2,), d=D, u=U, v=9)
+    late = [torch.full_like(a, float("nan")) if isinstance(a, torch.Tensor) else a for a in given]
+    function, side = getattr(torch.ops.rlsedit_kernels, op), torch.cuda.Stream()
+    copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in given]
+    expected = [*tensors(function(*copies)), *copies[: written(op)]]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        for place, value in zip(late, given, strict=True):
+            if isinstance(place, torch.Tensor):
+                place.copy_(value)
+        got = [*tensors(function(*late)), *late[: written(op)]]
+    side.synchronize()
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs here")
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_tensors_on_a_gpu_that_is_not_the_current_one(op: str, backend: str) -> None:
+    function, given = getattr(torch.ops.rlsedit_kernels, op), arguments(op, torch.float32, (2,), d=D, u=U, v=9)
+    there = [a.to("cuda:1") if isinstance(a, torch.Tensor) else a for a in given]
+    expected = [*tensors(function(*given)), *given[: written(op)]]
+    got = [*tensors(function(*there)), *there[: written(op)]]
+    assert torch.cuda.current_device() == 0
+    assert all(mine.device == torch.device("cuda", 1) for mine in got)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs.cpu())
 
 
 @pytest.mark.parametrize("op", SCHEMAS)
