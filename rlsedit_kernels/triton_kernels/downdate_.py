@@ -66,7 +66,7 @@ def change_(
     """C <- scale (C + alpha Z Z') where info == 0."""
     d, u = Z.shape[-2:]
     used, t = launch.precision(C, input_precision), tuning.tiles("downdate_", C, u)
-    flags = torch.zeros(C.shape[:-2], dtype=torch.int32, device=C.device) if info is None else info
+    flags = torch.empty(C.shape[:-2], dtype=torch.int32, device=C.device) if info is None else info  # not read if new
     blocks = launch.ceil_div(d, t.rows)
     for c, z, flag in launch.views(launch.by_rows(C), Z, flags[..., None, None]):
         common = launch.common(z, u, z.stride(1))
