@@ -128,7 +128,7 @@ def test_the_error_of_a_weight_update_is_that_of_the_layout_that_is_timed(gpu) -
     d, u, v = 12, 5, 7
     bench, problem = gpu.Bench("cpu", 2, 60.0), gpu.Problem(d, u, v, "cpu")
     with Weights() as seen:
-        gpu_cases.weights(bench, problem, torch.randn(d, u))
+        gpu_cases.weights(bench, problem, torch.randn(d, u, device="cpu"))
     assert len(seen.strides) == 5 * len(bench.rows)  # two to warm up, two timed, one for the error
     assert set(seen.strides) == {(1, d)}
     assert problem.W.stride() == (v, 1)
