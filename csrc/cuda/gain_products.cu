@@ -78,6 +78,10 @@ bool form_by_warpgroups(Call& call, const Matrices<const typename E::T>& C,
 template <class E>
 using Gram = TileProduct<E, 2, 2, 2, 4, true>;
 
+// Parts are workspace: no more of them than give every multiprocessor enough to do.
+constexpr int64_t kMostParts = 1 << 26;  // elements of the parts of Y
+constexpr int64_t kGramBlocks = 4096;    // blocks that form parts of G
+
 // What rows [begin, end) of d add to a lower tile of G; parts (b, splits, u, u).
 template <class E>
 __global__ void __launch_bounds__(Gram<E>::kThreads)
@@ -118,8 +122,7 @@ void form_products(Call& call, Matrices<const typename E::T> C, Matrices<const t
   using T = typename E::T;
   using P = Product<E, NT>;
   const int64_t batch = call.batch(), rows = ceil_div(d, P::kRows), keys = ceil_div(u, P::kColumns);
-  int64_t splits =
-      best_splits(rows * keys * batch, E::kBlocks * call.processors(), greater<int64_t>(1, d / 256));
+  int64_t splits = best_splits(rows * keys * batch, E::kBlocks * call.processors(), d, batch * d * u);
   const int64_t depth = ceil_div(ceil_div(d, splits), P::kDepth) * P::kDepth;
   splits = ceil_div(d, depth);
   T* parts = splits == 1 ? Y : call.scratch<T>(batch * splits * d * u);
@@ -133,10 +136,11 @@ void form_products(Call& call, Matrices<const typename E::T> C, Matrices<const t
 
 }  // namespace
 
-int64_t best_splits(int64_t blocks, int64_t places, int64_t most) {
+int64_t best_splits(int64_t blocks, int64_t places, int64_t d, int64_t part) {
+  const int64_t most = lesser(lesser<int64_t>(d / 256, 8), kMostParts / greater<int64_t>(1, part));
   int64_t best = 1;
   double least = 0.0;
-  for (int64_t splits = 1; splits <= lesser<int64_t>(most, 8); ++splits) {
+  for (int64_t splits = 1; splits <= greater<int64_t>(1, most); ++splits) {
     const double rounds = static_cast<double>(ceil_div(blocks * splits, places));
     const double cost = rounds / static_cast<double>(splits) * (1.0 + 0.01 * static_cast<double>(splits));
     if (splits == 1 || cost < least) {
@@ -152,14 +156,16 @@ void form_gram(Call& call, Matrices<const typename E::T> K, const typename E::T*
                typename E::T* G) {
   using T = typename E::T;
   using P = Gram<E>;
-  const int64_t batch = call.batch(), side = ceil_div(u, P::kRows);
-  const int64_t depth = greater<int64_t>(128, ceil_div(ceil_div(d, 64), 32) * 32),
+  const int64_t batch = call.batch(), side = ceil_div(u, P::kRows), tiles = side * (side + 1) / 2;
+  const int64_t most =
+      lesser<int64_t>(64, greater<int64_t>(1, kGramBlocks / greater<int64_t>(1, tiles * batch)));
+  const int64_t depth = greater<int64_t>(128, ceil_div(ceil_div(d, most), 32) * 32),
                 splits = ceil_div(d, depth);
   T* parts = call.scratch<T>(batch * splits * u * u);
   const int stages = call.stages(P::kBufferBytes);
   const unsigned z = static_cast<unsigned>(batch);
-  launch(gram_kernel<E>, dim3(static_cast<unsigned>(side * (side + 1) / 2), static_cast<unsigned>(splits), z),
-         P::kThreads, stages * P::kBufferBytes, call.stream(), K, Y, parts, d, u, depth, stages);
+  launch(gram_kernel<E>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits), z), P::kThreads,
+         stages * P::kBufferBytes, call.stream(), K, Y, parts, d, u, depth, stages);
   launch(add_gram_kernel<T>, dim3(static_cast<unsigned>(ceil_div(u * u, 256)), 1, z), 256, 0, call.stream(),
          static_cast<const T*>(parts), G, u, static_cast<int>(splits));
 }

@@ -15,8 +15,9 @@ template <class E>
 void form_gram(Call& call, Matrices<const typename E::T> K, const typename E::T* Y, int64_t d, int64_t u,
                typename E::T* G);
 
-// Into how many parts a walk is cut, so that `blocks` fill a GPU that holds `places` of them, in whole
-// rounds; a part more costs about a hundredth. The same on the same device: so are the bits of the result.
-int64_t best_splits(int64_t blocks, int64_t places, int64_t most);
+// Into how many parts a walk along d is cut, so that `blocks` fill a GPU that holds `places` of them, in
+// whole rounds; a part more costs about a hundredth, and `part` elements of workspace. The same on the same
+// device: so are the bits of the result.
+int64_t best_splits(int64_t blocks, int64_t places, int64_t d, int64_t part);
 
 }  // namespace rlsedit

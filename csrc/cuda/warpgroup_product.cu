@@ -182,7 +182,7 @@ const float* form(Call& call, const Matrices<const float>& A, const Matrices<con
   float* tiles = call.scratch<float>(batch * keys * steps * 2 * S::kRight);
   launch(split_kernel<S::kColumns>, dim3(static_cast<unsigned>(steps), static_cast<unsigned>(keys), z), 256,
          0, call.stream(), K, tiles, d, u);
-  int64_t count = best_splits(across * keys * batch, call.processors(), greater<int64_t>(1, d / 256));
+  int64_t count = best_splits(across * keys * batch, call.processors(), d, batch * rows * u);
   const int64_t depth = ceil_div(steps, count) * kTerms;
   count = ceil_div(d, depth);
   splits = static_cast<int>(count);

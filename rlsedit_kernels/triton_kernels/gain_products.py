@@ -8,7 +8,8 @@ A program takes a block of rows of C and a block of keys, and walks along the ro
       +---------------+            +--+     in a fixed order: the same bits from run to run
 
 Bytes: d^2 of C once (u <= 128), 2 d u of K and Y; flops 2 d^2 u + 2 d u^2. G comes out exactly symmetric: the two sums
-for (i, j) and (j, i) are added before they are halved.
+for (i, j) and (j, i) are added before they are halved. A partial G for every 64 rows is little for a usual batch;
+one of thousands of keys, where it would fill the memory, is two plain products instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ import triton.language as tl
 
 from rlsedit_kernels.triton_kernels import launch, tuning
 from rlsedit_kernels.triton_kernels.blocks import load, store
+from rlsedit_kernels.triton_kernels.weight_update_ import product
+
+MOST_PARTS = 2**28
+"""Elements that the partial G may take together."""
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -80,6 +85,16 @@ def reduce(P: torch.Tensor, G: torch.Tensor) -> None:
     reduce_kernel[side, side, batch](P, G, u, blocks, *G.stride(), SIDE=16, STEP=8, num_warps=4, **launch.LAUNCH)
 
 
+def _by_products(C: torch.Tensor, K: torch.Tensor, Y: torch.Tensor, G: torch.Tensor, used: str) -> None:
+    """Y and G without partial sums of G, one matrix after the other."""
+    Y.zero_()
+    G.zero_()
+    for c, k, y, g in zip(C, K, Y, G, strict=True):
+        product(y, c, k.mT, y, 1, used)
+        product(g, k, y, g, 1, used)
+        g.copy_(0.5 * (g + g.mT))
+
+
 @launch.on_its_device
 def gain_products(
     C: torch.Tensor, K: torch.Tensor, *, input_precision: str | None = None
@@ -90,6 +105,9 @@ def gain_products(
     used, t = launch.precision(C, input_precision), tuning.tiles("gain_products", C, u)
     blocks = launch.ceil_div(d, t.rows)
     for c, k, y, g in launch.views(launch.by_rows(C), K, Y, G):
+        if c.shape[0] * blocks * u * u > MOST_PARTS:
+            _by_products(c, k, y, g, used)
+            continue
         P = C.new_empty((c.shape[0], blocks, u, u))
         gain_products_kernel[blocks, launch.ceil_div(u, t.keys), c.shape[0]](
             c, k, y, P, d, u, blocks, *c.stride(), *k.stride(), *y.stride(),

@@ -64,9 +64,10 @@ def sum_kernel(base, P, out, m, n, parts, sign, b_r, b_c, o_r, o_c, WIDTH: tl.co
     tl.store(out + i * o_r + j * o_c, old + sign * acc, mask=j < n)
 
 
-def _product(
+def product(
     base: torch.Tensor, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, sign: int, used: str
 ) -> None:
+    """out (m, n) = base + sign left (m, k) right (k, n), sign 1 or -1; out may be base."""
     result = base, out
     # Tensor cores take a right operand of tf32 with adjacent terms, and a left one as it comes.
     turned = right.stride(0) != 1 and left.stride(1) == 1
@@ -106,6 +107,6 @@ def weight_update_(
     E = torch.empty(V.shape, dtype=W.dtype, device=W.device)
     for ws, ks, vs, gains, es in launch.views(W, K, V, gain, E):
         for w, k, v, g, e in zip(ws, ks, vs, gains, es, strict=True):
-            _product(v, k, w, e, -1, used)
-            _product(w, g, e, w, 1, used)
+            product(v, k, w, e, -1, used)
+            product(w, g, e, w, 1, used)
     return E

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import builders
+from support import builders, emulated
 from support.op_arguments import arguments, tensors
 
 import rlsedit_kernels as rk
@@ -110,6 +110,19 @@ def test_nothing_is_allocated_after_the_first_call(backend: str) -> None:
         call()
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() == before
+
+
+def test_the_workspace_of_thousands_of_keys(backend: str) -> None:
+    """Parts of Y and of G are fewer where each is large."""
+    d, u = (8192, 2048) if not emulated.active() else (300, 40)
+    C, K = torch.eye(d), torch.randn(u, d) / d**0.5
+    torch.ops.rlsedit_kernels.gain_products(C[:64, :64].contiguous(), K[:40, :64].contiguous())
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    Y, G = torch.ops.rlsedit_kernels.gain_products(C, K)
+    assert torch.cuda.max_memory_allocated() - before <= 4 * (d * u + 10 * u * u + 2**26)
+    assert float((Y - K.mT).norm()) <= 1e-5 * float(K.norm())
+    assert torch.equal(G, G.mT)
 
 
 def test_weight_and_state_on_one_stream(backend: str) -> None:

@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 import triton_resources
-from triton_launches import OPS, SIZES, TARGETS, compiled, distinct, key, launches_of
+from triton_launches import OPS, SIZES, TARGETS, D, compiled, distinct, key, launches_of
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -33,6 +33,19 @@ def test_one_key_compiles(op) -> None:
     """Triton turns an argument that is 1 into a constant: other code."""
     for launch in distinct(launches_of(op, torch.float32, 1)):
         compiled(launch)
+
+
+@pytest.mark.parametrize("op", ["gain_products", "rls_update_"])
+def test_thousands_of_keys_need_no_workspace_beyond_their_results(op) -> None:
+    """A partial G for every block of rows of C would take 64 times a G."""
+    u = D
+    sizes = [
+        value.numel()
+        for launch in launches_of(op, torch.float32, u)
+        for value in launch.arguments.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert max(sizes) == u * u
 
 
 @pytest.mark.parametrize(("op", "count"), [("qr_append_", 1), ("qr_append_rhs_", 1), ("qr_gain", 2)])

@@ -14,6 +14,7 @@ from support import builders, interleaved, tolerances
 from support.cases import sized
 from support.views import LAYOUTS, View
 
+import rlsedit_kernels as rk
 from rlsedit_kernels import triton_kernels
 from rlsedit_kernels.triton_kernels import dataflow, launch, tuning
 
@@ -67,6 +68,16 @@ def test_weight_update_of_a_long_shared_dimension(dtype) -> None:
     assert tolerances.relative_error(W, expected) < tolerances.product(d, dtype)
     assert torch.equal(triton_kernels.weight_update_(again, K, V, gain), E)
     assert torch.equal(again, W)
+
+
+def test_a_batch_whose_partial_sums_would_fill_the_memory(dtype, monkeypatch, poisoned_memory) -> None:
+    C, K = builders.symmetric((2,), 37, dtype, 0), builders.key_batch((2,), 50, 37, dtype, 1)
+    expected_Y, expected_G = rk.reference.gain_products(C, K)
+    monkeypatch.setattr(sys.modules["rlsedit_kernels.triton_kernels.gain_products"], "MOST_PARTS", 0)
+    Y, G = triton_kernels.gain_products(C, K)
+    assert tolerances.relative_error(Y, expected_Y) < tolerances.product(37, dtype)
+    assert tolerances.relative_error(G, expected_G) < tolerances.product(37, dtype)
+    assert torch.equal(G, G.mT)
 
 
 def test_scalars_keep_all_digits() -> None:
