@@ -8,9 +8,10 @@ next back end. What goes wrong is reported as a reason.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,9 @@ NAMESPACE = "rlsedit_kernels_cuda"
 
 PRECISIONS = {"tf32x3": 0, "ieee": 1}
 """How products of float32 are formed: three products of tf32 on the tensor cores (the default), or IEEE float32."""
+
+MOST_BATCH, MOST_DIMS = 65535, 4
+"""Matrices that a call of the library takes, and leading dimensions, however they lie: beyond, a call is several."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARY = _PACKAGE / "_C_cuda.so"
@@ -116,6 +120,24 @@ def load() -> tuple[bool, str]:
     return load_library(_LIBRARY, _NOTE)
 
 
+def _in_pieces(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """`function` of the arguments, matrix by matrix where one call of the library does not take all of them."""
+    batch = arguments[0].shape[:-2]
+    if batch.numel() <= MOST_BATCH and (len(batch) <= MOST_DIMS or batch.numel() == 0):
+        return function(*arguments)
+    step = MOST_BATCH // batch[1:].numel() if len(batch) <= MOST_DIMS else 0  # of the first dimension; 0: one leaves it
+    places = [slice(i, i + step) for i in range(0, batch[0], step)] if step else range(batch[0])
+    join = torch.cat if step else torch.stack
+    parts = [
+        _in_pieces(function, [a[place] if isinstance(a, torch.Tensor) else a for a in arguments]) for place in places
+    ]
+    if parts[0] is None:
+        return None
+    if isinstance(parts[0], torch.Tensor):
+        return join(parts)
+    return tuple(join(tensors) for tensors in zip(*parts, strict=True))
+
+
 def kernel(op: str) -> Callable[..., object]:
     """The kernel of an op of the private namespace, with `input_precision` as a keyword, as the Triton kernels have it.
 
@@ -125,13 +147,13 @@ def kernel(op: str) -> Callable[..., object]:
     """
     function = getattr(getattr(torch.ops, NAMESPACE), op).default
 
-    def call(*arguments: object, input_precision: str | None = None) -> object:
+    def call(*arguments: Any, input_precision: str | None = None) -> object:
         if input_precision is None:
-            return function(*arguments)
+            return _in_pieces(function, arguments)
         if input_precision not in PRECISIONS:
             known = ", ".join(map(repr, PRECISIONS))
             raise ValueError(f"{op}: input_precision must be one of {known}, got {input_precision!r}")
-        return function(*arguments, precision=PRECISIONS[input_precision])
+        return _in_pieces(partial(function, precision=PRECISIONS[input_precision]), arguments)
 
     call.__name__ = op
     return call

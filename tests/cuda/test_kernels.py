@@ -14,11 +14,12 @@ import torch
 from support import builders, emulated, tolerances
 from support.kernel_cases import ENGINES as ENGINE_TABLE
 from support.kernel_cases import arguments, results
+from support.op_arguments import tensors
 from support.views import LAYOUTS, View
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.backends import cuda
-from rlsedit_kernels.ops.schemas import SCHEMAS
+from rlsedit_kernels.ops.schemas import SCHEMAS, written
 
 error = tolerances.relative_error
 ENGINES = pytest.mark.parametrize(("dtype", "precision"), ENGINE_TABLE.values(), ids=ENGINE_TABLE.keys())
@@ -182,6 +183,20 @@ def test_leading_dimensions_of_any_strides(op, kernels) -> None:
     first = results(op, tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in given), "tf32x3")
     other = results(op, swapped, "tf32x3")
     assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+@pytest.mark.parametrize("batch", [(5,), (3, 2), (2, 5), (1, 2, 1, 1, 2)])
+def test_more_matrices_than_a_call_takes(op, batch, kernels, monkeypatch) -> None:
+    """The other back ends take any number of them, and any number of leading dimensions."""
+    given, function = arguments(op, torch.float32, batch, d=9, u=4), cuda.kernel(op)
+    flat = [a.flatten(0, -3).clone() if isinstance(a, torch.Tensor) else a for a in given]
+    expected = [*tensors(function(*flat)), *flat[: written(op)]]
+    monkeypatch.setattr(cuda, "MOST_BATCH", 3)
+    found = [*tensors(function(*given)), *given[: written(op)]]
+    for got, exact in zip(found, expected, strict=True):
+        assert got.shape[: len(batch)] == batch
+        assert torch.equal(got.flatten(0, len(batch) - 1), exact)
 
 
 @pytest.mark.parametrize("op", SCHEMAS)
