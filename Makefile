@@ -17,8 +17,8 @@ EDITOR_ON_A_GPU = tests/rlsedit/test_on_a_gpu.py tests/rlsedit/test_language_mod
 
 SOURCES = find csrc tests/cuda tests/helpers \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
-.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-bench gpu-test-triton gpu-stability \
-  gpu-rehearsal clean
+.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-test-wgmma gpu-bench gpu-test-triton \
+  gpu-stability gpu-rehearsal clean
 
 help:
 	@grep -hE '^# make' Makefile | sed 's/^# //'
@@ -125,7 +125,7 @@ WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal --max-
 EDITOR_THERE = $(shell PYTHONPATH=python $(PYTHON) -c "import rlsedit.editor; print('$(EDITOR_ON_A_GPU)')" 2>/dev/null)
 TIMEOUT = $(shell $(PYTHON) -c "import pytest_timeout; print('--timeout 120 --timeout-method thread')" 2>/dev/null)
 
-gpu: gpu-build gpu-test gpu-bench gpu-test-triton gpu-stability
+gpu: gpu-build gpu-test gpu-test-wgmma gpu-bench gpu-test-triton gpu-stability
 
 gpu-build:
 	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
@@ -133,6 +133,8 @@ gpu-build:
 gpu-test:
 	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py $(ON_A_GPU) $(EDITOR_THERE) \
 	  --device cuda -k "not triton" $(WORKERS) $(TIMEOUT)
+
+gpu-test-wgmma:
 	OMP_NUM_THREADS=1 RLSEDIT_CUDA_WGMMA=1 $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py --device cuda \
 	  -k "not triton and (products or rls_update_ or weight)" $(WORKERS) $(TIMEOUT)
 
