@@ -131,6 +131,8 @@ class ShardedCovarianceState(CovarianceState):
                     if not bool(torch.isfinite(gain).all()):
                         raise ValueError(f"update: the gain overflows {self.dtype}: keys of {batch.largest**0.5:.1e}")
                     numbers[_SYSTEM] = digest(factored.G, factored.root)
+                if forget != 1.0:
+                    self._bound.check_covariance("update", form, self._factor, self.dtype, forget)
             whole = self.ranks.dtensor(gain.contiguous(), self.d)
             keys: Any = batch
             return Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)

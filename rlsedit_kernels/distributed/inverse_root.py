@@ -12,7 +12,7 @@ import torch
 
 from rlsedit_kernels.distributed.batch import Batch
 from rlsedit_kernels.distributed.factor import ShardedFactor, identity_rows
-from rlsedit_kernels.distributed.rows import add_, filled, saved_rows, times, transposed_times
+from rlsedit_kernels.distributed.rows import add_, filled, largest_of_all, saved_rows, times, transposed_times
 from rlsedit_kernels.distributed.whitened import RootRows
 from rlsedit_kernels.states.inverse_root import mapped
 from rlsedit_kernels.states.products import Change, Products
@@ -99,6 +99,10 @@ class InverseRootRows:
     def scale_(self, factor: float) -> None:
         """C <- factor C."""
         self.A.mul_(factor**0.5)
+
+    def largest_diagonal(self) -> float:
+        """The largest number of A A'; all ranks ask together."""
+        return largest_of_all(self.ranks, self.A.square().sum(dim=1))
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's rows (m_p, p) of A A'x, for float64 columns x (m, p) that all ranks have."""

@@ -9,7 +9,7 @@ import torch
 from rlsedit_kernels.distributed.batch import Batch
 from rlsedit_kernels.distributed.factor import ShardedFactor
 from rlsedit_kernels.distributed.ranks import Ranks
-from rlsedit_kernels.distributed.rows import downdate_rows_, saved_rows, times
+from rlsedit_kernels.distributed.rows import downdate_rows_, largest_of_all, saved_rows, times
 from rlsedit_kernels.states.products import Change, Products
 
 __all__ = ["PlainRows"]
@@ -75,6 +75,10 @@ class PlainRows:
     def scale_(self, factor: float) -> None:
         """C <- factor C."""
         self.C.mul_(factor)
+
+    def largest_diagonal(self) -> float:
+        """The largest number of C; all ranks ask together."""
+        return largest_of_all(self.ranks, self.C[:, self.ranks.rows(self.columns)].diagonal())
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's rows (d_p, p) of C x, for float64 columns x (d, p) that all ranks have."""

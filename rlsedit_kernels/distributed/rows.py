@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
 from rlsedit_kernels.states.saving import saved_tensor
 
-__all__ = ["add_", "downdate_rows_", "filled", "saved_rows", "times", "transposed_times"]
+__all__ = ["add_", "downdate_rows_", "filled", "largest_of_all", "saved_rows", "times", "transposed_times"]
 
 _ROWS = 512
 _TILE = 1024
@@ -68,6 +69,12 @@ def add_(A: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: float) 
 def filled(Y: torch.Tensor) -> torch.Tensor:
     """Y, or a row of zeros in the place of none: solvers of systems take no empty right-hand side."""
     return Y if Y.shape[0] else Y.new_zeros(1, Y.shape[1])
+
+
+def largest_of_all(ranks: Ranks, values: torch.Tensor) -> float:
+    """The largest of numbers of which each rank has some or none, on all of them: one all-gather of a number."""
+    mine = values.max() if values.numel() else values.new_tensor(-math.inf)
+    return float(ranks.gather(mine.to(torch.float64).reshape(1), ranks.size).max())
 
 
 def saved_rows(

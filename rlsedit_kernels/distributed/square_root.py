@@ -28,6 +28,7 @@ from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.priors.factor import scalar
 from rlsedit_kernels.states import report
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import KeysLike, checked_basis
@@ -82,7 +83,7 @@ class ShardedSquareRootState(ShardedBatches):
 
     def _start(self) -> None:
         """What a rank does alone."""
-        self._counters, self._mark = Counters(), 0.0
+        self._counters, self._bound, self._mark = Counters(), Bound(), 0.0
         if self.prior.is_nothing:
             self._factor = scalar(self.prior.d, 1.0)
             self._form = ShardedTriangular.nothing(self.prior.d, self.dtype, self.ranks)
@@ -357,7 +358,7 @@ class ShardedSquareRootState(ShardedBatches):
         twin._form = self._form.clone()
         twin._counters = copy.copy(self._counters)
         twin._probes = self._probes.clone()
-        twin._watch = self._watch.copy()
+        twin._watch, twin._bound = self._watch.copy(), Bound()
         return twin
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ShardedSquareRootState:

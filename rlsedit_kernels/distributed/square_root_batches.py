@@ -118,6 +118,7 @@ class ShardedBatches(SquareRootState):
     def _prepared(self, op: str, K: object, noise: float, forget: float) -> ShardedRows:
         batch = self._arriving(op, K, noise, forget)
         self.look()
+        self._bound.check_factor(op, self._form, batch.forget)
         with ieee_products():
             return self._before(op, batch) if self._form.regular else self._determined_by(op, batch)
 
@@ -171,6 +172,7 @@ class ShardedBatches(SquareRootState):
 
     def _append(self, op: str, batch: Arrived, B: torch.Tensor | None, V: torch.Tensor | None) -> None:
         ranks, root = self.ranks, math.sqrt(batch.noise)
+        self._bound.check_factor(op, self._form, batch.forget)
         with ranks.guarded(op):
             keys, squared, largest = self._inner(batch)
         with ranks.confirmed(op):
@@ -226,6 +228,7 @@ class ShardedBatches(SquareRootState):
         return ranks.dtensor(local, self.d)
 
     def _become(self, form: ShardedTriangular, probes: ShardedProbes, largest: float, forget: float) -> None:
+        self._bound.followed(self._form, form, math.sqrt(forget))
         self._form, self._probes = form, probes
         self._writes += 1
         counters = self._counters

@@ -61,7 +61,9 @@ def append_bytes(
 
 
 def append_check_bytes(d: int, size: int, process: int, *, rank: int | None = None) -> int:
-    """Bytes that one rank receives in one check of the guard (`health`): a few probes in float64.
+    """Bytes that one rank receives in one check of the guard: a few probes in float64.
+
+    `health` sends 8 bytes of each rank more, the smallest pivot.
 
     Arguments as those of `append_bytes`.
     """

@@ -10,7 +10,7 @@ from rlsedit_kernels.backends import fallback
 from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
-from rlsedit_kernels.distributed.rows import times
+from rlsedit_kernels.distributed.rows import largest_of_all, times
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import triangular
 from rlsedit_kernels.states.pivots import Pivoted
@@ -119,6 +119,10 @@ class ShardedTriangular(Pivoted):
         """The diagonal of R (r) on all ranks; kept only while R is not regular."""
         assert self._pivots is not None
         return self._pivots
+
+    def smallest_pivot(self) -> float:
+        """That of R; all ranks ask together."""
+        return -largest_of_all(self.ranks, -self.L[:, self.own].diagonal())
 
     def measure(self) -> None:
         """Work out |R|^2 where it is not known, and bring the pivots to all ranks where R may be singular."""

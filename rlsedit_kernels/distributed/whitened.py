@@ -14,7 +14,7 @@ import torch
 from rlsedit_kernels.distributed.batch import Batch
 from rlsedit_kernels.distributed.factor import ShardedFactor, identity_rows
 from rlsedit_kernels.distributed.ranks import Ranks
-from rlsedit_kernels.distributed.rows import downdate_rows_, saved_rows, times, transposed_times
+from rlsedit_kernels.distributed.rows import downdate_rows_, largest_of_all, saved_rows, times, transposed_times
 from rlsedit_kernels.states.keys import largest_norm
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.saving import saved_tensor
@@ -112,6 +112,10 @@ class WhitenedRows:
     def scale_(self, factor: float) -> None:
         """C~ <- factor C~."""
         self.matrix.mul_(factor)
+
+    def largest_diagonal(self) -> float:
+        """The largest number of C~; all ranks ask together."""
+        return largest_of_all(self.ranks, self.matrix[:, self.ranks.rows(self.columns)].diagonal())
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's rows (r_p, p) of C~ x, for float64 columns x (r, p) that all ranks have."""

@@ -30,12 +30,14 @@ def limit(dtype: torch.dtype) -> float:
 def size(form: Any, factor: PriorFactor) -> float:
     """Bound of the largest number of C, from the diagonal of what a form of the covariance keeps; the host waits.
 
-    0 of a form that is spread over ranks.
+    Of a form that is spread over ranks all of them ask together.
     """
-    if (C := getattr(form, "C", getattr(form, "matrix", None))) is not None:
-        found = float(C.diagonal().max()) if C.shape[0] == C.shape[1] else 0.0
+    if (spread := getattr(form, "largest_diagonal", None)) is not None:
+        found = spread()
+    elif (C := getattr(form, "C", getattr(form, "matrix", None))) is not None:
+        found = float(C.diagonal().max())
     elif (A := getattr(form, "A", None)) is not None:
-        found = float(A.square().sum(dim=1).max()) if A.shape[0] == (factor.rank if form.maps else factor.d) else 0.0
+        found = float(A.square().sum(dim=1).max())
     else:
         added = sum(float(chunk.filled.double().square().sum()) for chunk in form.chunks if chunk.sign > 0.0)
         found = form.identity + added
@@ -64,6 +66,11 @@ class Bound:
         if self._is_of(form):
             self._value *= factor
 
+    def followed(self, form: Any, by: Any, factor: float) -> None:
+        """Another form has taken the place of one, multiplied by this."""
+        if self._is_of(form):
+            self.know(by, self._value * factor)
+
     def forget(self) -> None:
         """The form has changed in a way that the bound does not hold for."""
         self._form = None
@@ -88,7 +95,7 @@ class Bound:
         floor = limit(form.dtype) ** -0.5
         if self._is_of(form) and self._value * math.sqrt(forget) > floor:
             return
-        self.know(form, float(form.pivots.min()))
+        self.know(form, form.smallest_pivot())
         if not self._value * math.sqrt(forget) > floor:
             raise ForgettingError(f"{op}: a pivot of R has fallen to {self._value:.1e} {_advice(forget, form.dtype)}")
 

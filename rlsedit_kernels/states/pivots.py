@@ -36,6 +36,10 @@ class Pivoted:
         """The diagonal of R (r), >= 0."""
         raise NotImplementedError
 
+    def smallest_pivot(self) -> float:
+        """That of R; the host waits. Of a factor over ranks all of them ask together."""
+        return float(self.pivots.min())
+
     @property
     def regular(self) -> bool:
         """Whether R can be solved with; false only for one that started from zero and has seen too little."""

@@ -144,7 +144,7 @@ def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
         worst = _drifted(found, drift, worst, form.name, form.dtype == torch.float64)
         if state._watch.fault is not None and found.status != "broken":
             found.broken(state._watch.fault)
-        pivot = float(form.pivots.min()) if isinstance(form, TriangularForm) else math.inf
+        pivot = form.smallest_pivot()
         if not pivot > torch.finfo(form.dtype).max ** -0.5:
             found.broken(f"R has a pivot of {pivot:.1e}: C is more than {form.dtype} can hold: refactor(batches)")
         bounded = not counters.forgot and not nothing

@@ -420,7 +420,8 @@ def test_the_bytes_received_are_those_of_the_formula(size: int, kind: str, d: in
     for process, found in enumerate(run(size, _counted, kind, d, 5, dtype)):
         for op in ("gain", "update", "commit"):
             assert found[op] == append_bytes(op, d, 5, size, process, dtype, rank=rank), (op, process)
-        assert found["health"] == confirm_bytes(size) + append_check_bytes(d, size, process, rank=rank)
+        pivot = 8 * (size - 1)
+        assert found["health"] == confirm_bytes(size) + append_check_bytes(d, size, process, rank=rank) + pivot
 
 
 def test_the_volume_is_that_of_keys_and_not_of_the_state() -> None:
