@@ -21,7 +21,7 @@ from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
 from rlsedit_kernels.states.health import Health
-from rlsedit_kernels.states.keys import located
+from rlsedit_kernels.states.keys import located, shaped_keys
 from rlsedit_kernels.states.modes import normal_mode
 
 __all__ = ["PreparedBatches", "StateBank"]
@@ -410,13 +410,15 @@ class StateBank:
         return noises
 
     def _entries(self, op: str, batches: Batches, noises: Mapping[Any, float]) -> list[Entry]:
-        """Checked batches of the states of this rank."""
+        """Checked batches of the states of this rank; what is given for others fits as well."""
         entries = []
         for key, noise in noises.items():
-            state = self._states.get(key)
+            state, K = self._states.get(key), batches[key][0]
             if state is None:
+                if K is not None:  # it is compared with the owner's, on whatever device it is
+                    at, d = getattr(K, "device", self.device), self._dims[self._position[key]]
+                    shaped_keys(f"state {key!r}: {op}", K, d, self.dtype, at)
                 continue
-            K = batches[key][0]
             if K is None:
                 raise ValueError(f"{op}: K of state {key!r} must be given on rank {self.rank}, which keeps it")
             with naming(key):
@@ -431,15 +433,13 @@ class StateBank:
 
     def _compared(self, op: str, batches: Batches, noises: Mapping[Any, float]) -> dict[Any, int]:
         """Check that ranks that have the keys of a batch have the same; u of every batch."""
-        if self._ranks is None or self._ranks.size == 1:
+        if not noises or self._ranks is None or self._ranks.size == 1:
             return {key: _rows_of(batches[key][0]) for key in noises}
         mine = torch.zeros(len(noises), 2, dtype=torch.float64)
         for i, key in enumerate(noises):
             K = batches[key][0]
             if K is not None:
                 mine[i] = torch.tensor([float(K.shape[0]), digest(K.to(self.dtype))], dtype=torch.float64)
-        if not noises:
-            return {}
         every = self._ranks.gather(mine[None].to(self._ranks.device), self._ranks.size).cpu()
         for i, key in enumerate(noises):
             given = every[every[:, i, 0] > 0.0, i]

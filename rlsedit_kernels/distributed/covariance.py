@@ -31,12 +31,14 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice
+from rlsedit_kernels.states import choice, removal
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health
+from rlsedit_kernels.states.keys import shaped_basis
 from rlsedit_kernels.states.modes import normal_mode
+from rlsedit_kernels.states.prepared import require_current
 from rlsedit_kernels.states.products import Change, Products
 
 __all__ = ["ShardedCovarianceState"]
@@ -138,7 +140,12 @@ class ShardedCovarianceState(CovarianceState):
             return Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)
 
     def write(self, prepared: Prepared) -> None:
-        """As `CovarianceState.write`: nothing is sent. A rank that fails here ends the group, as its rows are lost."""
+        """As `CovarianceState.write`: nothing is sent. A rank that fails here ends the group, as its rows are lost.
+
+        Raises:
+            ValueError: the state has changed since `prepare`; nothing was written here, and the ranks can go on.
+        """
+        require_current(prepared, self._writes)
         with self.ranks.guarded("write"):
             super().write(prepared)
 
@@ -162,8 +169,9 @@ class ShardedCovarianceState(CovarianceState):
             Q: (d, q), orthonormal columns: a tensor that every rank has, or a DTensor over the mesh, Shard(0).
         """
         with self._session("restrict"):
-            turned = Q.mT if isinstance(Q, torch.Tensor) and Q.dim() == 2 else Q
-            batch = self._begin("restrict", turned)
+            with self.ranks.confirmed("restrict"):
+                shaped_basis("restrict", Q, self.d)
+            batch = self._begin("restrict", Q.mT)
             Qt = batch.local.to(torch.float64)
             product = self.ranks.ordered_sum(Qt @ Qt.mT)
             off = float((product - torch.eye(batch.u, dtype=product.dtype, device=product.device)).abs().max())
@@ -379,7 +387,12 @@ class ShardedCovarianceState(CovarianceState):
     def _removal(self, K: Any, noise: float) -> tuple[Any, torch.Tensor, Change, float]:
         form: Any = self._choose(K)
         products = form.products(form.coordinates(K, torch.float64))
+        known = None
+        if self._counters.singular_writes:
+            known = self._factor.inward(K.local.to(torch.float64).mT.contiguous()).square().sum(dim=0)
         with self.ranks.confirmed("remove") as numbers:
+            if known is not None:
+                removal.refuse_forgone(form, products.G, known)
             gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
             rows = form.back(gain).to(self.dtype)
             numbers[_SYSTEM] = digest(products.G)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import threading
 import time
 import zlib
@@ -52,7 +53,9 @@ class Ranks:
         timeout: seconds after which a rank that does not answer is given up. At most that of the process group.
 
     Raises:
-        ValueError: the mesh has more than one dimension, or this process is not in it.
+        TypeError: mesh is no DeviceMesh, or timeout no number.
+        ValueError: the mesh has more than one dimension, or this process is not in it; a timeout that is not positive
+            and finite.
         RuntimeError: `torch.distributed` is not initialised.
     """
 
@@ -62,12 +65,16 @@ class Ranks:
                 raise RuntimeError("Ranks: torch.distributed is not initialised; start with torchrun, or give a mesh")
             kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
             mesh = init_device_mesh(kind, (dist.get_world_size(),), mesh_dim_names=("states",))
+        if not isinstance(mesh, DeviceMesh):
+            raise TypeError(f"Ranks: mesh must be a DeviceMesh or None, got {type(mesh).__name__}")
         if mesh.ndim != 1:
             raise ValueError(f"Ranks: mesh must have one dimension, got {mesh.ndim}; take one of it: mesh['name']")
         if mesh.get_coordinate() is None:
             raise ValueError("Ranks: this process is not in the mesh")
-        if not timeout > 0.0:
-            raise ValueError(f"Ranks: timeout must be positive, got {timeout}")
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise TypeError(f"Ranks: timeout must be a number of seconds, got {type(timeout).__name__}")
+        if not 0.0 < timeout < math.inf:
+            raise ValueError(f"Ranks: timeout must be positive and finite, got {timeout}")
         self.mesh = mesh
         self.timeout = timeout
         self.group: dist.ProcessGroup = mesh.get_group()
@@ -189,7 +196,7 @@ class Ranks:
         every = self._all_gather(mine).view(self.size, -1).cpu()
         for i, name in enumerate(values):
             column = every[:, i]
-            if not bool((column == column[0]).all()):
+            if not bool(_alike(column).all()):
                 shown = ", ".join(f"{float(value):.17g}" for value in column)
                 raise ValueError(f"{what}: {name} must be the same on all ranks, got {shown}; nothing was changed")
 
@@ -237,15 +244,15 @@ class Ranks:
         with _behind(failed):
             every = self._all_gather(mine.to(self.device)).view(self.size, _NUMBERS + 2).cpu()
         bad = every[:, 0].nonzero().flatten().tolist()
-        if not bad and bool((every == every[0]).all()):
+        if not bad and bool(_alike(every).all()):
             return
         texts = self._texts(what if not bad or failed is None else f"{type(failed).__name__}: {failed}")
         if failed is None and bad:
             failed = RankError(rank_error(what, {rank: texts[rank] for rank in bad}))
-        elif failed is None and bool((every[:, 1] != every[0, 1]).any()):
+        elif failed is None and not bool(_alike(every[:, 1]).all()):
             failed = ValueError(f"the ranks must call the same method, got {', '.join(texts)}; nothing was changed")
         elif failed is None:
-            column = int((every != every[0]).any(dim=0).nonzero()[0])
+            column = int((~_alike(every)).any(dim=0).nonzero()[0])
             shown = ", ".join(f"{float(value):.17g}" for value in every[:, column])
             name = [*numbers, *["the call"] * _NUMBERS][column - 2]
             failed = ValueError(f"{what}: {name} must be the same on all ranks, got {shown}; nothing was changed")
@@ -379,6 +386,11 @@ def _behind(failed: Exception | None) -> Iterator[None]:
         if failed is None:
             raise
         raise lost from failed
+
+
+def _alike(every: torch.Tensor) -> torch.Tensor:
+    """Where the rows are like the first one; a NaN is like a NaN."""
+    return (every == every[0]) | (every.isnan() & every[0].isnan())
 
 
 def _code(text: str) -> int:

@@ -32,6 +32,7 @@ from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import KeysLike, checked_basis
+from rlsedit_kernels.states.prepared import require_current
 from rlsedit_kernels.states.square_root import SquareRootState
 
 __all__ = ["ShardedRows", "ShardedSquareRootState"]
@@ -121,8 +122,7 @@ class ShardedSquareRootState(ShardedBatches):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        if prepared.writes != self._writes:
-            raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
+        require_current(prepared, self._writes)
         self._become(prepared.form, prepared.probes, prepared.largest, prepared.batch.forget)
 
     @session

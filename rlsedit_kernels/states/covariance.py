@@ -24,7 +24,7 @@ from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_k
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.plain import PlainForm
-from rlsedit_kernels.states.prepared import Prepared
+from rlsedit_kernels.states.prepared import Prepared, require_current
 from rlsedit_kernels.states.products import Change
 from rlsedit_kernels.states.reading import scalars
 from rlsedit_kernels.states.square_root import SquareRootState
@@ -178,8 +178,8 @@ class CovarianceState(Moving):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        if prepared.writes != self._writes or self._form is None:
-            raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
+        require_current(prepared, self._writes)
+        assert self._form is not None
         with normal_mode():
             if prepared.noise > 0.0:
                 self._settle()

@@ -92,12 +92,20 @@ def measured_keys(op: str, rows: torch.Tensor, found: Sequence[float]) -> Keys:
     return Keys(rows, _square(longest), _square(size))
 
 
-def checked_basis(op: str, Q: object, d: int) -> torch.Tensor:
-    """Directions Q (d, q) with orthonormal columns, in float64."""
+def shaped_basis(op: str, Q: object, d: int) -> torch.Tensor:
+    """The part of `checked_basis` that needs no values: type and shape."""
     if not isinstance(Q, torch.Tensor):
         raise TypeError(f"{op}: Q must be a torch.Tensor, got {type(Q).__name__}")
     if Q.dim() != 2 or Q.shape[0] != d or not 1 <= Q.shape[1] <= d:
         raise ValueError(f"{op}: Q must have shape (d, q) with d = {d} and 1 <= q <= d, got {tuple(Q.shape)}")
+    if not Q.dtype.is_floating_point:
+        raise TypeError(f"{op}: Q must be floating point, got {Q.dtype}")
+    return Q
+
+
+def checked_basis(op: str, Q: object, d: int) -> torch.Tensor:
+    """Directions Q (d, q) with orthonormal columns, in float64."""
+    Q = shaped_basis(op, Q, d)
     wide = Q.detach().to(torch.float64)
     off = float((wide.mT @ wide - torch.eye(Q.shape[1], dtype=wide.dtype, device=Q.device)).abs().max())
     if not off <= 1e-4:

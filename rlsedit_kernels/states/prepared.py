@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,6 +11,15 @@ from rlsedit_kernels.states import triangular
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.triangular_form import TriangularForm
+
+if TYPE_CHECKING:
+    from rlsedit_kernels.distributed.square_root_batches import ShardedRows
+
+
+def require_current(prepared: Prepared | PreparedRows | ShardedRows, writes: int) -> None:
+    """ValueError where a state that now counts so many changes is not the one that a batch was prepared for."""
+    if prepared.writes != writes:
+        raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,13 @@ def refuse_forbidden(
         K, inner: (u, d) keys, and in the coordinates of the form in float64.
         G: (u, u) = K C K', float64. It is compared with K C_0 K'.
     """
-    if not counters.singular_writes:
-        return
-    left = (G.diagonal() / _prior_products(form, factor, K, inner).clamp_min(torch.finfo(torch.float64).tiny)).amax()
+    if counters.singular_writes:
+        refuse_forgone(form, G, _prior_products(form, factor, K, inner))
+
+
+def refuse_forgone(form: Any, G: torch.Tensor, known: torch.Tensor) -> None:
+    """`refuse_forbidden` for the diagonal (u,) of K C_0 K', float64."""
+    left = (G.diagonal() / known.clamp_min(torch.finfo(torch.float64).tiny)).amax()
     if float(left) <= null_fraction(form):
         raise LeverageError(
             "remove: the keys lie where a hard write (noise 0) or a restriction lets nothing change: a batch of noise "

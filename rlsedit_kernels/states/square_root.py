@@ -29,7 +29,7 @@ from rlsedit_kernels.states.keys import (
     right_hand_side,
 )
 from rlsedit_kernels.states.modes import normal_mode, writing
-from rlsedit_kernels.states.prepared import PreparedRows
+from rlsedit_kernels.states.prepared import PreparedRows, require_current
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
 if TYPE_CHECKING:
@@ -242,8 +242,7 @@ class SquareRootState(Guarded):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        if prepared.writes != self._writes:
-            raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
+        require_current(prepared, self._writes)
         if prepared.form is not None:
             self._form = prepared.form
         else:

@@ -329,12 +329,16 @@ def _fails(ranks: Ranks, kind: str) -> tuple[bool, str]:
         del mine[key]
     elif kind == "u" and last:
         mine[key] = (torch.cat([mine[key][0]] * 2), mine[key][1])
+    elif kind == "list" and bank.owner(key) != ranks.rank:
+        mine[key] = (mine[key][0].tolist(), mine[key][1])
+    elif kind == "shape" and last:
+        mine[key] = (mine[key][0][0], mine[key][1])
     elif kind == "order" and last:
         mine[key] = (mine[key][0].flip(0), mine[key][1])
     text = ""
     try:
         bank.update(mine, 0.5 if kind == "forget" and last else 1.0)
-    except (ValueError, RankError) as error:
+    except (TypeError, ValueError, RankError) as error:
         text = f"{type(error).__name__}: {error}"
     unchanged = _same(_everything(bank), before)
     bank.update(third)  # the ranks are still in step
@@ -347,6 +351,8 @@ TEXTS = {
     "noise": "noises must be the same",
     "named": "states_named must be the same",
     "u": "u of state",
+    "list": "K must be a torch.Tensor, got list",
+    "shape": "K must have shape (u, d)",
     "order": "digest of K of state",
     "forget": "forget must be the same",
 }

@@ -13,7 +13,7 @@ from support.ranks import run
 from support.sharded import columns, full, keys, locals_of, prior, same
 
 from rlsedit_kernels.distributed import Ranks, ShardedCovarianceState
-from rlsedit_kernels.errors import RankError
+from rlsedit_kernels.errors import LeverageError, RankError
 
 D = 13
 
@@ -77,7 +77,7 @@ def test_wrong_or_different_input_is_refused_by_all_ranks(form: str) -> None:
         "K must be a torch.Tensor",
         "finite, got NaN",
         "noise must be finite and >= 0",
-        "K must have shape",
+        "Q must have shape",
         "finite, got NaN",
         "u must be the same on all ranks, got 4, 3",
         "the number of the dtype of K must be the same",
@@ -170,3 +170,41 @@ def test_a_rank_that_dies_is_named_and_nothing_is_written(form: str, place: str)
         text, unchanged, _ = outcome.value
         assert unchanged
         assert "no sign of life from rank 2" in text, text
+
+
+def refused_alike(ranks: Ranks, form: str) -> list[str]:
+    """What all ranks find by themselves; the group lives on."""
+    state, found = started(ranks, form), []
+    K, Q = keys(2, D, 4), torch.eye(D)[:, :2]
+    prepared = state.prepare(K)
+    state.commit(K)
+    calls: list[Callable[[], Any]] = [lambda: state.write(prepared)]
+    calls += [lambda Q=Q: state.restrict(Q) for Q in (None, Q[:5], Q.long())]  # type: ignore[misc]
+    for call in calls:
+        before = locals_of(state)
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call()
+        found.append(str(caught.value))
+        assert same(before, locals_of(state))
+    state.restrict(Q)
+    before = locals_of(state)
+    with pytest.raises(LeverageError) as refusal:
+        state.remove(0.5 * Q.mT)
+    found.append(str(refusal.value))
+    assert same(before[:-2], locals_of(state)[:-2])  # probes are made anew behind a restriction
+    state.remove(K)
+    return found
+
+
+@pytest.mark.parametrize("form", ["plain", "whitened", "inverse_root"])
+def test_what_all_ranks_refuse_leaves_the_group_alive(form: str) -> None:
+    wanted = (
+        "has changed since",
+        "Q must be a torch.Tensor",
+        "Q must have shape",
+        "Q must be floating",
+        "lets nothing",
+    )
+    for found in run(2, refused_alike, form):
+        for text, part in zip(found, wanted, strict=True):
+            assert part in text

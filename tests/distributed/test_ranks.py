@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,8 @@ def test_a_rank_that_dies_is_named() -> None:
 
 def _confirms(ranks: Ranks) -> list[str]:
     found = []
-    for what, u, bad in (("update", 3, False), ("update", 3 + ranks.rank, False), ("update", 3, ranks.rank == 1)):
+    calls = [("update", 3, False), ("update", torch.nan, False), ("update", 3 + ranks.rank, False)]
+    for what, u, bad in (*calls, ("update", 3, ranks.rank == 1)):
         try:
             with ranks.guarded("a call"), ranks.confirmed(what) as numbers:
                 if bad:
@@ -144,6 +146,7 @@ def test_numbers_and_failures_of_a_block_in_one_exchange() -> None:
     for rank, found in enumerate(run(2, _confirms)):
         assert found == [
             "agreed",
+            "agreed",  # a NaN that all have
             "update: u must be the same on all ranks, got 3, 4; nothing was changed",
             "K must be finite" if rank else "update: rank 1 failed: ValueError: K must be finite",
             "the ranks must call the same method, got update, remove; nothing was changed",
@@ -170,11 +173,20 @@ def test_rows_of_a_sum_and_what_is_sent_to_one(size: int, n: int) -> None:
         assert value.unique().tolist() == [max(rank - 1, 0)]
 
 
-@pytest.mark.parametrize("bad", [{"timeout": 0.0}])
-def test_arguments_are_checked(bad: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ({"timeout": 0.0}, ValueError),
+        ({"timeout": float("inf")}, ValueError),
+        ({"timeout": "5"}, TypeError),
+        ({"mesh": "cpu"}, TypeError),
+    ],
+)
+def test_arguments_are_checked(bad: dict[str, Any], error: type[Exception]) -> None:
     for outcome in run(2, _made, bad, check=False):
-        assert isinstance(outcome.error, ValueError)
+        assert isinstance(outcome.error, error)
+        assert next(iter(bad)) in str(outcome.error)
 
 
-def _made(ranks: Ranks, bad: dict[str, float]) -> None:
-    Ranks(ranks.mesh, **bad)
+def _made(ranks: Ranks, bad: dict[str, Any]) -> None:
+    Ranks(**{"mesh": ranks.mesh, **bad})
