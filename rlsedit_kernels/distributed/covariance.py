@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from rlsedit_kernels.distributed import replay
+from rlsedit_kernels.distributed import restriction as restrictions
 from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch import Batch
 from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
@@ -31,7 +32,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice, removal
+from rlsedit_kernels.states import choice, removal, restriction
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
 from rlsedit_kernels.states.guard import History, Watch
@@ -171,17 +172,22 @@ class ShardedCovarianceState(CovarianceState):
         with self._session("restrict"):
             with self.ranks.confirmed("restrict"):
                 shaped_basis("restrict", Q, self.d)
+                rows = restrictions.own_rows("restrict", Q, self.ranks)
             batch = self._begin("restrict", Q.mT)
             Qt = batch.local.to(torch.float64)
             product = self.ranks.ordered_sum(Qt @ Qt.mT)
             off = float((product - torch.eye(batch.u, dtype=product.dtype, device=product.device)).abs().max())
             if not off <= 1e-4:
                 raise _agreed(ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}"))
+            held = restrictions.joined(self._restriction, rows, self.d, self.ranks)
             keys: Any = batch
             self._restrict(keys)
+            self._restriction = held
 
     def refactor(self, written: Iterable[tuple[Any, float]]) -> None:
         """Rebuild the state by replaying kept batches on the prior in float64; nothing d x d is formed or sent.
+
+        Restrictions stay in force: every rank keeps its rows of their directions. Hard writes are lifted.
 
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold, the same on all ranks. An
@@ -189,10 +195,10 @@ class ShardedCovarianceState(CovarianceState):
         """
         with self._session("refactor"):
             with self.ranks.confirmed("refactor"):
-                replay.refuse_restricted(self._counters)
+                restriction.require_directions(self._counters, self._restriction)
             found = replay.replayed(self, written, None)
             self._form, self._reason, self._kept = found.form, found.reason, ""
-            self._counters, self._probes, self._stale = found.counters, found.probes, None
+            self._counters, self._probes, self._stale = found.counters, found.probes, found.stale
             self._watch.repaired()
             self._writes += 1
 
@@ -281,7 +287,10 @@ class ShardedCovarianceState(CovarianceState):
             with self.ranks.confirmed("state_dict") as numbers:
                 numbers.update(steps=self._writes)
             self._settle()
-            return super().state_dict()
+            saved = super().state_dict()
+            if self._restriction is not None:
+                saved["restriction"] = self.ranks.dtensor(self._restriction.clone(), self.d)
+            return saved
 
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         """Restore what `state_dict` gave: DTensors over the mesh of these ranks, or whole tensors of a single state.
@@ -292,7 +301,8 @@ class ShardedCovarianceState(CovarianceState):
         twin = self.clone()
         with self._session("load_state_dict"):
             with self.ranks.confirmed("load_state_dict") as numbers:
-                super(ShardedCovarianceState, twin).load_state_dict(saved)
+                super(ShardedCovarianceState, twin).load_state_dict({**saved, "restriction": None})
+                twin._restriction = restrictions.restored(saved, self.d, self.ranks)
                 numbers.update(steps=twin.steps, form=FORMS.index(twin.form) if twin.form in FORMS else -1)
             twin._kept = ""
             watch, writes = self._watch, self._writes + 1
@@ -348,6 +358,7 @@ class ShardedCovarianceState(CovarianceState):
         self._settle()
         if op == "update":
             self._watch.look(self)
+            self._settle()
         return Batch(keys, self.ranks, self.d, self._probes.z)
 
     def _header(self, K: torch.Tensor, keys: BatchKeys) -> dict[str, float]:
@@ -410,7 +421,8 @@ class ShardedCovarianceState(CovarianceState):
     def _moved(self, form: Any, decided: choice.Choice) -> Any:
         """The decided form by replaying `history`; None without one, or where batches cannot tell all of the state."""
         history, counters = self._watch.history, self._counters
-        if history is None or counters.forgot or counters.singular_writes:
+        known = 0 if self._restriction is None else counters.restrictions
+        if history is None or counters.forgot or counters.singular_writes > known:
             why = (
                 "there is no history" if history is None else "its batches do not tell what was forgotten or forbidden"
             )

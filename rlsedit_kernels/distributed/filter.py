@@ -15,7 +15,6 @@ from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
 from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
 from rlsedit_kernels.distributed.ranks import Ranks
-from rlsedit_kernels.distributed.replay import refuse_restricted
 from rlsedit_kernels.distributed.right_hand_side import targets
 from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.solutions import ShardedCarriedSolution, ShardedGainSolution, squared
@@ -168,7 +167,9 @@ class ShardedRLSFilter(RLSFilter):
         with self.ranks.confirmed("refactor") as agreed:
             if self._initial is None:
                 raise ValueError("refactor: W_0 is not kept with track_bounds=False: write the batches to a new filter")
-            refuse_restricted(self.state._counters)
+            if self.state._counters.restrictions:
+                raise ValueError("refactor: it would move the weight where the state was restricted: make another "
+                                 "filter, write the batches to it and restrict its state")  # fmt: skip
             batches = [(K, V, _checks.noise("refactor", noise)) for K, V, noise in written]
             if any(noise == 0.0 for _, _, noise in batches):
                 raise ValueError("refactor: noise must be > 0 for every batch")

@@ -19,7 +19,7 @@ from rlsedit_kernels.distributed.exchange import together
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
 from rlsedit_kernels.errors import CheckpointError
 
-_ROWS = ("tensors/C", "tensors/A", "tensors/matrix", "tensors/basis")
+_ROWS = ("tensors/C", "tensors/A", "tensors/matrix", "tensors/basis", "/restriction")
 """What a plain state saves whole and a sharded one takes as rows."""
 
 __all__ = ["check_asked", "local", "read", "restore", "sharded"]

@@ -10,7 +10,7 @@ import torch
 
 from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch import Batch
-from rlsedit_kernels.distributed.batch_keys import batch_keys
+from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
 from rlsedit_kernels.distributed.forms import FORM_CLASSES
 from rlsedit_kernels.distributed.row_probes import RowProbes
 from rlsedit_kernels.ops import _checks
@@ -32,6 +32,7 @@ class Replayed:
     reason: str
     counters: Counters
     probes: RowProbes
+    stale: int | None
 
 
 def replayed(
@@ -40,7 +41,7 @@ def replayed(
     """Replay batches on rows in float64 and round them once; `state` is unchanged.
 
     Args:
-        state: its prior, ranks and form are taken.
+        state: its prior, ranks and form are taken, and its restrictions.
         written: pairs (K, noise), noise > 0, the same on all ranks.
         decided: the form to take; None for that of `state`, or for the choice that the largest key asks for where the
             form is automatic (all batches are then held at once).
@@ -68,17 +69,22 @@ def replayed(
         counters.steps += 1
         counters.largest_key = max(counters.largest_key, batch.largest)
         counters.largest_inner = max(counters.largest_inner, inner)
+    stale = None
+    if state._restriction is not None:
+        _restrict(form, Batch(BatchKeys(state._restriction.mT.contiguous(), None, 0.0), state.ranks, state.d, probes.z))
+        counters.singular_writes = counters.restrictions = 1
+        stale = 20 + counters.singular_writes
     form.to_(decided.storage)
-    return Replayed(form, decided.reason, counters, probes)
+    return Replayed(form, decided.reason, counters, probes, stale)
 
 
-def refuse_restricted(counters: Counters) -> None:
-    """ValueError where a rebuild from batches would lift a restriction."""
-    if counters.restrictions:
-        raise ValueError(
-            "refactor: it would lift a restriction, whose directions a state over ranks does not keep for this: make "
-            "another state, write the batches to it and restrict it"
-        )
+def _restrict(form: Any, directions: Batch) -> None:
+    """C <- C - C Q (Q'C Q)^-1 Q'C in float64, a hard write of Q' without a target."""
+    products = form.products(form.coordinates(directions, torch.float64))
+    with form.ranks.confirmed("refactor") as numbers:
+        factored = batches.factor(products, 0.0, torch.finfo(torch.float64).eps)
+        numbers["the digest of the restricted system"] = digest(factored.G, factored.root)
+    form.change_(factored.change, -1.0)
 
 
 def _checked(

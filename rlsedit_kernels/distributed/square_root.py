@@ -12,12 +12,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from rlsedit_kernels.backends.precision import ieee_products
+from rlsedit_kernels.distributed import restriction as restrictions
 from rlsedit_kernels.distributed import square_root_saving as saving
 from rlsedit_kernels.distributed.agreement import digest, digest_of_prior
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.ranks import Ranks
-from rlsedit_kernels.distributed.replay import refuse_restricted
 from rlsedit_kernels.distributed.right_hand_side import carried
 from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.square_root_batches import ShardedBatches, ShardedRows
@@ -33,6 +33,7 @@ from rlsedit_kernels.states.guard import History
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import KeysLike, checked_basis
 from rlsedit_kernels.states.prepared import require_current
+from rlsedit_kernels.states.restriction import require_directions
 from rlsedit_kernels.states.square_root import SquareRootState
 
 __all__ = ["ShardedRows", "ShardedSquareRootState"]
@@ -242,6 +243,7 @@ class ShardedSquareRootState(ShardedBatches):
         with ranks.confirmed("restrict") as agreed:
             form.require_regular()
             wide = checked_basis("restrict", Q, self.d)
+            rows = restrictions.own_rows("restrict", wide, ranks)
             agreed.update(writes=self._writes, q=wide.shape[1], digest_of_Q=digest(wide))
         with ieee_products():
             with ranks.guarded("restrict"):
@@ -257,22 +259,23 @@ class ShardedSquareRootState(ShardedBatches):
                 ranks.broadcast(held, 0)  # a basis is not unique
                 restricted = form.with_held(held)
                 probes = self._probes.begun_again(restricted)
+                known = restrictions.joined(self._restriction, rows, self.d, ranks)
             with ranks.confirmed("restrict"):
                 pass
-        self._form, self._probes = restricted, probes
+        self._form, self._probes, self._restriction = restricted, probes, known
         self._writes += 1
         self._counters.singular_writes += 1
         self._counters.restrictions += 1
 
     @session
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
-        """Rebuild R from the prior and kept batches, in float64; refused where it would lift a restriction.
+        """Rebuild R from the prior and kept batches, in float64. Restrictions stay in force.
 
         Args:
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold; the same on all ranks.
         """
         with self.ranks.confirmed("refactor"):
-            refuse_restricted(self._counters)
+            require_directions(self._counters, self._restriction)
         fresh = ShardedSquareRootState(self.prior, self.ranks, dtype=torch.float64, guard="off")
         batches = iter(written)
         while True:
@@ -282,6 +285,10 @@ class ShardedSquareRootState(ShardedBatches):
             if batch is None:
                 break
             fresh.commit(*batch)
+        if self._restriction is not None:
+            with self.ranks.guarded("refactor"):
+                directions = self.ranks.gather(self._restriction, self.d)
+            fresh.restrict(directions)
         self.adopt(fresh)
 
     def adopt(self, fresh: SquareRootState) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlsedit_kernels.distributed import restriction
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.rows import saved_rows
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
@@ -38,6 +40,7 @@ def state_dict(state: ShardedSquareRootState) -> dict[str, object]:
             "regular": form._regular,
         },
         "counters": asdict(state._counters),
+        "restriction": None if state._restriction is None else ranks.dtensor(state._restriction.clone(), state.d),
         "probes": {
             "z": ranks.dtensor(probes.z.clone(), state.d),
             "image": ranks.dtensor(probes.image.clone(), state.d),
@@ -55,11 +58,12 @@ def load_state_dict(state: ShardedSquareRootState, saved: Mapping[str, Any]) -> 
         form = _form(state, saved["tensors"])
         count = min(state._probes.z.shape[1], d)
         z, image = (saved_rows(saved["probes"], name, (d, count), torch.float64, ranks) for name in ("z", "image"))
-        counters = Counters(**saved["counters"])
+        counters, held = Counters(**saved["counters"]), restriction.restored(saved, d, ranks)
         agreed.update(r=form.L.shape[1], steps=counters.steps, trace=form.trace)
     with ranks.guarded("load_state_dict"):
         form.measure()
     state._form, state._counters, state._probes = form, counters, ShardedProbes(ranks, z, image)
+    state._restriction = held
     state._watch.resume(counters)
     state._writes += 1
 
@@ -71,14 +75,15 @@ def collected(state: ShardedSquareRootState) -> SquareRootState:
         L = ranks.gather(form.L, form.L.shape[1])
         basis = None if form.basis is None else ranks.gather(form.basis, d)
         z, image = ranks.gather(probes.z, d), ranks.gather(probes.image, d)
+        known = None if state._restriction is None else ranks.gather(state._restriction, d)
     single = SquareRootState(state.prior, dtype=state.dtype, device=ranks.device, guard=state._watch.guard)
     saved = state_dict(state)
     saved["tensors"] = {"R": L.mT.contiguous(), "basis": basis, "trace": form.trace, "regular": form._regular}
-    saved["probes"] = {"z": z, "image": image}
+    saved["probes"], saved["restriction"] = {"z": z, "image": image}, known
     single.load_state_dict(saved)
     if form.held is not None:
         single.restrict(form.held if basis is None else basis.to(torch.float64) @ form.held)
-        single._counters.singular_writes = state._counters.singular_writes
+        single._counters, single._restriction = copy.copy(state._counters), known
     return single
 
 

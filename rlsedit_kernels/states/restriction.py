@@ -22,8 +22,8 @@ def require_directions(counters: Counters, Q: torch.Tensor | None) -> None:
     """ValueError where a rebuild would lift a restriction whose directions are not known."""
     if counters.restrictions and Q is None:
         raise ValueError(
-            "refactor: it would lift a restriction whose directions were not saved with the state (one over ranks does "
-            "not keep them): make another state, write the batches to it and restrict it"
+            "refactor: it would lift a restriction whose directions were not saved with the state (by an earlier "
+            "version): make another state, write the batches to it and restrict it"
         )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import builders
 from support.ranks import run
+from support.sharded import gathered
 from support.tolerances import relative_error, solve
 from torch.distributed.tensor import DTensor
 
@@ -182,10 +183,7 @@ def _saves(ranks: Ranks, kind: str, saved: Any) -> Any:
     else:
         state.load_state_dict(saved)
     found = state.state_dict()
-    whole = dict(found)
-    for part in ("tensors", "probes"):
-        whole[part] = {n: full(v) if isinstance(v, torch.Tensor) else v for n, v in found[part].items()}
-    return whole, full(state.gain(keys(4, 11, 9, torch.float32))), state.collect().state_dict()
+    return gathered(found), full(state.gain(keys(4, 11, 9, torch.float32))), state.collect().state_dict()
 
 
 @pytest.mark.parametrize("kind", ["anchor", "null_space", "nothing"])
