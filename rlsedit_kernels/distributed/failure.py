@@ -22,6 +22,9 @@ PATIENCE = 5.0
 STORE_PATIENCE = 30.0
 """Seconds that one waits for an answer of the store; a file on a busy disk may need some."""
 
+HEARD_PATIENCE = 2.0
+"""Seconds that the process with the store gives the others to hear of a failure before it goes on, and may exit."""
+
 
 class Reports:
     """Messages of failures of one process group; the first one ends the group for all.
@@ -36,6 +39,10 @@ class Reports:
         self._store = _Limited(dist.distributed_c10d._get_default_store()) if size > 1 else None
         self._prefix = f"rlsedit_kernels/{group.group_name}"
         self._ended: str | None = None
+        self._keeps = size > 1 and dist.get_rank() == 0
+        self._with_keeper = size > 1 and 0 in dist.get_process_group_ranks(group)
+        self.lost: str | None = None
+        """Why the store answers no more; None as long as it does."""
 
     def post(self, what: str, error: BaseException) -> None:
         """Tell all ranks that this one has failed."""
@@ -47,17 +54,29 @@ class Reports:
                     self._store.set(f"{self._prefix}/failure", text)
             except RuntimeError:  # the store is gone with its process
                 return
+            self._until_heard([])
 
-    def check(self) -> None:
-        """Raises:
-        RankError: a rank has reported a failure, now or earlier.
+    def check(self, *, sending: bool = True) -> None:
+        """Hear of failures.
+
+        The process with the store may have come to its end in peace: that it is gone is an error only for what needs
+        it, and of no matter to a group that it does not belong to.
+
+        Args:
+            sending: whether something is about to be sent or received.
+
+        Raises:
+            RankError: a rank has reported a failure, now or earlier; or rank 0 is gone and is to take part.
         """
-        if self._ended is None and self._store is not None:
+        if self._ended is None and self.lost is None and self._store is not None:
             try:
                 if self._store.check([f"{self._prefix}/failure"]):
                     self._ended = self._store.get(f"{self._prefix}/failure").decode()
+                    self._store.set(f"{self._prefix}/heard/{self.rank}", "1")
             except RuntimeError as error:
-                self._ended = f"the process that keeps the store of this group (that of rank 0) is gone: {error}"
+                self.lost = str(error)
+        if self._ended is None and self.lost is not None and sending and self._with_keeper:
+            self._ended = f"the process that keeps the store of this group (that of rank 0) is gone: {self.lost}"
         if self._ended is not None:
             raise RankError(f"{self._ended}; this group of ranks has ended, start it again")
 
@@ -73,17 +92,20 @@ class Reports:
         if gone:
             names = ", ".join(str(rank) for rank in gone)
             text = f"{what}: no sign of life from rank {names} for {PATIENCE:g} s: {first}"
+        elif self.lost is not None:
+            text = f"{what}: the store is gone, by which the ranks could tell each other why: {first}"
         else:
             text = f"{what}: all ranks are alive, but out of step: {first}"
         self._ended = text
-        if self._store is not None:
+        if self._store is not None and self.lost is None:
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"{self._prefix}/failure", text)
+            self._until_heard(gone)
         return RankError(f"{text}; this group of ranks has ended, start it again")
 
     def _silent(self) -> list[int]:
         """Ranks that have not come here within `PATIENCE`."""
-        if self._store is None:
+        if self._store is None or self.lost is not None:
             return []
         names = [f"{self._prefix}/alive/{rank}" for rank in range(self.size)]
         try:
@@ -95,8 +117,20 @@ class Reports:
                 time.sleep(0.05)
             return [rank for rank, name in enumerate(names) if not self._store.check([name])]
         except RuntimeError as error:
-            self._ended = f"the process that keeps the store of this group (that of rank 0) is gone: {error}"
+            self.lost = str(error)
             return []
+
+    def _until_heard(self, gone: list[int]) -> None:
+        """Where the store may end with this process: until the others know of the failure, but not for long."""
+        if not self._keeps or self._store is None:
+            return
+        others = [rank for rank in range(self.size) if rank != self.rank and rank not in gone]
+        until = time.monotonic() + HEARD_PATIENCE
+        with contextlib.suppress(RuntimeError):
+            while others and time.monotonic() < until:
+                if self._store.check([f"{self._prefix}/heard/{rank}" for rank in others]):
+                    return
+                time.sleep(0.02)
 
 
 class _Limited:

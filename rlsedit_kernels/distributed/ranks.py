@@ -267,7 +267,7 @@ class Ranks:
         Collectives are out of step afterwards: the group is of no more use, and every later call says so. Not so where
         all ranks know of the failure already, because `confirmed` raised it or its `agreed` is true.
         """
-        self._reports.check()
+        self._reports.check(sending=False)
         try:
             yield
         except RankError:
@@ -288,7 +288,7 @@ class Ranks:
             RankError: another rank has failed, or is gone.
         """
         try:
-            self._reports.check()
+            self._reports.check(sending=False)
         except RankError as known:
             raise known from error
         if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -346,7 +346,7 @@ class Ranks:
                 pause = min(2e-3, pause + 5e-5)
             if now - looked > 0.5:
                 looked = now
-                self._reports.check()
+                self._reports.check(sending=self._reports.lost is not None)  # lost twice: rank 0 may just be done
             if now - begin > self.timeout:
                 seconds = datetime.timedelta(seconds=self.timeout)
                 raise self._reports.explain(what, TimeoutError(f"no answer within {seconds}"))

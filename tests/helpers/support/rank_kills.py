@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,7 +150,22 @@ def stream(ranks: Any, folder: str, kind: str, meter: Meter | None = None, disk:
     return {**tensors, "steps": state.steps}
 
 
-def _work(rank: int, job: Job, address: str, pipe: Any) -> None:
+def tcp_store(note: Path, rank: int, size: int) -> Any:
+    """The store as `tcp://` makes it, kept by rank 0, on a port that nobody takes in between; `note` has its number."""
+    import torch.distributed as dist
+
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+        aside = note.with_suffix(".new")
+        aside.write_text(str(store.port))
+        aside.rename(note)
+        return store
+    while not note.exists():
+        time.sleep(0.01)
+    return dist.TCPStore("127.0.0.1", int(note.read_text()), size, is_master=False)
+
+
+def _work(rank: int, job: Job, pipe: Any) -> None:
     import torch.distributed as dist
 
     from rlsedit_kernels.distributed import Ranks, failure
@@ -171,9 +185,16 @@ def _work(rank: int, job: Job, address: str, pipe: Any) -> None:
 
     code = 0
     try:
+        store = tcp_store(folder / "port", rank, job.size) if job.tcp else None
         dist.init_process_group(
-            "gloo", init_method=address, rank=rank, world_size=job.size, timeout=timedelta(seconds=600)
+            "gloo",
+            init_method=None if job.tcp else f"file://{folder / 'store'}",
+            store=store,
+            rank=rank,
+            world_size=job.size,
+            timeout=timedelta(seconds=600),
         )
+        del store
         ranks = Ranks(timeout=job.timeout)
         ranks.barrier()
         begin = ranks._wait
@@ -207,13 +228,12 @@ def run(job: Job) -> Outcome:
     )
     folder = Path(job.folder).parent
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("result.pt", "store", *(f"{k}-{r}" for k in ("error", "events", "phase") for r in range(8))):
+    for name in ("result.pt", "store", "port", *(f"{k}-{r}" for k in ("error", "events", "phase") for r in range(8))):
         (folder / name).unlink(missing_ok=True)
-    address = f"tcp://127.0.0.1:{_port()}" if job.tcp else f"file://{folder / 'store'}"
     pipes, processes = [], []
     for rank in range(job.size):
         mine, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(rank, job, address, theirs), daemon=True)
+        process = context.Process(target=_work, args=(rank, job, theirs), daemon=True)
         process.start()
         theirs.close()
         pipes.append(mine)
@@ -284,9 +304,3 @@ def _stopped(pid: int) -> bool:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
