@@ -32,17 +32,30 @@ class Reports:
     Args:
         group: of the ranks.
         rank, size: of this process in it.
+
+    Nothing is told or heard before `begin`.
     """
 
     def __init__(self, group: Any, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._store = _Limited(dist.distributed_c10d._get_default_store()) if size > 1 else None
+        self._store: _Limited | None = None
         self._prefix = f"rlsedit_kernels/{group.group_name}"
         self._ended: str | None = None
         self._keeps = size > 1 and dist.get_rank() == 0
         self._with_keeper = size > 1 and 0 in dist.get_process_group_ranks(group)
         self.lost: str | None = None
         """Why the store answers no more; None as long as it does."""
+
+    def begin(self, life: int) -> None:
+        """Messages can be sent from here on.
+
+        Args:
+            life: a number that these processes have in common, and none that had the same names before: where torchrun
+                starts them again the store is the old one, with all that was reported to it.
+        """
+        if self.size > 1:
+            self._prefix = f"{self._prefix}/{life:x}"
+            self._store = _Limited(dist.distributed_c10d._get_default_store())
 
     def post(self, what: str, error: BaseException) -> None:
         """Tell all ranks that this one has failed."""
@@ -92,6 +105,8 @@ class Reports:
         if gone:
             names = ", ".join(str(rank) for rank in gone)
             text = f"{what}: no sign of life from rank {names} for {PATIENCE:g} s: {first}"
+        elif self._store is None:
+            text = f"{what}: {first}"
         elif self.lost is not None:
             text = f"{what}: the store is gone, by which the ranks could tell each other why: {first}"
         else:

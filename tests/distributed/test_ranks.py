@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.ranks import run
+from support.ranks import run, stop
 
 from rlsedit_kernels.distributed import Ranks, bounds
+from rlsedit_kernels.distributed.ranks import _LIVES
 from rlsedit_kernels.errors import RankError
 
 SIZES = (1, 2, 3, 4)
@@ -190,3 +191,31 @@ def test_arguments_are_checked(bad: dict[str, Any], error: type[Exception]) -> N
 
 def _made(ranks: Ranks, bad: dict[str, Any]) -> None:
     Ranks(**{"mesh": ranks.mesh, **bad})
+
+
+def _starts_again(ranks: Ranks) -> tuple[str, str, int]:
+    """As torchrun starts processes again, whose store and names of groups are those of the ones that failed."""
+    texts = []
+    for again in (ranks, Ranks(ranks.mesh)):
+        try:
+            with again.guarded("a step"):
+                if again is ranks and ranks.rank == 1:
+                    raise MemoryError("no room")
+                time.sleep(0.2)
+                again._reports.check()
+            texts.append("nothing")
+        except (MemoryError, RankError) as error:
+            texts.append(str(error))
+    _LIVES.pop(ranks.group)
+    new = Ranks(ranks.mesh)
+    new.barrier()
+    return texts[0], texts[1], len(new.gather(new.shard(torch.ones(5)), 5))
+
+
+def test_what_ended_a_group_does_not_end_the_one_that_is_started_again() -> None:
+    found = run(3, _starts_again)
+    stop()
+    for rank, (text, repeated, rows) in enumerate(found):
+        assert text.startswith("no room" if rank == 1 else "a step: rank 1 failed: MemoryError: no room")
+        assert "this group of ranks has ended" in repeated
+        assert rows == 5
