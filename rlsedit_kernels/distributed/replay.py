@@ -21,7 +21,7 @@ from rlsedit_kernels.states.counters import Counters
 if TYPE_CHECKING:
     from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
 
-__all__ = ["Replayed", "replayed"]
+__all__ = ["Replayed", "pairs", "replayed"]
 
 
 @dataclass
@@ -78,6 +78,17 @@ def replayed(
     return Replayed(form, decided.reason, counters, probes, stale)
 
 
+def pairs(op: str, written: object) -> Iterator[tuple[Any, float]]:
+    """What shall be pairs (K, noise), one by one; TypeError where it comes to something else."""
+    if not isinstance(written, Iterable):
+        raise TypeError(f"{op}: batches must be an iterable of pairs (K, noise), got {type(written).__name__}")
+    for pair in written:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
+            raise TypeError(f"{op}: batches must be pairs (K, noise), got a {type(pair).__name__}{size}")
+        yield pair[0], pair[1]
+
+
 def _restrict(form: Any, directions: Batch) -> None:
     """C <- C - C Q (Q'C Q)^-1 Q'C in float64, a hard write of Q' without a target."""
     products = form.products(form.coordinates(directions, torch.float64))
@@ -91,7 +102,7 @@ def _checked(
     state: ShardedCovarianceState, written: Iterable[tuple[Any, float]], z: torch.Tensor
 ) -> Iterator[tuple[Batch, float]]:
     """The batches, each of which all ranks have found to be in order and the same."""
-    source = iter(written)
+    source = pairs("refactor", written)  # looked at when the first of them is asked for
     while True:
         with state.ranks.confirmed("refactor") as numbers:
             pair = next(source, None)

@@ -18,6 +18,7 @@ from rlsedit_kernels.distributed.agreement import digest, digest_of_prior
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.replay import pairs
 from rlsedit_kernels.distributed.right_hand_side import carried
 from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.square_root_batches import ShardedBatches, ShardedRows
@@ -277,7 +278,7 @@ class ShardedSquareRootState(ShardedBatches):
         with self.ranks.confirmed("refactor"):
             require_directions(self._counters, self._restriction)
         fresh = ShardedSquareRootState(self.prior, self.ranks, dtype=torch.float64, guard="off")
-        batches = iter(written)
+        batches = pairs("refactor", written)  # looked at when the first of them is asked for
         while True:
             with self.ranks.confirmed("refactor") as agreed:
                 batch = next(batches, None)

@@ -12,7 +12,7 @@ import torch
 from support.ranks import run
 from support.sharded import columns, full, keys, locals_of, prior, same
 
-from rlsedit_kernels.distributed import Ranks, ShardedCovarianceState
+from rlsedit_kernels.distributed import Ranks, ShardedCovarianceState, ShardedSquareRootState
 from rlsedit_kernels.errors import LeverageError, RankError
 
 D = 13
@@ -208,3 +208,23 @@ def test_what_all_ranks_refuse_leaves_the_group_alive(form: str) -> None:
     for found in run(2, refused_alike, form):
         for text, part in zip(found, wanted, strict=True):
             assert part in text
+
+
+def misbuilt(ranks: Ranks, kind: type[Any]) -> list[str]:
+    """Batches for a rebuild that are none, on one rank or on all."""
+    state, K, found = kind(prior("anchor", D), ranks), keys(2, D, 1), []
+    state.commit(K)
+    for given in (None, [K], [(K, 1.0, 2)], [(K, 1.0)] if ranks.rank else [(K,)]):
+        with pytest.raises((TypeError, RankError)) as caught:
+            state.refactor(given)
+        found.append(str(caught.value))
+    state.refactor([(K, 1.0)])
+    return found
+
+
+@pytest.mark.parametrize("kind", [ShardedCovarianceState, ShardedSquareRootState])
+def test_batches_that_are_none_leave_the_group_alive(kind: type[Any]) -> None:
+    for found in run(2, misbuilt, kind):
+        assert "must be an iterable of pairs (K, noise), got NoneType" in found[0]
+        assert "must be pairs (K, noise), got a Tensor" in found[1]
+        assert all("must be pairs (K, noise), got a tuple of" in text for text in found[2:])
