@@ -33,8 +33,8 @@ class Failing(Ranks):
     """Ranks of which one has no memory left when it comes to its collective of this number."""
 
     def __init__(self, mesh: DeviceMesh, bad: int) -> None:
-        super().__init__(mesh, timeout=15.0)
         self.bad, self.calls, self.at = bad, 0, -1
+        super().__init__(mesh, timeout=15.0)
 
     def _wait(self, what: str, start: Callable[[], Any]) -> None:
         self.calls += 1
