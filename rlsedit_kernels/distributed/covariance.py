@@ -379,6 +379,8 @@ class ShardedCovarianceState(CovarianceState):
         K = form.coordinates(batch, form.dtype)
         products = form.products(K)
         self._inner = form.largest(batch, K)
+        known = self._known(batch) if noise == 0.0 else None
+        self._scale = 0.0 if known is None else float(known.amax())
         if bool(torch.isfinite(products.G).all()) and batches.needs_care(products.G, noise):
             products = form.products(form.coordinates(batch, torch.float64))
         return form, products
@@ -386,7 +388,13 @@ class ShardedCovarianceState(CovarianceState):
     def _solved(self, op: str, form: Any, products: Products, noise: float) -> BatchFactor:
         if not bool(torch.isfinite(products.G).all()):
             raise ValueError(f"{op}: K C K' overflows {self.dtype}: the keys are too large")
-        return batches.factor(products, noise, torch.finfo(form.dtype).eps)
+        return batches.factor(products, noise, torch.finfo(form.dtype).eps, self._scale)
+
+    def _known(self, batch: Any) -> torch.Tensor | None:
+        """The diagonal (u,) of K C_0 K', float64, where C is singular by design: what its rounding is compared with."""
+        if not self._counters.singular_writes:
+            return None
+        return self._factor.inward(batch.local.to(torch.float64).mT.contiguous()).square().sum(dim=0)
 
     def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor]:
         form, products = self._products(K, forget * noise)
@@ -398,9 +406,7 @@ class ShardedCovarianceState(CovarianceState):
     def _removal(self, K: Any, noise: float) -> tuple[Any, torch.Tensor, Change, float]:
         form: Any = self._choose(K)
         products = form.products(form.coordinates(K, torch.float64))
-        known = None
-        if self._counters.singular_writes:
-            known = self._factor.inward(K.local.to(torch.float64).mT.contiguous()).square().sum(dim=0)
+        known = self._known(K)
         with self.ranks.confirmed("remove") as numbers:
             if known is not None:
                 removal.refuse_forgone(form, products.G, known)
@@ -415,6 +421,8 @@ class ShardedCovarianceState(CovarianceState):
         return self.ranks.dtensor(form.back(Y / noise).to(self.dtype).contiguous(), self.d)
 
     def _change(self, form: Any, factored: BatchFactor) -> None:
+        if factored.rank == 0:
+            return  # as for a single state
         form.change_(factored.change, -1.0)
         self._counters.careful_steps += factored.change.dtype != form.dtype
 

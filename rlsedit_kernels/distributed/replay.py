@@ -95,7 +95,8 @@ def _restrict(form: Any, directions: Batch) -> None:
     with form.ranks.confirmed("refactor") as numbers:
         factored = batches.factor(products, 0.0, torch.finfo(torch.float64).eps)
         numbers["the digest of the restricted system"] = digest(factored.G, factored.root)
-    form.change_(factored.change, -1.0)
+    if factored.rank:  # of what the prior lets change
+        form.change_(factored.change, -1.0)
 
 
 def _checked(

@@ -164,3 +164,27 @@ def older(ranks: Ranks, form: str) -> str:
 @pytest.mark.parametrize("form", ["plain", "square_root"])
 def test_directions_that_are_not_known_are_not_lifted(form: str) -> None:
     assert all("earlier version" in text for text in run(2, older, form))
+
+
+def pressed(ranks: Ranks, kind: str, form: str, dtype: torch.dtype) -> dict[str, Any]:
+    state = started(kind, form, ranks, dtype=dtype)
+    state.update(keys(4, D, 4, dtype))
+    for Q in directions():
+        state.restrict(Q.to(dtype))
+    before, sizes = image(state, ranks, torch.eye(D, dtype=dtype)), []
+    for Q in directions():
+        state.restrict(Q.to(dtype))
+        sizes.append(full(state.update(Q.to(dtype).mT.contiguous(), 0.0)).norm())
+    return {"before": before, "after": image(state, ranks, torch.eye(D, dtype=dtype)), "sizes": torch.stack(sizes)}
+
+
+@pytest.mark.parametrize("kind", ["ridge", "anchor", "null_space"])
+@pytest.mark.parametrize("form", FORMS[:3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_lies_where_nothing_may_change_changes_nothing(kind: str, form: str, dtype: torch.dtype) -> None:
+    """As in one process: K C K' is rounding there, and its reciprocal is no gain."""
+    outcomes = run(2, pressed, kind, form, dtype)
+    assert all(same(found, outcomes[0]) for found in outcomes[1:])
+    found, limit = outcomes[0], 1e3 * torch.finfo(dtype).eps
+    assert relative_error(found["after"], found["before"]) <= limit
+    assert float(found["sizes"].max()) <= limit
