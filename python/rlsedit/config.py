@@ -148,7 +148,7 @@ PRESETS: dict[tuple[str, int, int], dict[str, Any]] = {
     ("llama", 32, 4096): {"layers": _span(4, 8)},  # Llama-3-8B
     ("llama", 28, 3072): {"layers": _span(2, 6)},  # Llama-3.2-3B
     ("qwen2", 28, 3584): {"layers": _span(7, 11)},  # Qwen2.5-7B
-    ("gpt2", 48, 1600): {"layers": _span(13, 17), "lr": 0.5},  # GPT-2 XL
+    ("gpt2", 48, 1600): {"layers": _span(13, 17), "steps": 20, "lr": 0.5, "mom2_weight": 20000.0},  # GPT-2 XL
     ("gptj", 28, 4096): {"layers": _span(3, 8), "lr": 0.5},  # GPT-J
     # Gemma 3 270M, by trial on eight facts: keys are small beside those of Llama, so is the weight of the anchor.
     ("gemma3_text", 18, 640): {
@@ -170,17 +170,36 @@ PRESETS: dict[tuple[str, int, int], dict[str, Any]] = {
 
 
 _GPT2_XL, _GPT_J, _LLAMA3 = ("gpt2", 48, 1600), ("gptj", 28, 4096), ("llama", 32, 4096)
+_LLAMA32, _QWEN25 = ("llama", 28, 3072), ("qwen2", 28, 3584)
+
+
+def _rome(layer: int, **others: Any) -> dict[str, Any]:
+    """ROME's release: one layer, twenty prefixes, a wide bound."""
+    return {"layers": (layer,), "clamp": 4.0, "contexts": 20, **others}
+
 
 # (method, shape of the model or None for all) -> fields in which the method's release differs from the above
 METHOD_PRESETS: dict[tuple[str, tuple[str, int, int] | None], dict[str, Any]] = {
-    ("rome", _GPT2_XL): {"layers": (17,), "steps": 20, "clamp": 4.0},
-    ("rome", _GPT_J): {"layers": (5,), "steps": 20, "clamp": 4.0},
-    ("rome", _LLAMA3): {"layers": (5,), "lr": 0.5, "clamp": 4.0},
-    ("r_rome", _GPT2_XL): {"layers": (17,), "steps": 20, "clamp": 4.0},
-    ("r_rome", _GPT_J): {"layers": (5,), "steps": 20, "clamp": 4.0},
-    ("r_rome", _LLAMA3): {"layers": (5,), "lr": 0.5, "clamp": 4.0},
-    ("encore", _GPT2_XL): {"steps": 20, "mom2_weight": 20000.0, "norm_weight": 10.0, "patience": 4},
+    **{
+        (name, shape): values
+        for name in ("rome", "r_rome")
+        for shape, values in (
+            (_GPT2_XL, _rome(17)),
+            (_GPT_J, _rome(5, steps=20)),
+            (_LLAMA3, _rome(5, lr=0.5, decay=1e-3)),
+        )
+    },
+    # The release multiplies E[k k'] by 1,000 and 10,000 and adds 0.1 I to K C_0 K': that is gamma 0.1 times as much.
+    ("emmet", _GPT2_XL): {"layers": (17,), "gamma": 100.0},
+    ("emmet", _GPT_J): {"layers": (5,), "gamma": 1000.0},
+    ("encore", _GPT2_XL): {"norm_weight": 10.0, "patience": 4},
     ("encore", _LLAMA3): {"lr": 0.5},
+    ("evoedit", _GPT2_XL): {"l2": 1.0},
+    ("evoedit", _GPT_J): {"l2": 1.0},
+    ("evoedit", _LLAMA3): {"l2": 4.0},
+    ("evoedit", _LLAMA32): {"l2": 3.0},
+    ("evoedit", _QWEN25): {"l2": 2.0},
+    **{("lyaplock", shape): {"mom2_weight": 1000.0} for shape in (_GPT2_XL, _GPT_J, _LLAMA3)},
     ("pmet", None): {"kl": 1.0},
     ("pmet", _GPT_J): {"lr": 0.2, "steps": 30, "mom2_weight": 6000.0},
     ("ft", _GPT2_XL): {"layers": (0,)},

@@ -22,32 +22,39 @@ def test_presets_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "layers", "rate"),
+    ("config", "layers", "steps", "rate", "weight"),
     [
-        (LlamaConfig(num_hidden_layers=32, hidden_size=4096), (4, 8), 0.1),
-        (LlamaConfig(num_hidden_layers=28, hidden_size=3072), (2, 6), 0.1),
-        (Qwen2Config(num_hidden_layers=28, hidden_size=3584), (7, 11), 0.1),
-        (GPT2Config(n_layer=48, n_embd=1600), (13, 17), 0.5),
-        (GPTJConfig(n_layer=28, n_embd=4096), (3, 8), 0.5),
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096), (4, 8), 25, 0.1, 15000),
+        (LlamaConfig(num_hidden_layers=28, hidden_size=3072), (2, 6), 25, 0.1, 15000),
+        (Qwen2Config(num_hidden_layers=28, hidden_size=3584), (7, 11), 25, 0.1, 15000),
+        (GPT2Config(n_layer=48, n_embd=1600), (13, 17), 20, 0.5, 20000),
+        (GPTJConfig(n_layer=28, n_embd=4096), (3, 8), 25, 0.5, 15000),
     ],
 )
-def test_presets_by_model(config: object, layers: tuple[int, int], rate: float) -> None:
+def test_presets_by_model(config: object, layers: tuple[int, int], steps: int, rate: float, weight: float) -> None:
     for method in list_methods():
         found = EditConfig.for_model(config, method)
-        if method in ("rome", "r_rome", "ft"):
-            assert len(found.layers) == 1 or method == "ft"
+        if method in ("rome", "r_rome", "ft", "emmet"):
+            assert len(found.layers) == 1 or method in ("ft", "emmet")
         else:
             assert (found.layers[0], found.layers[-1], len(found.layers)) == (*layers, layers[1] - layers[0] + 1)
         if method in ("rlsedit", "memit", "memit_seq", "alphaedit"):
-            assert found.lr == rate
-            assert (found.mom2_weight, found.lam, found.mu, found.l2, found.null_threshold) == (15000, 0, 1, 10, 2e-2)
+            assert (found.steps, found.lr) == (steps, rate)
+            assert (found.mom2_weight, found.lam, found.mu, found.l2, found.null_threshold) == (weight, 0, 1, 10, 2e-2)
 
 
 def test_presets_by_method() -> None:
     gpt2, gptj = GPT2Config(n_layer=48, n_embd=1600), GPTJConfig(n_layer=28, n_embd=4096)
     assert EditConfig.for_model(gpt2, "rome").layers == (17,)
     assert EditConfig.for_model(gptj, "r_rome").layers == (5,)
-    assert (EditConfig.for_model(gpt2, "encore").norm_weight, EditConfig.for_model(gpt2, "encore").patience) == (10, 4)
+    rome = EditConfig.for_model(LlamaConfig(num_hidden_layers=32, hidden_size=4096), "rome")
+    assert (rome.layers, rome.lr, rome.decay, rome.clamp, rome.contexts) == ((5,), 0.5, 1e-3, 4, 20)
+    encore, emmet = EditConfig.for_model(gpt2, "encore"), EditConfig.for_model(gpt2, "emmet")
+    assert (encore.norm_weight, encore.patience, encore.steps, encore.mom2_weight) == (10, 4, 20, 20000)
+    assert (emmet.layers, emmet.gamma, emmet.clamp) == ((17,), 100, 0.75)
+    assert EditConfig.for_model(gptj, "emmet").gamma == 1000
+    assert EditConfig.for_model(gptj, "lyaplock").mom2_weight == 1000
+    assert (EditConfig.for_model(gpt2, "evoedit").l2, EditConfig.for_model(gpt2, "alphaedit").l2) == (1, 10)
     assert (EditConfig.for_model(gptj, "pmet").mom2_weight, EditConfig.for_model(gptj, "pmet").kl) == (6000, 1)
     assert EditConfig.for_model(tiny("llama"), "rome").layers == EditConfig.for_model(tiny("llama")).layers[-1:]
     assert EditConfig.for_model(gpt2, "rome", layers=(3,), steps=4).layers == (3,)

@@ -31,7 +31,7 @@ def weighted(moment: Tensor, config: EditConfig, lam: float) -> rk.Prior:
 
 
 def unweighted(moment: Tensor, _config: EditConfig) -> rk.Prior:
-    """S_0 = E[k k']: equality constraints do not depend on the weight of the anchor (ROME, EMMET)."""
+    """S_0 = E[k k']: a weight of the anchor changes no equality constraint, and is a factor of gamma in a soft one."""
     return rk.Prior.anchor(moment)
 
 
