@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from .models.families import FAMILIES
 
 if TYPE_CHECKING:
     from .methods import Method
+
+RELATIVE_TO = ("hidden", "module")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class EditConfig:
         clamp: bound of |delta| as a multiple of |h|.
         kl: weight of the KL term on "{subject} is a".
         decay: weight of |delta| / |h|^2.
+        relative_to: what |h| is in both: "hidden", the hidden state behind the last edited layer (MEMIT), or "module",
+            the output of its edited module (ROME). PMET bounds each of its variables by the output that it shifts.
         stop_loss: a fact whose loss is below is done.
         contexts: number of random prefixes besides the bare prompt.
         context_length: sampled tokens in each prefix.
@@ -54,6 +59,7 @@ class EditConfig:
     clamp: float = 0.75
     kl: float = 0.0625
     decay: float = 0.5
+    relative_to: str = "hidden"
     stop_loss: float = 0.05
     contexts: int = 5
     context_length: int = 10
@@ -81,7 +87,16 @@ class EditConfig:
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        layers = tuple(self.layers) if isinstance(self.layers, Iterable) else (None,)
+        if not all(type(layer) is int for layer in layers):
+            raise TypeError(f"EditConfig: layers must be a list of whole numbers, got {self.layers!r}")
+        object.__setattr__(self, "layers", layers)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type == "int" and type(value) is not int:
+                raise TypeError(f"EditConfig: {each.name} must be a whole number, got {value!r}")
+            if each.type == "float" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise TypeError(f"EditConfig: {each.name} must be a number, got {value!r}")
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"EditConfig: layers must be ascending and distinct, got {self.layers}")
         for name in ("steps", "context_length", "patience", "ft_steps", "batch_size", "max_tokens"):
@@ -101,6 +116,8 @@ class EditConfig:
         for name in zero_or_more:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"EditConfig: {name} must not be negative, got {getattr(self, name)}")
+        if self.relative_to not in RELATIVE_TO:
+            raise ValueError(f"EditConfig: relative_to must be one of {RELATIVE_TO}, got {self.relative_to!r}")
         if not self.rect_share <= 1:
             raise ValueError(f"EditConfig: rect_share must be at most 1, got {self.rect_share}")
         if not self.prune_base > 1:
@@ -174,8 +191,8 @@ _LLAMA32, _QWEN25 = ("llama", 28, 3072), ("qwen2", 28, 3584)
 
 
 def _rome(layer: int, **others: Any) -> dict[str, Any]:
-    """ROME's release: one layer, twenty prefixes, a wide bound."""
-    return {"layers": (layer,), "clamp": 4.0, "contexts": 20, **others}
+    """ROME's release: one layer, twenty prefixes, a wide bound relative to the output of the MLP."""
+    return {"layers": (layer,), "clamp": 4.0, "relative_to": "module", "contexts": 20, **others}
 
 
 # (method, shape of the model or None for all) -> fields in which the method's release differs from the above

@@ -182,6 +182,7 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
     fails(capsys, edit(llama, files, "--set", "stepz=3"), "stepz", "steps")
     fails(capsys, edit(llama, files, "--set", "steps=2.5"), "steps", "whole number")
     fails(capsys, edit(llama, files, "--set", "steps"), "NAME=NUMBER")
+    fails(capsys, edit(llama, files, "--set", "relative_to=mlp"), "relative_to", "'hidden', 'module'")
     fails(capsys, edit(llama, files, "--device", "abacus"), "--device", "abacus")
     fails(capsys, edit(llama, files, "--text", str(files / "no.txt")), "no.txt")
     fails(capsys, edit(llama, files, "--out", str(files / "text.txt")), "is a file")

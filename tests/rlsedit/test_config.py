@@ -106,6 +106,7 @@ def test_derived_layers_of_any_depth(layers: int) -> None:
         ({"prune_base": 1.0}, "prune_base must be above 1, got 1.0"),
         ({"lyap_alpha": 0.0}, "lyap_alpha must be positive, got 0.0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"relative_to": "mlp"}, r"relative_to must be one of \('hidden', 'module'\), got 'mlp'"),
     ],
 )
 def test_refused_values(changes: dict[str, object], message: str) -> None:
@@ -113,3 +114,22 @@ def test_refused_values(changes: dict[str, object], message: str) -> None:
         EditConfig(**changes)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"unknown fields \['speed'\]"):
         EditConfig.for_model(tiny("llama"), speed=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 5}, "layers must be a list of whole numbers, got 5"),
+        ({"layers": "45"}, "layers must be a list of whole numbers, got '45'"),
+        ({"layers": (4.0, 5.0)}, r"layers must be a list of whole numbers, got \(4.0, 5.0\)"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"contexts": True}, "contexts must be a whole number, got True"),
+        ({"lr": "0.1"}, "lr must be a number, got '0.1'"),
+    ],
+)
+def test_values_of_another_type(changes: dict[str, object], message: str) -> None:
+    """Told at once: a step count of 2.5 failed in the middle of the first batch, behind the second moments."""
+    with pytest.raises(TypeError, match=message):
+        EditConfig(**changes)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=message):
+        EditConfig.for_model(tiny("llama"), **changes)

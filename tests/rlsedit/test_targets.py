@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.language_models import CONFIG, FACTS, FAMILIES, tiny, tokenizer
+from support.plain_editing import nll_rows, read
 
 from rlsedit.models import Adapter
 from rlsedit.prompts import Context
@@ -77,6 +78,22 @@ def test_the_norm_of_the_change_is_clamped() -> None:
     ratio = (result.z - result.start).norm(dim=1) / result.start.norm(dim=1)
     assert ratio.max() <= 0.05 * (1 + 1e-9)
     assert ratio.max() > 0.049
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_bounds_relative_to_the_output_of_the_module(family: str) -> None:
+    """ROME's bound and norm term; behind a norm that output is what delta is added to anyway."""
+    adapter = Adapter.for_model(tiny(family))
+    config = replace(CONFIG, layers=(2,), clamp=0.05, decay=2.0, lr=1.0, relative_to="module")
+    fast = optimise_targets(adapter, tokenizer(), FACTS, CONTEXTS, config)
+    plain = plain_targets(adapter, tokenizer(), FACTS, CONTEXTS, config)
+    torch.testing.assert_close(fast.z, plain.z, **TIGHT)
+    torch.testing.assert_close(fast.losses, plain.losses, **TIGHT)
+    sizes = [read(adapter, adapter.edited(2), row)[1][row.pivot].norm() for row in nll_rows(FACTS)]
+    ratio = (fast.z - fast.start).norm(dim=1) / torch.stack(sizes)
+    assert 0.049 < ratio.max() <= 0.05 * (1 + 1e-9)
+    other = optimise_targets(adapter, tokenizer(), FACTS, CONTEXTS, replace(config, relative_to="hidden"))
+    assert torch.equal(other.z, fast.z) == (family == "gemma3_text")
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -59,13 +59,19 @@ def layer_list(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+_WORDS = ("relative_to",)
+"""Hyper-parameters whose values are words."""
+
+
 def setting(text: str) -> tuple[str, Any]:
-    """NAME=VALUE with a number for a value."""
+    """NAME=VALUE with a number for a value, or a word for those that have words."""
     name, sign, value = text.partition("=")
     try:
         parsed = ast.literal_eval(value.strip())
     except (ValueError, SyntaxError):
         parsed = None
+    if sign and name.strip() in _WORDS:
+        return name.strip(), value.strip()
     if not sign or isinstance(parsed, bool) or not isinstance(parsed, (int, float)):
         raise argparse.ArgumentTypeError(f"needs NAME=NUMBER such as steps=10, got {text!r}")
     return name.strip(), parsed

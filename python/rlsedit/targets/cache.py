@@ -22,7 +22,7 @@ from ..prompts import Context
 from .descend import Stopping, Targets
 from .optimise import optimise_targets
 
-_SETTINGS = ("steps", "lr", "clamp", "kl", "decay", "stop_loss")
+_SETTINGS = ("steps", "lr", "clamp", "kl", "decay", "relative_to", "stop_loss")
 _NAMES = ("z", "start", "losses", "steps")
 
 

@@ -65,6 +65,7 @@ def descend(
     progress: Callable[[int, int], None] | None,
     stopping: Stopping | None = None,
     processes: OneProcess | None = None,
+    size: Tensor | None = None,
 ) -> Targets:
     """Minimise answer + kl * drift + decay * |delta| / |h|^2 for each fact, |delta| <= clamp |h|.
 
@@ -76,12 +77,13 @@ def descend(
         progress: called with (facts done, all facts) after each step.
         stopping: further reasons to leave.
         processes: those that hold the model; all of them take the losses and gradients of the first.
+        size: h, of the shape of `start`; None for `start` itself.
 
     Raises:
         ValueError: a loss that is not finite.
     """
     stopping, processes = stopping or Stopping(), processes or OneProcess()
-    (start,) = processes.same(start)
+    start, size = processes.same(start, start if size is None else size)
     count = len(start)
     delta = torch.zeros_like(start)
     mean, square = torch.zeros_like(start), torch.zeros_like(start)
@@ -92,7 +94,7 @@ def descend(
     active = torch.ones(count, dtype=torch.bool, device=start.device)
     inside, buckets = count, divide([True] * count)
     for step in range(1, config.steps + 1):
-        loss, grad, terms = _evaluate(buckets, delta, start, config, emphasis)
+        loss, grad, terms = _evaluate(buckets, delta, size, config, emphasis)
         loss, grad, *others = processes.same(loss, grad, terms.drift, terms.misses)
         terms = Terms(loss, *others)
         losses, steps = torch.where(active, loss, losses), steps + active
@@ -115,7 +117,7 @@ def descend(
         scale = (square / (1 - BETA2**step)).sqrt() + EPSILON
         moved = delta - config.lr * (mean / (1 - BETA1**step)) / scale
         stays = active.view(-1, *[1] * (delta.ndim - 1))
-        delta = torch.where(stays, clamp_norm(moved, start, config.clamp), delta)
+        delta = torch.where(stays, clamp_norm(moved, size, config.clamp), delta)
         if int(active.sum()) < inside:
             inside, buckets = int(active.sum()), divide(active.tolist())
     return Targets(start + delta, start, losses, steps)
@@ -128,11 +130,11 @@ def _check_finite(losses: Tensor, facts: Sequence[Fact], step: int) -> None:
 
 
 def _evaluate(
-    buckets: Sequence[Evaluates], delta: Tensor, start: Tensor, config: EditConfig, emphasis: Tensor
+    buckets: Sequence[Evaluates], delta: Tensor, size: Tensor, config: EditConfig, emphasis: Tensor
 ) -> tuple[Tensor, Tensor, Terms]:
     """Losses (F,), their gradient and the terms; entries of facts that have left are those of the norm term alone."""
     delta = delta.detach().requires_grad_()
-    penalty = config.decay * norm_penalty(delta, start).reshape(len(delta), -1).sum(1)
+    penalty = config.decay * norm_penalty(delta, size).reshape(len(delta), -1).sum(1)
     (grad,) = torch.autograd.grad(penalty.sum(), delta)
     loss = penalty.detach()
     drift, misses = torch.zeros_like(loss), torch.zeros_like(loss)

@@ -47,23 +47,27 @@ def optimise_targets(
     rows = fact_rows(tokenizer, facts, contexts)
     layer = config.layers[-1]
     with adapter.frozen():
-        prepared = prepare_rows(adapter, rows, layer, 4 * config.max_tokens)
+        module = config.relative_to == "module"
+        prepared = prepare_rows(adapter, rows, layer, 4 * config.max_tokens, inside=module)
 
         def divide(active: Sequence[bool]) -> list[Bucket]:
             wanted = [p for p in prepared if active[p.row.fact]]
             return make_buckets(adapter, wanted, layer, len(contexts), config.max_tokens)
 
-        start = _starts(prepared, len(facts))
-        return descend(divide, start, facts, config, progress, stopping, adapter.processes)
+        start = _starts(prepared, len(facts), adapter.post is not None)
+        size = _starts(prepared, len(facts), True) if module else start
+        return descend(divide, start, facts, config, progress, stopping, adapter.processes, size)
 
 
-def _starts(prepared: Sequence[Prepared], count: int) -> Tensor:
-    """What delta is added to, (F, d), for the bare prompts at the last subject token."""
+def _starts(prepared: Sequence[Prepared], count: int, inside: bool) -> Tensor:
+    """Hidden states behind layer L, or outputs of its edited module, (F, d), of the bare prompts at the pivot."""
     first = prepared[0].hidden
     start = torch.empty(count, first.shape[1], dtype=wide(first.dtype), device=first.device)
     for p in prepared:
         if p.row.kind == "nll" and p.row.context == 0:
-            start[p.row.fact] = (p.hidden[0] if p.inner is None else p.inner).to(start.dtype)
+            found = p.inner if inside else p.hidden[0]
+            assert found is not None
+            start[p.row.fact] = found.to(start.dtype)
     return start
 
 

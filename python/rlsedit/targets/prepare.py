@@ -31,7 +31,7 @@ class Prepared:
         row: the row.
         hidden: (S, d) hidden states behind layer L of the tokens p, p+1, ...
         past: for each layer above L, keys and values (heads, p, head size) of the tokens before p.
-        inner: (d,) output of the MLP of layer L at p, where a norm follows it and delta is added before that norm.
+        inner: (d,) output of the edited module of layer L at p, where it was asked for.
         log_start: for a KL row, log-probabilities (vocabulary,) at delta = 0, known after the first step.
     """
 
@@ -48,8 +48,14 @@ class Prepared:
 
 
 @torch.no_grad()
-def prepare_rows(adapter: Adapter, rows: Sequence[Row], layer: int, max_tokens: int) -> list[Prepared]:
-    """Reduce `rows` for a variable behind `layer`, in passes of about `max_tokens` tokens at most."""
+def prepare_rows(
+    adapter: Adapter, rows: Sequence[Row], layer: int, max_tokens: int, inside: bool = False
+) -> list[Prepared]:
+    """Reduce `rows` for a variable behind `layer`, in passes of about `max_tokens` tokens at most.
+
+    `inside` asks for the outputs of the edited module too, as a norm behind it does.
+    """
+    inside = inside or adapter.post is not None
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.context), []).append(row)
@@ -62,12 +68,14 @@ def prepare_rows(adapter: Adapter, rows: Sequence[Row], layer: int, max_tokens: 
             take = len(group)
             while take > 1 and take * (len(group[take - 1].inputs) - shared) > max_tokens:
                 take -= 1
-            found += _prepare_group(adapter, group[:take], layer, shared, cache)
+            found += _prepare_group(adapter, group[:take], layer, shared, cache, inside)
             group = group[take:]
     return found
 
 
-def _prepare_group(adapter: Adapter, rows: Sequence[Row], layer: int, shared: int, cache: Cache) -> list[Prepared]:
+def _prepare_group(
+    adapter: Adapter, rows: Sequence[Row], layer: int, shared: int, cache: Cache, inside: bool
+) -> list[Prepared]:
     """Rows padded on the right, behind `shared` tokens whose keys and values are known."""
     count, layers = len(rows), adapter.num_layers
     same = torch.zeros(count, dtype=torch.long, device=adapter.device)
@@ -76,7 +84,7 @@ def _prepare_group(adapter: Adapter, rows: Sequence[Row], layer: int, shared: in
     mask = torch.cat([torch.ones(count, shared, dtype=torch.long, device=adapter.device), batch.mask], 1)
     past = frozen_cache(cache, shared, layers, same)
     lower = capture(adapter, batch.ids, mask, positions, past)
-    with outputs_of(adapter.target(layer)) as outputs:
+    with outputs_of(adapter.edited(layer) if inside else adapter.layers[layer]) as outputs:
         hidden = lower.run(adapter, lower.hidden, 0, layer + 1)
     before = max(row.pivot for row in rows) - shared
     growing = _growing(past)
@@ -89,7 +97,7 @@ def _prepare_group(adapter: Adapter, rows: Sequence[Row], layer: int, shared: in
             row,
             hidden[b, row.pivot - shared : len(row.inputs) - shared].clone(),
             [_states(growing, n, b, row.pivot) for n in range(layer + 1, layers)] if row.pivot > 0 else [],
-            None if adapter.post is None else outputs[0][b, row.pivot - shared].clone(),
+            outputs[0][b, row.pivot - shared].clone() if inside else None,
         )
         for b, row in enumerate(rows)
     ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config import EditConfig
 from ..facts import Fact
 from ..models.adapter import Adapter
+from ..models.replay import outputs_of
 from ..prompts import Context
 from .descend import Targets
 from .objective import answer_loss, clamp_norm, divergence, log_probabilities, norm_penalty
@@ -55,10 +56,11 @@ def _one(
 
     handle = adapter.target(config.layers[-1]).register_forward_hook(add)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), outputs_of(adapter.edited(config.layers[-1])) as inner:
             logits = adapter.model(input_ids=ids, attention_mask=mask).logits
             log_start = log_probabilities(logits[-1:, len(rows[-1].inputs) - 1])
         start = hidden[0].to(torch.float64 if hidden[0].dtype == torch.float64 else torch.float32)
+        size = start if config.relative_to == "hidden" else inner[0][0, rows[0].pivot].to(start.dtype)
         delta = torch.zeros_like(start, requires_grad=True)
         variable.append(delta)
         adam = torch.optim.Adam([delta], lr=config.lr)
@@ -66,7 +68,7 @@ def _one(
         for step in range(1, config.steps + 1):
             adam.zero_grad()
             logits = adapter.model(input_ids=ids, attention_mask=mask).logits
-            loss = config.decay * norm_penalty(delta[None], start[None])[0]
+            loss = config.decay * norm_penalty(delta[None], size[None])[0]
             right = True
             for b, row in enumerate(rows[:-1]):
                 tokens = torch.tensor(row.encoding.target, device=ids.device)
@@ -79,7 +81,7 @@ def _one(
             loss.backward()
             adam.step()
             with torch.no_grad():
-                delta.copy_(clamp_norm(delta[None], start[None], config.clamp)[0])
+                delta.copy_(clamp_norm(delta[None], size[None], config.clamp)[0])
     finally:
         handle.remove()
     return (start + delta).detach(), start, loss.detach(), step
