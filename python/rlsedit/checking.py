@@ -39,6 +39,10 @@ def check_layers(adapter: Adapter, method: Method, config: EditConfig, states: s
         )
     if method.single and len(layers) > 1:
         raise ValueError(f"Editor: config.layers must be one layer for {method.name!r}, got {layers}")
+    if not adapter.direct and method.signal not in ("gradients", "steps"):
+        raise ValueError(
+            f"Editor: adapter does not fit {method.name!r}: {adapter.indirect}; 'ultraedit' and 'ft' have none"
+        )
     if adapter.post is not None and len(layers) > 1:
         raise ValueError(
             f"Editor: config.layers must be one layer where a norm follows the MLP ({adapter.post}): a change "

@@ -6,9 +6,13 @@ import pytest
 import torch
 from support import language_models as lm
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
+from rlsedit.config import EditConfig
+from rlsedit.editor import Editor
 from rlsedit.models import FAMILIES, Adapter
 from rlsedit.models.replay import capture, frozen_cache
 from rlsedit.prompts import align
@@ -102,6 +106,60 @@ def test_unknown_architectures_are_told_what_to_pass() -> None:
         Adapter.for_model(model, **{**parts, "module": "mlp.fc9"})
     with pytest.raises(TypeError, match=r"overrides must be among"):
         Adapter.for_model(model, weights="x")
+
+
+LIKE_LLAMA = dict(layers="model.layers", module="mlp.down_proj", norm="model.norm", head="lm_head")
+
+
+def outside_the_table(kind: str, **changes: object) -> nn.Module:
+    config = CONFIG_MAPPING[kind](vocab_size=400, bos_token_id=1, eos_token_id=2, **{**lm.ROTARY, **changes})
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).double().eval()
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("cohere", {"logit_scale": 0.25}), ("granite", {"logits_scaling": 8.0})])
+def test_a_factor_of_the_logits_is_taken_along(kind: str, changes: dict[str, object]) -> None:
+    """Without it z* and all scores were those of another model, in silence."""
+    model = outside_the_table(kind, **changes)
+    adapter = Adapter.for_model(model, **LIKE_LLAMA)
+    ids = torch.tensor([[5, 9, 40, 41, 7, 300]])
+    batch = align(ids.tolist(), [0])
+    with torch.no_grad():
+        calls = capture(adapter, batch.ids, batch.mask, batch.positions)
+        logits = adapter.logits(calls.run(adapter, calls.hidden, 0, adapter.num_layers))
+        torch.testing.assert_close(logits, model(ids).logits)
+
+
+def test_parts_that_do_not_give_the_logits_of_the_model_are_refused() -> None:
+    model = outside_the_table("cohere", logit_scale=0.25)
+    model.config.logit_scale = None  # the model has kept it: a factor that the adapter does not know of
+    with pytest.raises(ValueError, match=r"must be the logits of the model; they differ by 3 of their norm"):
+        Adapter.for_model(model, edit=False, **LIKE_LLAMA)
+    model = lm.tiny("llama")
+    model.model.norm.weight.data.normal_()
+    with pytest.raises(ValueError, match="they differ by"):
+        Adapter.for_model(model, norm="model.layers.1.input_layernorm")
+
+
+@pytest.mark.parametrize(
+    ("family", "module"), [("llama", "mlp.gate_proj"), ("gemma2", "mlp.up_proj"), ("gpt2", "mlp.c_fc")]
+)
+def test_a_module_inside_of_the_mlp_is_for_methods_without_a_residual(family: str, module: str) -> None:
+    """UltraEdit's release edits such projections."""
+    model = lm.tiny(family, torch.float32)
+    adapter = Adapter.for_model(model, module=module)
+    moments = lm.random_moments(model, (2,), width=32)
+    before = adapter.rows(2).clone()
+    for name in ("ultraedit", "ft"):
+        editor = Editor(
+            model, lm.tokenizer(), name, EditConfig(layers=(2,), ft_steps=1), adapter=adapter, moments=moments
+        )
+        editor.edit(lm.FACTS[:2])
+        assert bool((adapter.rows(2) != before).any())
+        editor.reset()
+    for name in ("memit", "rome", "pmet", "simie"):
+        with pytest.raises(ValueError, match=rf"adapter does not fit '{name}': .* one for one with '{module}'"):
+            Editor(model, lm.tokenizer(), name, EditConfig(layers=(2,)), adapter=adapter, moments=moments)
 
 
 def test_quantised_layers_are_refused_with_advice() -> None:

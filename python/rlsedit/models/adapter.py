@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..parallel import OneProcess, Part, holders, plain_class
 from .families import FAMILIES, Family
-from .probe import probe
+from .probe import check_logits, probe
 from .quantised import advice, check_config, is_subclass
 
 if TYPE_CHECKING:
@@ -35,9 +35,12 @@ class Adapter:
         head: output embedding.
         layout: "out_in" for `nn.Linear` (weight (v, d)), "in_out" for `Conv1D` (weight (d, v)); from the class of the
             module, never from shapes.
+        scale: factor of the logits (Cohere, Granite).
         softcap: bound of the logits (c tanh(x / c)) or None.
         post: path, inside a layer, of a norm behind the MLP, or None. With one, targets are outputs of the MLP.
         tuples: whether a decoder layer returns a tuple rather than a tensor.
+        direct: whether what targets replace moves one for one with the output of the edited module, as a residual
+            takes for granted.
         attention_path: path of the attention inside a layer, or None where it is not known (only PMET reads it).
         processes: those that hold the model (docs/distributed.md).
     """
@@ -49,9 +52,11 @@ class Adapter:
     norm: nn.Module
     head: nn.Module
     layout: str
+    scale: float = 1.0
     softcap: float | None = None
     post: str | None = None
     tuples: bool = False
+    direct: bool = True
     attention_path: str | None = None
     processes: OneProcess = field(default_factory=OneProcess)
 
@@ -65,11 +70,12 @@ class Adapter:
             edit: whether it is to be edited; False only measures.
             ranks: of processes that hold a copy of the model each and edit it together.
             **overrides: `layers`, `module`, `norm`, `head` (dotted paths, `module` relative to a layer) for an
-                architecture that is not in the table, or to edit another module of a known one.
+                architecture that is not in the table, or to edit another module of a known one (which is for methods
+                without a residual, such as UltraEdit, where the hidden state does not move one for one with it).
 
         Raises:
             ValueError: unknown architecture, a path that does not exist, a family or module that cannot be edited, a
-                quantised model.
+                quantised model, parts that do not give the model's logits.
             TypeError: unknown override.
         """
         names = {"layers", "module", "norm", "head"}
@@ -103,12 +109,29 @@ class Adapter:
             norm=_part(model, family.norm, "norm"),
             head=_part(model, family.head, "head"),
             layout=_layout(first, family.module, processes),
+            scale=float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)),
             softcap=getattr(config, "final_logit_softcapping", None),
             post=family.post,
             attention_path=family.attention,
             processes=processes,
         )
-        return replace(adapter, tuples=probe(adapter, edit))
+        tuples, direct = probe(adapter)
+        if adapter.post is not None:
+            direct = family.module == FAMILIES[str(kind)].module
+        if edit and not direct and "module" not in overrides:
+            raise ValueError(f"Adapter.for_model: {adapter.indirect}")
+        adapter = replace(adapter, tuples=tuples, direct=direct)
+        if set(overrides) - {"module"}:
+            check_logits(adapter)
+        return adapter
+
+    @property
+    def indirect(self) -> str:
+        """Why no residual can be handed to the edited module, where `direct` is False."""
+        return (
+            f"the output of a layer does not move one for one with {self.module!r} (a norm or a gate behind it?), so a "
+            "residual cannot be handed to that module"
+        )
 
     @property
     def num_layers(self) -> int:
@@ -178,6 +201,7 @@ class Adapter:
         """Logits of hidden states (..., d) behind the last layer: head(norm(hidden)), soft-capped if the model is."""
         self.processes.awake()
         logits: Tensor = self.head(self.norm(hidden))
+        logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @contextmanager

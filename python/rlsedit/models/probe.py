@@ -1,4 +1,4 @@
-"""A run of one decoder layer on one token that shows what the tables cannot promise."""
+"""A run of one decoder layer on one token, and of the whole model, that shows what the tables cannot promise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from .replay import outputs_of
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -17,21 +19,22 @@ class _Stop(Exception):
 
 
 @torch.no_grad()
-def probe(adapter: Adapter, edit: bool = True) -> bool:
-    """Whether layers return tuples; checks on the way that the hidden state is linear in the edited module's output.
+def probe(adapter: Adapter) -> tuple[bool, bool]:
+    """Whether layers return tuples, and whether the hidden state moves one for one with the edited module's output.
 
-    A residual (z* - h) is handed to the edited weight as if h moved one for one with its output. A shift of that output
-    by `e` must then shift the layer's output by `e`; with a norm behind the MLP it does not, and `adapter.post` has to
-    name that norm.
+    A residual (z* - h) is handed to the edited weight as if it did. A shift of that output by `e` must then shift the
+    layer's output by `e`; with a norm behind the MLP it does not, and `adapter.post` has to name that norm.
 
     Raises:
-        ValueError: the layer's output does not follow its edited module.
+        ValueError: activations that are not finite.
     """
     module = adapter.edited(0)
     shift: list[Tensor] = []
+    inner: list[Tensor] = []
     seen: list[tuple[bool, Tensor]] = []
 
     def push(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        inner.append(output)
         return output + shift[0] if shift else output
 
     def stop(_module: Any, _args: Any, output: Any) -> None:
@@ -49,6 +52,8 @@ def probe(adapter: Adapter, edit: bool = True) -> bool:
             with suppress(_Stop):
                 adapter.base(input_ids=token, use_cache=False)
             plain = seen[0][1]
+            if inner[0].shape[-1] != plain.shape[-1]:
+                return seen[0][0], False
             size = plain.float().abs().max().clamp(min=1e-3)
             shift.append((torch.linspace(-1, 1, plain.shape[-1], device=plain.device) * size).to(plain.dtype))
     finally:
@@ -59,9 +64,38 @@ def probe(adapter: Adapter, edit: bool = True) -> bool:
     error = (moved - shift[0].float()).norm() / shift[0].float().norm()
     if not bool(error.isfinite()):
         raise ValueError("Adapter.for_model: model must have finite activations, got NaN or Inf in layer 0")
-    if edit and adapter.post is None and error > 0.05:
+    return seen[0][0], bool(error <= TOLERANCE)
+
+
+TOLERANCE = 0.05
+"""Relative difference that rounding to 16 bits explains."""
+
+
+@torch.no_grad()
+def check_logits(adapter: Adapter) -> None:
+    """Refuse parts that do not give the model's own logits: a factor or a map behind the head would be left out.
+
+    A model whose output has no logits is not looked at.
+
+    Raises:
+        ValueError: they differ.
+    """
+    training = adapter.model.training
+    adapter.model.eval()
+    ids = torch.arange(4, device=adapter.device)[None]  # one of them may be the padding, whose embedding is zero
+    try:
+        adapter.processes.awake()
+        with outputs_of(adapter.layers[-1]) as last:
+            wanted = getattr(adapter.model(input_ids=ids, use_cache=False), "logits", None)
+        if wanted is None:
+            return
+        found, wanted = adapter.logits(last[0]).float().to(wanted.device), wanted.float()
+    finally:
+        adapter.model.train(training)
+    same = found.shape == wanted.shape
+    error = (found - wanted).norm() / wanted.norm() if same else torch.tensor(torch.inf)
+    if not bool(error <= TOLERANCE):
         raise ValueError(
-            f"Adapter.for_model: the output of a layer does not move one for one with {adapter.module!r} (relative "
-            f"difference {error:.2g}; a norm or a gate behind it?), so a residual cannot be handed to that module"
+            "Adapter.for_model: head= of norm= of the last of layers= must be the logits of the model; they differ by "
+            f"{error:.2g} of their norm (a factor or a map in front of or behind the head?)"
         )
-    return seen[0][0]

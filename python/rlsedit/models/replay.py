@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .adapter import Adapter
+if TYPE_CHECKING:
+    from .adapter import Adapter
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
