@@ -80,6 +80,16 @@ def test_a_preset_with_a_zero_prior_is_refused(method: str) -> None:
             EditConfig.for_model(model, method, mu=0.0, lam=0.1)
 
 
+@pytest.mark.parametrize("method", ["langedit", "lyaplock"])
+def test_hard_writes_are_refused_where_keys_are_kept_by_their_noise(method: str) -> None:
+    """The first batch ended in a failed factorisation or in keys that are not finite."""
+    with pytest.raises(ValueError, match=f"noise must be positive for '{method}', .* got 0"):
+        EditConfig.for_model(tiny("llama"), method, noise=0.0)
+    with pytest.raises(ValueError, match=f"noise must be positive for '{method}'"):
+        Editor(tiny("llama"), tokenizer(), method, EditConfig(layers=(1,), noise=0.0))
+    assert EditConfig.for_model(tiny("llama"), "alphaedit", noise=0.0).noise == 0.0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_derived_layers_exist(family: str) -> None:
     config = EditConfig.for_model(tiny(family))

@@ -132,5 +132,6 @@ METHOD = Method(
     "LangEdit (Sun et al. 2025): AlphaEdit with the null space of statistics that grow",
     prior=null_space,
     solver=make,
+    soft=True,
     entangled="the null space of later batches was set by the keys of earlier ones",
 )

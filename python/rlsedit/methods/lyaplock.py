@@ -115,5 +115,6 @@ METHOD = Method(
     "LyapLock (Wang et al. 2025): the weight of the anchor follows a queue of its violations",
     prior=anchor,
     solver=make,
+    soft=True,
     entangled="the weight of the anchor was set by the edits that would go",
 )

@@ -110,6 +110,7 @@ class Method:
         post: (update, weight, config) -> update, a step after the solve.
         finish: (shift W - W_0, W_0, config) -> shift, a step at the end of a sequence of batches.
         signal: what drives the method.
+        soft: whether the noise of the configuration has to be positive: the solver divides keys by its root.
         single: one fact at a time, one layer, all contexts of equal weight in the key (ROME).
         early_stop: whether z* stops early where the new answer has become the likeliest (ENCORE).
         removable: how single edits are taken back, for a recipe whose `solver`, `commit` and steps do not say it.
@@ -127,6 +128,7 @@ class Method:
     post: Callable[[Tensor, Tensor, EditConfig], Tensor] | None = None
     finish: Callable[[Tensor, Tensor, EditConfig], Tensor] | None = None
     signal: Signal = "targets"
+    soft: bool = False
     single: bool = False
     early_stop: bool = False
     removable: Removal | None = None
@@ -149,11 +151,15 @@ class Method:
         return "its solver does not say how" if self.solver is not None else ""
 
     def check(self, config: EditConfig) -> None:
-        """Refuse hyper-parameters with which the prior would be zero, before anything is computed.
+        """Refuse hyper-parameters with which the prior would be zero or no solve possible, before anything is computed.
 
         Raises:
             ValueError: naming the hyper-parameter.
         """
+        if self.soft and config.noise == 0:
+            raise ValueError(
+                f"EditConfig: noise must be positive for {self.name!r}, whose solver keeps keys by it, got 0"
+            )
         if self.prior is not None:  # a moment with one direction to leave alone and one to write in
             self.prior(torch.diag(torch.tensor([0.0, 2 * config.null_threshold], dtype=torch.float64)), config)
 
