@@ -46,7 +46,8 @@ def second_moments(
         layers: layers wanted, at least one.
         texts: texts, each tokenised by itself; should hold several times d tokens (d: inputs of the module).
         cache_dir: where results are kept as safetensors; None for no cache. The key is a fingerprint of the model
-            with the hash of the texts, the layer, the module and `max_length`.
+            with the hash of the texts, of what the tokenizer makes of a sample of them, the layer, the module and
+            `max_length`.
         max_length: longer texts are cut into pieces of this many tokens, and of no more than the model reads.
         max_tokens: token budget of one forward pass.
         adapter: for architectures that `Adapter.for_model` does not know.
@@ -55,7 +56,9 @@ def second_moments(
         {layer: (d, d) float64, symmetric}.
 
     Raises:
-        ValueError: no layers, no tokens, or activations that are not finite.
+        TypeError: texts that are one string.
+        ValueError: no layers or such that the model does not have, no tokens, limits below 1, or activations that are
+            not finite.
         OSError: the cache cannot be written; told before anything is measured where that can be seen.
 
     Numerics:
@@ -65,11 +68,19 @@ def second_moments(
     layers = sorted(set(layers))
     if not layers:
         raise ValueError("second_moments: layers must name at least one layer, got none")
+    for n in layers:
+        adapter.edited(n)  # refused here, before there are hooks
+    if isinstance(texts, str):
+        raise TypeError("second_moments: texts must be texts, got one string, whose letters would be taken for them")
+    for name, limit in (("max_length", max_length), ("max_tokens", max_tokens)):
+        if limit < 1:
+            raise ValueError(f"second_moments: {name} must be at least 1, got {limit}")
     texts = list(texts)
     max_length = min(max_length, adapter.positions or max_length)
     files: dict[int, Path] = {}
     if cache_dir is not None:
-        base = f"{fingerprint(model, adapter.processes)}|{_text_hash(texts)}|{adapter.module}|{max_length}"
+        read = _text_hash([*texts, *_sample_ids(tokenizer, texts)])
+        base = f"{fingerprint(model, adapter.processes)}|{read}|{adapter.module}|{max_length}"
         files = {
             n: Path(cache_dir)
             / f"moment-{n}-{hashlib.blake2b(f'{base}|{n}'.encode(), digest_size=16).hexdigest()}.safetensors"
@@ -169,6 +180,12 @@ def fingerprint(model: nn.Module, processes: OneProcess | None = None) -> str:
         found.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         found.update(sample.numpy().tobytes())
     return found.hexdigest()
+
+
+def _sample_ids(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """What the tokenizer makes of some texts: the same words may be other tokens, with a token in front or not."""
+    some = [text[:1000] for text in texts[:: max(1, len(texts) // 64)] if text.strip()]
+    return [str(list(tokenizer(text, truncation=False, verbose=False)["input_ids"])) for text in some]
 
 
 def _text_hash(texts: Iterable[str]) -> str:

@@ -71,8 +71,23 @@ def test_fingerprint_sees_a_low_rank_edit() -> None:
     assert fingerprint(model) != before
 
 
+def test_another_tokenizer_does_not_find_the_cache_of_the_first(tmp_path: Path) -> None:
+    """With the same vocabulary and a token more in front the moments differ by much."""
+    first = second_moments(tiny("llama"), tokenizer(), [1], TEXTS, tmp_path)[1]
+    with_bos = second_moments(tiny("llama"), tokenizer(True), [1], TEXTS, tmp_path)[1]
+    assert torch.equal(with_bos, second_moments(tiny("llama"), tokenizer(True), [1], TEXTS)[1])
+    assert (with_bos - first).norm() > 1e-2 * first.norm()
+
+
 def test_wrong_input_is_named() -> None:
     model = tiny("llama")
+    with pytest.raises(ValueError, match=r"layer must be in \[0, 5\), got 9"):
+        second_moments(model, tokenizer(), [1, 9], TEXTS)
+    assert not model.model.layers[1].mlp.down_proj._forward_pre_hooks, "a hook that stayed broke every later pass"
+    with pytest.raises(TypeError, match="texts must be texts, got one string"):
+        second_moments(model, tokenizer(), [1], TEXTS[0])
+    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+        second_moments(model, tokenizer(), [1], TEXTS, max_length=0)
     with pytest.raises(ValueError, match="layers must name at least one layer"):
         second_moments(model, tokenizer(), [], TEXTS)
     with pytest.raises(ValueError, match="texts must hold at least one token, got 2 texts"):

@@ -182,6 +182,8 @@ def test_a_cached_target_is_found_for_the_same_model_only(tmp_path: Path) -> Non
     fresh(adapter, tokenizer(), FACTS[:1], contexts[:1], config)
     fresh(adapter, tokenizer(), [replace(FACTS[0], target_new="Peru")], contexts, config)
     assert fresh.misses == 5
+    fresh(adapter, tokenizer(True), FACTS[:1], contexts, config)  # the same vocabulary, a token more in front
+    assert fresh.misses == 6
 
 
 def test_an_editor_with_a_cache_does_not_reuse_targets_of_the_weights_before() -> None:

@@ -21,6 +21,7 @@ from ..paths import atomic_save_tensors, check_cache, naming_cache
 from ..prompts import Context
 from .descend import Stopping, Targets
 from .optimise import optimise_targets
+from .rows import fact_rows
 
 _SETTINGS = ("steps", "lr", "clamp", "kl", "decay", "relative_to", "stop_loss")
 _NAMES = ("z", "start", "losses", "steps")
@@ -30,8 +31,8 @@ class TargetCache:
     """Stands in the place of `optimise_targets`: `Editor(..., targets=TargetCache(folder))`.
 
     A result is found again only for a model all of whose weights are equal to the bit: z* of a model that has been
-    edited since is another one. The key is a hash of every parameter and buffer, of the fact, the contexts and the
-    settings of the optimisation; taking it costs one pass over the weights for each batch.
+    edited since is another one. The key is a hash of every parameter and buffer, of the tokens of the fact in all
+    contexts and the settings of the optimisation; taking it costs one pass over the weights for each batch.
 
     Args:
         folder: where results are kept as safetensors; None keeps them in the host's memory only.
@@ -64,8 +65,11 @@ class TargetCache:
         """
         if adapter.processes.many:
             raise ValueError("TargetCache: cannot serve a model that lies on many processes yet; leave it out")
-        base = self._base(adapter, tokenizer, contexts, config, stopping)
-        keys = [_digest(base, f.prompt, f.subject, f.target_new) for f in facts]
+        base = self._base(adapter, config, stopping)
+        tokens: list[list[object]] = [[] for _ in facts]
+        for part in fact_rows(tokenizer, facts, contexts):
+            tokens[part.fact].append([part.kind, part.encoding.ids, part.encoding.prompt_len, part.encoding.pivot])
+        keys = [_digest(base, json.dumps(each)) for each in tokens]
         unknown = [i for i, key in enumerate(keys) if not self._load(key)]
         if unknown:
             if self._folder is not None:
@@ -81,20 +85,12 @@ class TargetCache:
         rows = [self._known[key] for key in keys]
         return Targets(*(torch.stack([row[name] for row in rows]).to(adapter.device) for name in _NAMES))
 
-    def _base(
-        self,
-        adapter: Adapter,
-        tokenizer: Any,
-        contexts: Sequence[Context],
-        config: EditConfig,
-        stopping: Stopping | None,
-    ) -> str:
+    def _base(self, adapter: Adapter, config: EditConfig, stopping: Stopping | None) -> str:
         settings = {name: getattr(config, name) for name in _SETTINGS}
         return _digest(
             weights_hash(adapter.model),
             json.dumps([settings, config.layers[-1], adapter.module, adapter.post], sort_keys=True),
-            json.dumps([[context.prefix for context in contexts], None if stopping is None else asdict(stopping)]),
-            json.dumps(sorted(tokenizer.get_vocab().items())),
+            json.dumps(None if stopping is None else asdict(stopping)),
         )
 
     def _load(self, key: str) -> bool:
