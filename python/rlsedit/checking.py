@@ -39,11 +39,13 @@ def check_layers(adapter: Adapter, method: Method, config: EditConfig, states: s
         )
     if method.single and len(layers) > 1:
         raise ValueError(f"Editor: config.layers must be one layer for {method.name!r}, got {layers}")
-    if not adapter.direct and method.signal not in ("gradients", "steps"):
+    if method.signal == "components":
+        adapter.attention(layers[-1])
+    if not adapter.direct and method.residuals:
         raise ValueError(
             f"Editor: adapter does not fit {method.name!r}: {adapter.indirect}; 'ultraedit' and 'ft' have none"
         )
-    if adapter.post is not None and len(layers) > 1:
+    if adapter.post is not None and len(layers) > 1 and method.residuals:
         raise ValueError(
             f"Editor: config.layers must be one layer where a norm follows the MLP ({adapter.post}): a change "
             f"of a lower layer does not reach the target linearly; got {layers}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import language_models as lm
@@ -16,6 +18,8 @@ from rlsedit.editor import Editor
 from rlsedit.models import FAMILIES, Adapter
 from rlsedit.models.replay import capture, frozen_cache
 from rlsedit.prompts import align
+
+LIKE_LLAMA = dict(layers="model.layers", module="mlp.down_proj", norm="model.norm", head="lm_head")
 
 
 @pytest.mark.parametrize("family", lm.FAMILIES)
@@ -100,15 +104,57 @@ def test_unknown_architectures_are_told_what_to_pass() -> None:
     model.config.model_type = "mystery"
     with pytest.raises(ValueError, match=r"architecture 'mystery' .* Pass layers= .* module= .* norm= .* head="):
         Adapter.for_model(model)
-    parts = dict(layers="model.layers", module="mlp.down_proj", norm="model.norm", head="lm_head")
+    parts = LIKE_LLAMA
     assert Adapter.for_model(model, **parts).edited(3) is model.model.layers[3].mlp.down_proj
     with pytest.raises(ValueError, match=r"module='mlp.fc9' is not in LlamaDecoderLayer .* children are"):
         Adapter.for_model(model, **{**parts, "module": "mlp.fc9"})
     with pytest.raises(TypeError, match=r"overrides must be among"):
         Adapter.for_model(model, weights="x")
+    with pytest.raises(ValueError, match=r"attention='attn' is not in LlamaDecoderLayer .* children are"):
+        Adapter.for_model(model, **parts, attention="attn")
 
 
-LIKE_LLAMA = dict(layers="model.layers", module="mlp.down_proj", norm="model.norm", head="lm_head")
+def test_pmet_of_an_unknown_architecture_is_told_what_to_pass_and_takes_it() -> None:
+    model, config = lm.tiny("llama"), replace(lm.CONFIG, steps=2)
+    model.config.model_type = "mystery"
+    changed = []
+    for adapter in (
+        Adapter.for_model(model, **LIKE_LLAMA),
+        Adapter.for_model(model, **LIKE_LLAMA, attention="self_attn"),
+    ):
+        about = dict(adapter=adapter, moments=lm.random_moments(model, config.layers))
+        if adapter.attention_path is None:
+            with pytest.raises(ValueError, match="PMET needs it: pass attention= to"):
+                Editor(model, lm.tokenizer(), "pmet", config, **about)
+            continue
+        editor = Editor(model, lm.tokenizer(), "pmet", config, **about)
+        editor.edit(lm.FACTS[:2])
+        changed.append(not torch.equal(editor.first_weights[1], adapter.rows(1)))
+    assert changed == [True]
+
+
+def test_a_module_that_sees_all_tokens_in_one_row_is_refused() -> None:
+    """OPT runs rows together before its MLP: keys at a column of each row would not be found there."""
+    config = CONFIG_MAPPING["opt"](
+        vocab_size=400, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    parts = dict(layers="model.decoder.layers", module="fc2", norm="model.decoder.final_layer_norm", head="lm_head")
+    assert Adapter.for_model(model, edit=False, **parts).num_layers == 2
+    with pytest.raises(ValueError, match=r"module='fc2' must be called with inputs of shape \(rows, tokens, d\)"):
+        Adapter.for_model(model, **parts)
+
+
+def test_several_layers_in_front_of_norms_are_for_methods_without_a_residual() -> None:
+    model = lm.tiny("gemma2", torch.float32)
+    about = dict(adapter=Adapter.for_model(model), moments=lm.random_moments(model, (1, 2)))
+    for name in ("ultraedit", "ft"):
+        editor = Editor(model, lm.tokenizer(), name, EditConfig(layers=(1, 2), ft_steps=1), **about)
+        editor.edit(lm.FACTS[:2])
+        assert not torch.equal(editor.first_weights[1], editor.adapter.rows(1))
+        editor.reset()
+    with pytest.raises(ValueError, match="must be one layer where a norm follows the MLP"):
+        Editor(model, lm.tokenizer(), "memit", EditConfig(layers=(1, 2)), **about)
 
 
 def outside_the_table(kind: str, **changes: object) -> nn.Module:

@@ -150,6 +150,11 @@ class Method:
             return "a hard commit (noise 0) leaves no trace to remove"
         return "its solver does not say how" if self.solver is not None else ""
 
+    @property
+    def residuals(self) -> bool:
+        """Whether it writes residuals, for which targets have to follow the edited weight linearly."""
+        return self.signal not in ("gradients", "steps")
+
     def check(self, config: EditConfig) -> None:
         """Refuse hyper-parameters with which the prior would be zero or no solve possible, before anything is computed.
 

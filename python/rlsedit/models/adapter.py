@@ -71,7 +71,8 @@ class Adapter:
             ranks: of processes that hold a copy of the model each and edit it together.
             **overrides: `layers`, `module`, `norm`, `head` (dotted paths, `module` relative to a layer) for an
                 architecture that is not in the table, or to edit another module of a known one (which is for methods
-                without a residual, such as UltraEdit, where the hidden state does not move one for one with it).
+                without a residual, such as UltraEdit, where the hidden state does not move one for one with it);
+                `attention`, relative to a layer, where PMET shall be used.
 
         Raises:
             ValueError: unknown architecture, a path that does not exist, a family or module that cannot be edited, a
@@ -79,8 +80,9 @@ class Adapter:
             TypeError: unknown override.
         """
         names = {"layers", "module", "norm", "head"}
-        if unknown := set(overrides) - names:
-            raise TypeError(f"Adapter.for_model: overrides must be among {sorted(names)}, got {sorted(unknown)}")
+        if unknown := set(overrides) - names - {"attention"}:
+            allowed = sorted({*names, "attention"})
+            raise TypeError(f"Adapter.for_model: overrides must be among {allowed}, got {sorted(unknown)}")
         kind = getattr(getattr(model, "config", None), "model_type", None)
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
         if family is None and not names <= set(overrides):
@@ -92,7 +94,7 @@ class Adapter:
             )
         if edit:
             check_config(model.config)
-        family = replace(family, **overrides) if family is not None else Family(**overrides, attention=None)
+        family = replace(family, **overrides) if family is not None else Family(**{"attention": None, **overrides})
         layers = _part(model, family.layers, "layers")
         if not isinstance(layers, nn.ModuleList):
             raise ValueError(
@@ -115,13 +117,15 @@ class Adapter:
             attention_path=family.attention,
             processes=processes,
         )
-        tuples, direct = probe(adapter)
+        if family.attention is not None:
+            _part(layers[0], family.attention, "attention")
+        tuples, direct = probe(adapter, edit)
         if adapter.post is not None:
             direct = family.module == FAMILIES[str(kind)].module
         if edit and not direct and "module" not in overrides:
             raise ValueError(f"Adapter.for_model: {adapter.indirect}")
         adapter = replace(adapter, tuples=tuples, direct=direct)
-        if set(overrides) - {"module"}:
+        if set(overrides) - {"module", "attention"}:
             check_logits(adapter)
         return adapter
 
@@ -180,7 +184,10 @@ class Adapter:
             ValueError: its place in the layer is not known.
         """
         if self.attention_path is None:
-            raise ValueError(f"Adapter: the attention of {type(self.model).__name__} is not known; PMET needs it")
+            raise ValueError(
+                f"Adapter: the attention of {type(self.model).__name__} is not known; PMET needs it: "
+                "pass attention= to Adapter.for_model (e.g. 'self_attn')"
+            )
         return _part(self.layers[layer], self.attention_path, "attention")
 
     def shifted(self, layer: int, hidden: Tensor, inner: Tensor | None, delta: Tensor) -> Tensor:

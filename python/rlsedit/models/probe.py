@@ -19,14 +19,14 @@ class _Stop(Exception):
 
 
 @torch.no_grad()
-def probe(adapter: Adapter) -> tuple[bool, bool]:
+def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
     """Whether layers return tuples, and whether the hidden state moves one for one with the edited module's output.
 
     A residual (z* - h) is handed to the edited weight as if it did. A shift of that output by `e` must then shift the
     layer's output by `e`; with a norm behind the MLP it does not, and `adapter.post` has to name that norm.
 
     Raises:
-        ValueError: activations that are not finite.
+        ValueError: activations that are not finite; a module to be edited whose input has no place for rows and tokens.
     """
     module = adapter.edited(0)
     shift: list[Tensor] = []
@@ -52,7 +52,13 @@ def probe(adapter: Adapter) -> tuple[bool, bool]:
             with suppress(_Stop):
                 adapter.base(input_ids=token, use_cache=False)
             plain = seen[0][1]
-            if inner[0].shape[-1] != plain.shape[-1]:
+            shape = tuple(inner[0].shape) if inner else ()
+            if edit and shape[:-1] != tuple(plain.shape[:-1]):
+                raise ValueError(
+                    f"Adapter.for_model: module={adapter.module!r} must be called with inputs of shape (rows, tokens, "
+                    f"d), got an output of shape {shape} for (1, 1) tokens (rows run together, or an expert?)"
+                )
+            if shape[-1:] != tuple(plain.shape[-1:]):
                 return seen[0][0], False
             size = plain.float().abs().max().clamp(min=1e-3)
             shift.append((torch.linspace(-1, 1, plain.shape[-1], device=plain.device) * size).to(plain.dtype))
