@@ -31,6 +31,19 @@ def test_the_published_solves_are_those_of_the_papers(name: str) -> None:
     assert dense.published("ft", Start(moment(), CONFIG, torch.float64)) is None
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_published_solves_that_divide_by_the_noise_refuse_none(name: str) -> None:
+    """They gave NaN, which the table showed as no difference."""
+    start = Start(moment(), replace(CONFIG, noise=0.0), torch.float64)
+    if name in ("evoedit", "emmet", "rome", "r_rome", "simie", "ultraedit"):
+        solve = dense.published(name, start)
+        assert solve is not None
+        assert bool(solve(*stream(name)[0]).isfinite().all())
+    else:
+        with pytest.raises(ValueError, match="noise must be positive for the published solve"):
+            dense.published(name, start)
+
+
 @pytest.mark.parametrize("name", list_methods())
 def test_a_paired_method_proposes_what_it_would(name: str) -> None:
     model, config = lm.tiny("llama"), replace(lm.CONFIG, null_threshold=1.0)

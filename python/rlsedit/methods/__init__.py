@@ -40,6 +40,7 @@ _BASELINES = {
         prior=alphaedit.METHOD.prior,
         solver=DenseAlphaEdit.make,
         objective=alphaedit.METHOD.objective,
+        soft=True,
     )
 }
 

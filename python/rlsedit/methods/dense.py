@@ -18,7 +18,15 @@ Solve = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def published(name: str, start: Start) -> Solve | None:
-    """The published solve of a method; None where there is none (fine-tuning)."""
+    """The published solve of a method; None where there is none (fine-tuning).
+
+    Raises:
+        ValueError: noise 0 for a solve that divides by it.
+    """
+    if start.config.noise == 0 and name not in _WITHOUT_NOISE:
+        raise ValueError(
+            f"EditConfig: noise must be positive for the published solve of {name!r}, got 0: it divides by it"
+        )
     make = _SOLVES.get(name)
     return None if make is None else make(start)
 
@@ -189,3 +197,5 @@ _SOLVES: dict[str, Callable[[Start], Solve]] = {
     "simie": _simie,
     "ultraedit": _ultraedit,
 }
+_WITHOUT_NOISE = {"evoedit", "emmet", "rome", "r_rome", "simie", "ultraedit", "ft"}
+"""Methods whose published solve does not divide by the noise of the configuration."""
