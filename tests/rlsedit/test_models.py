@@ -217,6 +217,16 @@ def test_quantised_layers_are_refused_with_advice() -> None:
         Adapter.for_model(model)
 
 
+def test_parts_stay_in_training_or_out_of_it() -> None:
+    """A part that is kept in evaluation mode while the rest trains was put into training with the rest."""
+    model = lm.tiny("gpt2").train()
+    model.transformer.h[1].eval()
+    model.transformer.wte.weight.requires_grad_(False)
+    before = [(m.training, [p.requires_grad for p in m.parameters(recurse=False)]) for m in model.modules()]
+    Adapter.for_model(model, norm="transformer.ln_f")
+    assert [(m.training, [p.requires_grad for p in m.parameters(recurse=False)]) for m in model.modules()] == before
+
+
 def test_a_model_that_is_not_finite() -> None:
     model = lm.tiny("llama")
     with torch.no_grad():

@@ -42,14 +42,12 @@ def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
         if not adapter.processes.many:  # the hooks of FSDP2 want to come to their end
             raise _Stop
 
-    training = adapter.model.training
-    adapter.model.eval()
     handles = [module.register_forward_hook(push), adapter.layers[0].register_forward_hook(stop)]
     try:
         token = torch.zeros(1, 1, dtype=torch.long, device=adapter.device)
         for _ in range(2):
             adapter.processes.awake()
-            with suppress(_Stop):
+            with suppress(_Stop), adapter.frozen():
                 adapter.base(input_ids=token, use_cache=False)
             plain = seen[0][1]
             shape = tuple(inner[0].shape) if inner else ()
@@ -65,7 +63,6 @@ def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
     finally:
         for handle in handles:
             handle.remove()
-        adapter.model.train(training)
     moved = (seen[1][1].float() - seen[0][1].float()).flatten()
     error = (moved - shift[0].float()).norm() / shift[0].float().norm()
     if not bool(error.isfinite()):
@@ -86,18 +83,14 @@ def check_logits(adapter: Adapter) -> None:
     Raises:
         ValueError: they differ.
     """
-    training = adapter.model.training
-    adapter.model.eval()
     ids = torch.arange(4, device=adapter.device)[None]  # one of them may be the padding, whose embedding is zero
-    try:
-        adapter.processes.awake()
+    adapter.processes.awake()
+    with adapter.frozen():
         with outputs_of(adapter.layers[-1]) as last:
             wanted = getattr(adapter.model(input_ids=ids, use_cache=False), "logits", None)
         if wanted is None:
             return
         found, wanted = adapter.logits(last[0]).float().to(wanted.device), wanted.float()
-    finally:
-        adapter.model.train(training)
     same = found.shape == wanted.shape
     error = (found - wanted).norm() / wanted.norm() if same else torch.tensor(torch.inf)
     if not bool(error <= TOLERANCE):
