@@ -75,7 +75,8 @@ def _worker(request: dict, verdict: int) -> None:
     sys.argv = ["program"]
     done = {"nonce": nonce, "ran": True, "error": None}
     try:
-        exec(compile(code, "program", "exec"), module.__dict__)
+        # the program's own future statements count, not those of this file: annotations are evaluated
+        exec(compile(code, "program", "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         done["error"] = f"{type(error).__name__}: {_text(error)}"[:500]
     if os.getpid() == own:

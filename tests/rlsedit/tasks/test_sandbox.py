@@ -97,6 +97,13 @@ def test_only_the_end_of_the_program_passes(code: str, status: str, detail: str)
     assert detail in outcome.detail
 
 
+@pytest.mark.parametrize(("head", "passed"), [("", False), ("from __future__ import annotations\n", True)])
+def test_annotations_are_evaluated_unless_the_program_puts_them_off(head: str, passed: bool) -> None:
+    outcome = run_program(f"{head}def double(x: List[int]) -> List[int]:\n    return x * 2\n", FAST)
+    assert outcome.passed is passed
+    assert passed or outcome.detail.startswith("NameError: name 'List' is not defined")
+
+
 def test_a_forged_verdict_does_not_pass(both: str) -> None:
     for text in (
         '{"ran": true, "error": null}',
