@@ -204,7 +204,8 @@ class _Run:
             return
         written = self.stream[:facts] if facts else self.stream
         begin, found = time.perf_counter(), {}
-        parts = groups(written, self.plan.batch, self.plan.first, self.plan.sample)
+        once = len(self.stream) // (1 + self.plan.conflicts)
+        parts = groups(written, self.plan.batch, self.plan.first, self.plan.sample, once)
         if facts == 0:
             parts = {"all": parts["all"]}
         for name, part in parts.items():

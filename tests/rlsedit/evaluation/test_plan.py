@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rlsedit.evaluation import Plan, load_plan, plan_from
@@ -104,6 +106,37 @@ def test_conflicts_rewrite_every_fact_with_another_answer_of_its_relation() -> N
     assert with_conflicts(facts(3), 0) == facts(3)
 
 
+def test_a_conflict_leaves_neighbours_their_right_answers_and_drops_what_followed_from_the_first() -> None:
+    about = {"portability": (("Berlin lies in", ("Gaul",)),), "references": ("Rome is old.",)}
+    first = Fact("x", "{} is in", "Lyon", "Italy", "France", (), ("Nice is in",), **about)
+    second = Fact(
+        "x~1", "{} is in", "Bonn", "Spain", "Germany", (), ("Kiel is in", "Graz is in"), ("Germany", "Austria")
+    )
+    third = Fact("y", "{} is in", "Pisa", "Malta", None, (), ("Bari is in",))
+    stream = with_conflicts([first, second, third], 1)
+    assert len({fact.id for fact in stream}) == 6
+    again = stream[3:]
+    assert [(fact.neighbours, fact.neighbour_answers) for fact in again] == [
+        (("Nice is in",), ("France",)),
+        (("Kiel is in", "Graz is in"), ("Germany", "Austria")),
+        ((), ()),  # nobody knows what is right there, least of all the answer that was written before
+    ]
+    assert again[0].target_true == "Italy"
+    assert [(fact.portability, fact.references) for fact in again] == [((), ())] * 3
+
+
+def test_without_relations_an_edited_neighbour_is_told_by_the_answer_that_was_right() -> None:
+    """Locality of zsRE (KnowEdit) asks for another property of the subject that is edited."""
+    own = Fact("a", "Which family is {} of?", "Ibis", "Noctuidae", "Aves", (), ("The rank of Ibis is",), ("genus",))
+    other = Fact(
+        "b", "{} is of", "Moth", "Aves", "Noctuidae", (), ("Ibis belongs to", "The rank of Ibis is"), ("Aves", "genus")
+    )
+    same = Fact("c", "{} has", "Wren", "teeth", None, (), ("Moth is of",), ("something",))
+    found = without_edited_neighbours([own, other, same])
+    assert [fact.neighbours for fact in found] == [("The rank of Ibis is",), ("The rank of Ibis is",), ()]
+    assert [fact.neighbour_answers for fact in found] == [("genus",), ("genus",), ()]
+
+
 def test_neighbours_that_are_edited_are_none() -> None:
     stream = [
         Fact("a", "{} is in", "Lima", "Norway", "Peru", (), ("Oslo is in", "Osloville is in", "Rome is in"),
@@ -120,12 +153,14 @@ def test_neighbours_that_are_edited_are_none() -> None:
 
 def test_groups() -> None:
     stream = with_conflicts(facts(6), 1)
-    found = groups(stream[:8], batch=2, first=3, sample=0)
+    found = groups(stream[:8], batch=2, first=3, sample=0, once=6)
     assert [f.id for f in found["batch"]] == ["0~1", "1~1"]
     assert [f.id for f in found["all"]] == ["0~1", "1~1", "2", "3", "4", "5"]
     assert [f.id for f in found["first"]] == ["0~1", "1~1", "2"]
     assert "first" not in groups(stream[:3], batch=2, first=3, sample=0)
     assert "first" not in groups(stream, batch=2, first=0, sample=0)
+    named = [replace(fact, id=f"record~{fact.id}") for fact in facts(5)]
+    assert groups(named, batch=2, first=2, sample=0) == {"batch": named[3:], "all": named, "first": named[:2]}
     spread = groups(facts(10), batch=10, first=0, sample=4)["all"]
     assert [f.id for f in spread] == ["0", "2", "5", "7"]
 
