@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..models.adapter import Adapter
 from ..prompts import encode
 from .task import Progress, TaskOptions
 
-__all__ = ["choose", "context_length", "with_shots"]
+__all__ = ["answered", "choose", "context_length", "with_shots"]
 
 
 def choose(
@@ -23,15 +24,29 @@ def choose(
 ) -> tuple[list[int], list[list[float]]]:
     """The answer with the highest mean log-probability per token after each prompt; the first one of equals.
 
+    A model whose logits are not finite prefers none: that is no answer, and never the right one.
+
     Returns:
-        Index of the answer, and the log-probabilities of all, for each prompt.
+        Index of the answer, or the number of answers where there is none, and the log-probabilities of all, for each
+        prompt.
     """
     queries = [(prompt, answer) for prompt, own in zip(prompts, answers, strict=True) for answer in own]
     found = score_answers(adapter, tokenizer, queries, max_tokens=options.max_tokens, progress=progress)
     scores = [
         [found[prompt, answer].log_probability for answer in own] for prompt, own in zip(prompts, answers, strict=True)
     ]
-    return [max(range(len(row)), key=row.__getitem__) for row in scores], scores
+    return [_preferred(row) for row in scores], scores
+
+
+def answered(answers: Sequence[str], index: int) -> str | None:
+    """The answer of that index as `choose` gives it, None where there is none."""
+    return answers[index] if index < len(answers) else None
+
+
+def _preferred(scores: list[float]) -> int:
+    if any(map(math.isnan, scores)) or max(scores) == -math.inf:
+        return len(scores)
+    return max(range(len(scores)), key=scores.__getitem__)
 
 
 def context_length(adapter: Adapter) -> int | None:

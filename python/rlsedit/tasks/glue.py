@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..models.adapter import Adapter
-from .choices import choose, with_shots
+from .choices import answered, choose, with_shots
 from .classification import classification
 from .files import choice_field, read_records, text_field
 from .task import Progress, Task, TaskOptions, TaskReport, split
@@ -79,16 +79,17 @@ def _run(
     chosen, scores = choose(adapter, tokenizer, prompts, [question.answers] * len(prompts), options, progress)
     labels = [record["label"] for record in scored]
     rows = [
-        {"label": question.answers[label], "answer": question.answers[answer], "log_probabilities": row}
+        {"label": question.answers[label], "answer": answered(question.answers, answer), "log_probabilities": row}
         for label, answer, row in zip(labels, chosen, scores, strict=True)
     ]
     settings = {
         "shots": len(examples),
         "fewer_shots": cut,
         "labels": dict(Counter(row["label"] for row in rows)),
-        "answers": dict(Counter(row["answer"] for row in rows)),
+        "answers": dict(Counter(row["answer"] or "none" for row in rows)),
     }
-    return TaskReport(rows, classification(labels, chosen, len(question.answers)), settings)
+    classes = max(len(question.answers), 1 + max(chosen))  # no answer is a class of its own
+    return TaskReport(rows, classification(labels, chosen, classes), settings)
 
 
 TASKS = tuple(Task(q.name, q.summary, partial(_load, q), partial(_run, q)) for q in _QUESTIONS)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..metrics.estimate import estimate
 from ..models.adapter import Adapter
-from .choices import choose, with_shots
+from .choices import answered, choose, with_shots
 from .classification import classification
 from .files import choice_field, read_records, text_field, texts_field
 from .task import Progress, Task, TaskOptions, TaskReport, split
@@ -52,12 +52,14 @@ def _run(
         {
             "subject": record["subject"],
             "label": _LETTERS[record["answer"]],
-            "answer": _LETTERS[answer],
+            "answer": answered(own, answer),
             "log_probabilities": row,
         }
-        for record, answer, row in zip(scored, chosen, scores, strict=True)
+        for record, own, answer, row in zip(scored, letters, chosen, scores, strict=True)
     ]
-    summary = classification([r["answer"] for r in scored], chosen, max(map(len, letters)))
+    none = max(map(len, letters))  # no answer is a class of its own
+    classes = [answer if answer < len(own) else none for own, answer in zip(letters, chosen, strict=True)]
+    summary = classification([r["answer"] for r in scored], classes, max(none, 1 + max(classes)))
     by_subject: dict[str, list[float]] = {}
     for row in rows:
         by_subject.setdefault(row["subject"], []).append(float(row["answer"] == row["label"]))

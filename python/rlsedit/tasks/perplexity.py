@@ -165,7 +165,7 @@ def _summary(values: np.ndarray, size: int) -> dict[str, Estimate]:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value > 700 else math.exp(value)  # NaN stays what it is
 
 
 def _load(path: Path, on_error: Literal["raise", "skip"]) -> list[str]:

@@ -79,6 +79,14 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large() -> None:
     assert report.summary["perplexity"].stderr == pytest.approx(0, abs=1e-9)
 
 
+def test_a_broken_model_has_no_perplexity() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    report = perplexity(Adapter.for_model(model, edit=False), tokenizer(), TEXTS, window=32, stride=16)
+    assert all(math.isnan(value.mean) for value in report.summary.values())  # not infinite: nobody knows it
+
+
 def test_the_window_is_cut_to_what_the_model_reads_and_the_model_is_left_as_it_was() -> None:
     model = tiny("gpt2", n_positions=24).train()
     done = []

@@ -80,6 +80,20 @@ def test_the_likeliest_answer_is_compared_with_the_label(
     assert report.summary["accuracy"].count == 6
 
 
+@pytest.mark.parametrize("name", ["sst", "mmlu"])
+def test_a_model_that_is_broken_has_no_answer_and_is_never_right(name: str, tmp_path: Path) -> None:
+    """It would have the share of records whose answer stands first, as a sound model might."""
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    path = write(tmp_path / "records.jsonl", RECORDS[name])
+    report = run_task(name, model, tokenizer(), path, options=TaskOptions(held_out=2))
+    assert {row["answer"] for row in report.rows} == {None}
+    assert {score: value.mean for score, value in report.summary.items()} == dict.fromkeys(report.summary, 0.0)
+    if name == "sst":
+        assert report.settings["answers"] == {"none": 10}
+
+
 def test_entailment_is_true_in_rte_and_nli_alike(tmp_path: Path) -> None:
     """GLUE numbers entailment 0 and not_entailment 1."""
     rte, nli = (TASKS[name].load(write(tmp_path / f"{name}.jsonl", RECORDS[name]), "raise") for name in ("rte", "nli"))
