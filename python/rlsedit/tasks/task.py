@@ -117,10 +117,14 @@ def split(name: str, records: Sequence[Any], options: TaskOptions, shots: int) -
         ValueError: nothing is left to score, or fewer examples than asked for.
     """
     wanted = shots if options.shots is None else options.shots
-    scored = list(records[options.held_out :][: options.limit])
-    if not scored or wanted > options.held_out:
+    if wanted > options.held_out:
         raise ValueError(
-            f"{name}: needs more than {max(wanted, options.held_out)} records, of which the first "
-            f"{options.held_out} are examples (held_out) and {wanted} are shown (shots); got {len(records)}"
+            f"{name}: held_out must be at least the {wanted} examples that are shown (shots), got {options.held_out}"
+        )
+    scored = list(records[options.held_out :][: options.limit])
+    if not scored:
+        raise ValueError(
+            f"{name}: needs more than {options.held_out} records, of which the first {options.held_out} are examples "
+            f"(held_out) and {wanted} are shown (shots); got {len(records)}"
         )
     return list(records[:wanted]), scored

@@ -27,6 +27,8 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text("\n\n".join(lm.SENTENCES[:4]))
     records = [{"sentence": f"Oslo is a city {i}", "label": i % 2} for i in range(16)]
     (tmp_path / "sst.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    sums = [{"question": f"{i} + 1?", "answer": f"It is {i + 1}\n#### {i + 1}"} for i in range(12)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(record) + "\n" for record in sums))
     known = [{"known_id": i, "prompt": f"{name} is in", "attribute": "Peru"} for i, name in enumerate(["Lima", "Oslo"])]
     (tmp_path / "known.json").write_text(json.dumps(known))
     return tmp_path
@@ -66,6 +68,10 @@ def test_wrong_input(model: str, files: Path, capsys: pytest.CaptureFixture[str]
         (["--task", f"sst={files / 'none.jsonl'}"], ("none.jsonl", "No such file")),
         (["--task", f"sst={files / 'bad.jsonl'}"], ("bad.jsonl:2: label is missing",)),
         (["--task", sst, "--shots", "11"], ("shots must be at most held_out = 10",)),
+        (
+            ["--task", f"gsm8k={files / 'gsm8k.jsonl'}", "--held-out", "3"],
+            ("gsm8k: held_out must be at least the 5", "got 3"),
+        ),
         (["--task", sst, "--shots", "-1"], ("shots", "at least 0", "-1")),
         (["--task", sst, "--stride", "600"], ("stride must be below window = 512",)),
         (["--task", sst, "--limit", "0"], ("--limit", "at least 1")),
