@@ -96,7 +96,11 @@ def extrapolated(
         tell = None if progress is None else (lambda text, d=problem.d: progress(f"d = {d}: {text}"))  # type: ignore[misc]
         rows = rows_of(able, problem, replace(settings, memory=None), profile.ceilings, progress=tell)
         small.append({row.name: row for row in rows})
-    whole = _Size(**{key: base[key] for key in ("d", "v", "u")}, dtype=base.get("dtype", torch.float32))
+    whole = _Size(
+        **{key: base[key] for key in ("d", "v", "u")},
+        dtype=base.get("dtype", torch.float32),
+        layers=base.get("layers", 1),
+    )
     by_name = {one.name: one for one in able}
     base_row = next((row for row in profile.rows if row.name == settings.baseline and row.times), None)
     return replace(
@@ -113,7 +117,7 @@ def extrapolated(
 class _Size:
     """What `Contender.flops` reads of a problem, without its matrices."""
 
-    def __init__(self, d: int, v: int, u: int, dtype: torch.dtype, layers: int = 1) -> None:
+    def __init__(self, d: int, v: int, u: int, dtype: torch.dtype, layers: int) -> None:
         self.d, self.v, self.u, self.dtype, self.layers = d, v, u, dtype, layers
 
 

@@ -122,6 +122,20 @@ def test_extrapolation_is_marked_and_tells_how_far_it_was_off(found) -> None:
     assert memit.times.median == pytest.approx(small.times.median * work[1] / work[0], rel=0.9)
 
 
+def test_extrapolation_counts_the_layers_of_a_step_that_writes_to_all(monkeypatch, found) -> None:
+    """Its flops are those of all layers, at the small sizes and at the whole one."""
+    from rlsedit_kernels.profile import growth
+
+    base = {"d": 256, "v": 64, "u": 4, "layers": 6}
+    one = Contender("at once", lambda problem: None, flops=lambda p: float(p.layers * p.d**2), at_once=True)
+    row = profile.Row("at once", "", "skipped", "too large", {**base, "history": 0})
+    timed = dataclasses.replace(row, status="measured", times=Times.of([1.0]))
+    monkeypatch.setattr(growth, "rows_of", lambda *_, **__: [timed])
+    whole = profile.Profile("shape", {}, found, {}, (row,))
+    (filled,) = profile.extrapolated(whole, [one], base, QUICK).rows
+    assert filled.times.median == pytest.approx(16.0)  # a quarter of d
+
+
 def test_measured_rows_are_not_touched_by_extrapolation(small) -> None:
     assert profile.extrapolated(small, profile.catalogue("cpu"), {"d": 40, "v": 8, "u": 4}, QUICK) is small
 
