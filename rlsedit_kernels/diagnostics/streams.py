@@ -7,6 +7,7 @@ otherwise: nothing about them is easy, and |W_t - W_0| in the S-norm does not gr
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -202,16 +203,17 @@ def _anchored(name: str, summary: str, size: Size) -> Stream:
 def _correlated(name: str, summary: str, size: Size) -> Stream:
     """Every key 0.99 of the one before it: a slow walk through key space."""
     mixing, sigma = Mixing(size.d, size.generator(2)), falling(size.d, 1.0)
-    memory: dict[int, torch.Tensor] = {}
+    last: weakref.WeakKeyDictionary[torch.Generator, torch.Tensor] = (
+        weakref.WeakKeyDictionary()
+    )  # one each time through
 
     def keys(generator: torch.Generator, t: int) -> torch.Tensor:
-        now = size.normal(generator, 1)[0] if t == 0 else memory[t - 1]
+        now = size.normal(generator, 1)[0] if t == 0 else last[generator]
         rows = []
         for fresh in size.normal(generator):
             now = 0.99 * now + (1.0 - 0.99**2) ** 0.5 * fresh
             rows.append(now)
-        memory.clear()
-        memory[t] = now
+        last[generator] = now
         return of_length(mixing.rows(torch.stack(rows) * sigma), KEY)
 
     return _stream(name, summary, size, Prior.ridge(size.d, 1.0), keys)

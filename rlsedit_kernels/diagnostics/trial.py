@@ -212,10 +212,10 @@ def run_trials(
     """Write a stream with several steps side by side and compare each with the batch solution.
 
     Args:
-        stream: where the batches come from; one that ends sooner is followed to its end.
+        stream: where the batches come from; one that ends sooner is followed to its end, and looked at there.
         steps: makers by name; see `steps.Step` for what is asked of them.
         batches: >= 1.
-        at: numbers of batches at which errors are looked at; default `checkpoints(batches)`.
+        at: numbers of batches at which errors are looked at, each >= 1; default `checkpoints(batches)`.
         covariances: whether errors of C and gain are told too, at two dense eigendecompositions a look; None: up to
             d = `DENSE_LIMIT`.
         device: where the steps find the first weight and the batches, and work; None for the CPU. The truth is worked
@@ -229,12 +229,23 @@ def run_trials(
     if batches < 1:
         raise ValueError(f"run_trials: batches must be >= 1, got {batches}")
     looks = set(checkpoints(batches) if at is None else at)
+    if any(count < 1 for count in looks):
+        raise ValueError(f"run_trials: at must hold numbers >= 1, got {min(looks)}")
     dense = stream.d <= DENSE_LIMIT if covariances is None else covariances
     given = replace(stream, W_0=stream.W_0.to(device or "cpu"))
     runners = [_Runner(name) for name in steps]
     for runner, make in zip(runners, steps.values(), strict=True):
         runner.make(make, given)
     truth = Truth(stream)
+
+    def look(batch: Batch, count: int) -> None:
+        exact = truth.now()
+        true_gain = exact.C @ batch.K.to(torch.float64).mT / batch.noise if dense else None
+        leverage = measures.leverage(batch.K, batch.noise, exact)
+        for runner in runners:
+            runner.look(batch, count, exact, true_gain, leverage)
+
+    last: tuple[Batch, int] | None = None
     with ieee_products():
         for count, batch in enumerate(stream.batches(), start=1):
             truth.add(batch)
@@ -242,15 +253,14 @@ def run_trials(
             for runner in runners:
                 runner.write(there, count)
             if count in looks:
-                exact = truth.now()
-                true_gain = exact.C @ batch.K.to(torch.float64).mT / batch.noise if dense else None
-                leverage = measures.leverage(batch.K, batch.noise, exact)
-                for runner in runners:
-                    runner.look(batch, count, exact, true_gain, leverage)
+                look(batch, count)
             if progress is not None:
                 progress(count)
+            last = batch, count
             if count == batches:
                 break
+        if last is not None and last[1] < batches and last[1] not in looks:
+            look(*last)
     return [runner.trial(stream.name) for runner in runners]
 
 

@@ -34,6 +34,17 @@ def test_a_stream_can_be_gone_through_again(name) -> None:
     assert not torch.equal(one[0].V, one[1].V)
 
 
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_can_be_gone_through_by_two_at_once(name) -> None:
+    stream = make_stream(name, D, U, seed=3)
+    behind = stream.batches()
+    for wanted, ahead in zip(first(name, 4, seed=3), stream.batches(), strict=False):
+        assert torch.equal(ahead.K, wanted.K)
+        late = next(behind)
+        assert torch.equal(late.K, wanted.K)
+        assert torch.equal(late.V, wanted.V)
+
+
 def test_seeds_differ() -> None:
     assert not torch.equal(first("weak-1", 1)[0].K, first("weak-1", 1, seed=1)[0].K)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -157,7 +158,21 @@ def test_checkpoints() -> None:
     assert ratios.max() < 0.25
 
 
+def test_a_stream_that_ends_sooner_is_looked_at_at_its_end() -> None:
+    whole = make_stream("easy", D, U)
+    short = replace(whole, batches=lambda: islice(whole.batches(), 13))
+    steps = {"plain": filter_step("plain")}
+    (trial,) = run_trials(short, steps, 1000, at=(5, 100))
+    assert [point.batches for point in trial.points] == [5, 13]
+    (exact,) = run_trials(whole, steps, 13, at=(13,))
+    assert trial.points[-1] == exact.points[-1]
+    (alone,) = run_trials(short, steps, 13, at=(5,))
+    assert [point.batches for point in alone.points] == [5]  # nobody asked for its end
+
+
 def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="at must hold numbers >= 1, got 0"):
+        run_trials(make_stream("easy", D, U), {}, 3, at=(2, 0))
     with pytest.raises(ValueError, match="batches must be >= 1"):
         run_trials(make_stream("easy", D, U), {}, 0)
     with pytest.raises(ValueError, match="form must be one of"):
