@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..config import EditConfig
@@ -26,6 +27,9 @@ from .streams import groups, ordered, with_conflicts, without_edited_neighbours
 __all__ = ["Ability", "run_plan"]
 
 logger = logging.getLogger(__name__)
+
+_FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)
+"""What ends one stream and leaves the others to go on: a refusal, a solve that has no answer, too little memory."""
 
 Tell = Callable[[str, float], None]
 """Called with what is being done and the share of the whole plan that is done."""
@@ -78,7 +82,7 @@ def run_plan(
             record.error = ""
             try:
                 _Run(plan, spec, adapter, tokenizer, facts, moments, folder, record, cache, ability, share).go()
-            except (ValueError, ArithmeticError) as error:
+            except _FAILURES as error:
                 logger.warning("evaluate: %s stopped: %s", spec.name, error)
                 record.error = " ".join(str(error).split())
                 folder.save(record)

@@ -177,14 +177,15 @@ def test_a_stream_that_stops_goes_on_where_it_was(model, tmp_path, facts_file, m
     assert [b["seconds"] for b in record.batches] == [b["seconds"] for b in half.batches]  # of when they were optimised
 
 
-def test_a_method_that_fails_is_recorded_and_the_others_go_on(model, tmp_path, facts_file, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", [ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError])
+def test_a_method_that_fails_is_recorded_and_the_others_go_on(kind, model, tmp_path, facts_file, monkeypatch) -> None:
     from rlsedit.methods import solver
 
     real = solver.RecursionSolver.propose if hasattr(solver, "RecursionSolver") else None
     assert real is not None
 
     def breaks(self, keys, residual, bare=None):
-        raise ValueError("the state has\nbroken down")
+        raise kind("the state has\nbroken down")
 
     plan = plan_of(facts_file, methods=("rlsedit", "ft"), settings={"all": {**SMALL, "layers": (1,)}})
     monkeypatch.setattr(solver.RecursionSolver, "propose", breaks)
