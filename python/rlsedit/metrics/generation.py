@@ -15,7 +15,7 @@ from ..models.adapter import Adapter
 from ..models.replay import capture
 from ..prompts import align, encode
 
-__all__ = ["generate"]
+__all__ = ["end_tokens", "generate"]
 
 
 @torch.no_grad()
@@ -80,6 +80,19 @@ def generate(
     return texts
 
 
+def end_tokens(adapter: Adapter, tokenizer: Any) -> frozenset[int]:
+    """Tokens at which the model ends a text: the tokenizer's, and those that its generation configuration adds.
+
+    An instructed model may have one for a turn and one for a text. Of the configuration only added tokens are taken,
+    since its default may be a word of the vocabulary.
+    """
+    listed = getattr(getattr(adapter.model, "generation_config", None), "eos_token_id", None)
+    several = listed if isinstance(listed, (list, tuple)) else [listed]
+    found = {token for token in several if token in tokenizer.added_tokens_decoder}
+    found.add(tokenizer.eos_token_id)
+    return frozenset(int(token) for token in found if token is not None)
+
+
 def _numbers(prompt: str, length: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, zlib.crc32(prompt.encode("utf-8"))]).random(length))
 
@@ -91,7 +104,7 @@ def _continue(
     steps = [max(1, length - len(row)) for row in rows]
     batch = align(rows, [len(row) - 1 for row in rows], adapter.device)
     ids, mask, positions = batch.ids, batch.mask, batch.positions
-    longest = adapter.positions
+    longest, ends = adapter.positions, end_tokens(adapter, tokenizer)
     cache, ended = DynamicCache(), [False] * len(rows)
     for step in range(max(steps)):
         calls = capture(adapter, ids, mask, positions, cache)
@@ -102,7 +115,7 @@ def _continue(
         place = (bounds < drawn).sum(1, keepdim=True).clamp_max(index.shape[1] - 1)
         (chosen,) = adapter.processes.same(index.gather(1, place))
         for i, token in enumerate(chosen.flatten().tolist()):
-            ended[i] = ended[i] or step >= steps[i] or token == tokenizer.eos_token_id
+            ended[i] = ended[i] or step >= steps[i] or token in ends
             if not ended[i]:
                 rows[i].append(token)
         if all(ended):

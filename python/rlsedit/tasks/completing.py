@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from ..metrics.generation import end_tokens
 from ..models.adapter import Adapter
 from ..models.replay import capture
 from ..prompts import align, encode
@@ -97,13 +98,14 @@ def _numbers(prompt: str, seed: int, sample: int, steps: int) -> np.ndarray:
 def _write(adapter: Adapter, tokenizer: Any, batch: list[_Row], stop: Sequence[str], temperature: float, top_p: float):  # type: ignore[no-untyped-def]  # a generator of (place, text)
     aligned = align([row.prompt for row in batch], [len(row.prompt) - 1 for row in batch], adapter.device)
     ids, mask, positions, cache = aligned.ids, aligned.mask, aligned.positions, DynamicCache()
+    ends = end_tokens(adapter, tokenizer)
     while batch:
         calls = capture(adapter, ids, mask, positions, cache)
         logits = adapter.logits(calls.run(adapter, calls.hidden, 0, adapter.num_layers)[:, -1])
         chosen = _choose(logits, batch, temperature, top_p)
         kept = []
         for i, (row, token) in enumerate(zip(batch, chosen, strict=True)):
-            ended = token == tokenizer.eos_token_id
+            ended = token in ends
             if not ended:
                 row.written.append(token)
             text = _text(tokenizer, row)

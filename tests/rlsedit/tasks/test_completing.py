@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.language_models import tiny, tokenizer
 
+from rlsedit.metrics.generation import generate
 from rlsedit.models import Adapter
 from rlsedit.tasks.completing import complete
 
@@ -52,14 +53,30 @@ def test_a_text_ends_before_its_first_stop_text_and_others_go_on() -> None:
     assert len(found[0][0]) <= 4
 
 
-def test_the_end_of_text_token_ends_a_text() -> None:
+WORD = 300
+"""A token of the vocabulary, nothing special."""
+
+
+@pytest.mark.parametrize(("written", "listed", "ends"), [
+    (2, 2, True), (2, None, True), (1, [2, 1], True), (1, 1, True), (1, 2, False), (WORD, [2, WORD], False),
+])  # fmt: skip
+def test_the_end_tokens_of_tokenizer_and_generation_configuration_end_a_text(written, listed, ends) -> None:
     model = tiny("llama")
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.lm_head.bias = torch.nn.Parameter(torch.zeros(400, dtype=torch.float64))
-        model.lm_head.bias[2] = 5.0
+        model.lm_head.bias[written] = 5.0
+    model.generation_config.eos_token_id = listed
     own = Adapter.for_model(model, edit=False)
-    assert complete(own, tokenizer(), PROMPTS, new_tokens=5) == [[""]] * 4
+    counted: list[int] = []
+    model.lm_head.register_forward_hook(lambda *_: counted.append(1))
+    complete(own, tokenizer(), PROMPTS, new_tokens=5)
+    assert len(counted) == (1 if ends else 5)
+    counted.clear()
+    size = max(len(tokenizer()(prompt)["input_ids"]) for prompt in PROMPTS)
+    texts = generate(own, tokenizer(), PROMPTS, length=size + 5, top_k=1)
+    assert (texts == PROMPTS) is (ends or written < WORD)  # special tokens are not shown
+    assert (len(counted) == 1) is ends
 
 
 def test_samples_do_not_depend_on_the_batch_and_differ() -> None:
