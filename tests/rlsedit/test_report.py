@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlsedit.metrics import Estimate, EvalReport
+from rlsedit.metrics.counterfact import METRICS, PORTABILITY
 from rlsedit.paths import atomic_directory, atomic_write_text, cache_dir
 from rlsedit.report import Console, estimate, markdown_table, seconds, table
 from rlsedit.report.plots import plot_objective
@@ -93,14 +94,21 @@ def test_a_bar_that_fails_leaves_no_line() -> None:
 
 
 def test_score_table_and_json() -> None:
-    names = ("efficacy", "paraphrase", "neighbourhood")
-    summary = {f"{n}_{kind}": Estimate(0.5, 0.1, 4) for n in names for kind in ("success", "accuracy")}
-    summary["paraphrase_accuracy"] = Estimate(math.nan, math.nan, 0)
+    none = Estimate(math.nan, math.nan, 0)
+    summary = {name: none if "portability" in name else Estimate(0.5, 0.1, 4) for name in METRICS}
+    summary["paraphrase_accuracy"] = none
     summary["score"] = Estimate(0.25, 0.0, 4)
     report = EvalReport([], summary)
     text = score_table({"before": report, "after": report})
     assert "25.0 ± 0.0" in text
     assert text.count("n/a") == 2
+    assert text.count("tokens") == 3  # zsRE's accuracy
+    assert "portability" not in text
+    asked = EvalReport([], {**summary, **{name: Estimate(0.125, 0.01, 4) for name in PORTABILITY}})
+    text = score_table({"before": report, "after": asked})
+    assert [line.split()[-3:] for line in text.splitlines() if line.startswith("portability")] == [
+        ["12.5", "±", "1.0"]
+    ] * 3
     plain = finite({"a": summary["paraphrase_accuracy"], "b": (1, math.inf, "x")})
     assert plain == {"a": {"mean": None, "stderr": None, "count": 0, "low": None, "high": None}, "b": [1, None, "x"]}
     json.dumps(plain, allow_nan=False)

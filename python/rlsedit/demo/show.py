@@ -22,7 +22,8 @@ __all__ = ["show_result", "show_start", "write_result"]
 _NOTES = (
     "percent with standard error over {facts} facts, {prompts} prompts. success: the right answer is likelier than its",
     "rival (new against old for edited facts and paraphrases, the neighbour's own against the new one for neighbours);",
-    "accuracy: every token of the right answer is the likeliest. score: harmonic mean of the three successes.",
+    "accuracy: every token of the right answer is the likeliest; tokens: the share of them that are. score: harmonic",
+    "mean of the three successes.",
 )
 _STAGES = (("targets", "z*"), ("keys", "keys"), ("solve", "update"))
 

@@ -14,22 +14,27 @@ if TYPE_CHECKING:
 
 __all__ = ["finite", "score_table"]
 
+_GROUPS = ("efficacy", "paraphrase", "neighbourhood")
 _ROWS = (
-    ("efficacy", "efficacy_success", "efficacy_accuracy"),
-    ("paraphrase", "paraphrase_success", "paraphrase_accuracy"),
-    ("neighbourhood", "neighbourhood_success", "neighbourhood_accuracy"),
-    ("score", "score", None),
+    *((group, kind, f"{group}_{kind}") for group in _GROUPS for kind in ("success", "accuracy", "tokens")),
+    ("score", "", "score"),
+    ("portability", "accuracy", "portability_accuracy"),
+    ("portability", "tokens", "portability_tokens"),
+    ("portability", "any question", "portability_any"),
 )
+_WHERE_ASKED = "portability"
 
 
 def score_table(columns: Mapping[str, EvalReport]) -> str:
-    """A table with a row for each metric, success and accuracy, and a column for each entry of `columns`."""
+    """A row for each metric: success, accuracy and share of right tokens; a column for each entry of `columns`.
+
+    Portability has rows where facts ask for it.
+    """
     rows = []
-    for name, success, accuracy in _ROWS:
-        for kind, key in (("success", success), ("accuracy", accuracy)):
-            if key is not None:
-                shown = [estimate(r.summary[key].mean, r.summary[key].stderr) for r in columns.values()]
-                rows.append((name, kind if name != "score" else "", *shown))
+    for name, kind, key in _ROWS:
+        found = [report.summary[key] for report in columns.values()]
+        if name != _WHERE_ASKED or any(value.count for value in found):
+            rows.append((name, kind, *(estimate(value.mean, value.stderr) for value in found)))
     return table(("", "percent", *columns), rows, align="ll" + "r" * len(columns))
 
 
