@@ -58,6 +58,8 @@ class Settings:
         for name in ("seconds", "limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"profile: {name} must be positive, got {getattr(self, name)}")
+        if self.memory is not None and not self.memory > 0:
+            raise ValueError(f"profile: memory must be positive or None, got {self.memory}")
 
 
 @dataclass(frozen=True)

@@ -233,3 +233,10 @@ def test_figures_of_theory(tmp_path) -> None:
     again = tmp_path / "again.svg"
     theory_plots.plot_limits(again)
     assert again.read_bytes() == (tmp_path / "limits.svg").read_bytes()
+
+
+def test_a_stream_that_is_named_twice_is_followed_once(capsys) -> None:
+    assert run(*SMALL, "--streams", "easy,easy", "--forms", "plain", "--no-published") == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown[shown.index("said before") :].splitlines() if line.startswith("plain")]
+    assert line.split()[1] == "1"

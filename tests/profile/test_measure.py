@@ -289,3 +289,10 @@ def test_a_ratio_is_to_the_baseline_of_its_own_group(found) -> None:
         assert row.ratio == pytest.approx(row.times.median / row.baseline)
         assert row.compared_with == row.baseline
         assert row.baseline_repetitions == 3
+
+
+@pytest.mark.parametrize("name", ["seconds", "limit", "memory"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_settings_that_leave_nothing_to_run_are_refused(name, value) -> None:
+    with pytest.raises(ValueError, match=f"profile: {name} must be positive"):
+        Settings(**{name: value})

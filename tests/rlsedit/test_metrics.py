@@ -10,7 +10,7 @@ import torch
 from support.language_models import FACTS, FAMILIES, POST_NORM, tiny, tokenizer
 
 from rlsedit.facts import Fact
-from rlsedit.metrics import evaluate, score_answers, summarise
+from rlsedit.metrics import evaluate, paired_differences, score_answers, summarise
 from rlsedit.metrics.estimate import estimate as estimate_of
 from rlsedit.models import Adapter
 from rlsedit.prompts import encode
@@ -132,6 +132,32 @@ def test_the_interval_of_the_score_is_that_of_a_harmonic_mean() -> None:
     assert score.mean == pytest.approx(3 / sum(1 / mean for mean in means))
     assert score.low < score.mean < score.high
     assert (score.high - score.low) / score.stderr == pytest.approx(3.9, rel=0.15)
+
+
+def test_paired_differences_have_the_error_of_the_difference() -> None:
+    """Of two measurements that share what is hard about a fact, and of one with itself."""
+    generator = np.random.default_rng(1)
+    names = [f"{n}_success" for n in ("efficacy", "paraphrase", "neighbourhood")]
+    hard = generator.uniform(0.2, 0.8, 200)
+
+    def rows(shift: float) -> list[dict]:
+        noise = generator.normal(0.0, 0.01, (200, 3))
+        return [{"id": i, **dict(zip(names, hard[i] + shift + noise[i], strict=True))} for i in range(200)]
+
+    one, two = rows(0.0), rows(0.1)
+    found = paired_differences(two, one[::-1])
+    for name in (*names, "score"):
+        assert found[name].mean == pytest.approx(summarise(two)[name].mean - summarise(one)[name].mean)
+        assert found[name].low < found[name].mean < found[name].high
+        assert found[name].mean == pytest.approx(0.1, abs=4 * found[name].stderr)
+        assert found[name].stderr < 0.1 * summarise(one)[name].stderr
+        assert (found[name].high - found[name].low) / found[name].stderr == pytest.approx(3.9, rel=0.15)
+    same = paired_differences(one, one)
+    assert {(same[name].mean, same[name].stderr) for name in (*names, "score")} == {(0.0, 0.0)}
+    assert math.isnan(same["efficacy_tokens"].mean)
+    for other in (one[1:], [*one, one[0]], [{**one[0], "id": "x"}, *one[1:]]):
+        with pytest.raises(ValueError, match="both must be of the same facts"):
+            paired_differences(one, other)
 
 
 def test_summary() -> None:

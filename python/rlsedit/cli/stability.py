@@ -132,7 +132,7 @@ def _streams(args: argparse.Namespace) -> list[Stream]:
     if args.streams is not None:
         names = list(STREAMS) if args.streams == "all" else _names(args.streams)
     names += [f"condition-{value}" for value in args.condition]
-    return [make_stream(name, args.d, args.u, args.v, args.seed) for name in names]
+    return [make_stream(name, args.d, args.u, args.v, args.seed) for name in dict.fromkeys(names)]
 
 
 def _keys(stream: Stream, batches: int, args: argparse.Namespace) -> list[int]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..metrics import paired_differences
 from ..report.stages import STAGES, TITLES, booked
 from ..report.tables import markdown_table
 from .records import RunRecord
@@ -43,7 +44,14 @@ class Table:
 
 def tables(records: Sequence[RunRecord]) -> list[Table]:
     """All that can be said of these runs; a table without rows is left out."""
-    found = [_scores(records), _retention(records), _objective(records), _speed(records), _ability(records)]
+    found = [
+        _scores(records),
+        _differences(records),
+        _retention(records),
+        _objective(records),
+        _speed(records),
+        _ability(records),
+    ]
     return [table for table in found if table.rows]
 
 
@@ -119,6 +127,32 @@ def _scores(records: Sequence[RunRecord]) -> Table:
     header = [_corner(records), "facts", *(COLUMNS[i][2] for i in kept)]
     about = f"All facts of the stream (or a sample of them) behind its last batch, percent. {spread(records)}"
     return Table("Scores", about, header, [[row[0], row[1], *(row[2 + i] for i in kept)] for row in rows])
+
+
+def _differences(records: Sequence[RunRecord]) -> Table:
+    """Beside the first method, on the same facts: the errors of two rows of "Scores" do not tell this one."""
+    ended = [run for run in records if run.complete and run.rows]
+    first = ended[0].spec.method if ended else ""
+    beside = {(run.spec.seed, run.spec.order): run for run in ended if run.spec.method == first}
+    columns = [(name, title) for metric, name, title in COLUMNS if metric == "counterfact"]
+    rows = []
+    for method, runs in by_method(ended).items():
+        pairs = [(run, beside.get((run.spec.seed, run.spec.order))) for run in runs if method != first]
+        found = [
+            paired_differences(run.rows, other.rows)
+            for run, other in pairs
+            if other is not None and {row["id"] for row in run.rows} == {row["id"] for row in other.rows}
+        ]
+        if found:
+            each = [[(one[name].mean, one[name].stderr) for one in found] for name, _ in columns]
+            rows.append([method, *(_cell(averaged(pair, several(records)), True, sign="+") for pair in each)])
+    kept = [i for i in range(len(columns)) if any(row[1 + i] for row in rows)]
+    about = (
+        f"What the same facts have more than with {first} behind the last batch, percentage points, fact by fact. "
+        f"{spread(records)}"
+    )
+    header = [_corner(records), *(columns[i][1] for i in kept)]
+    return Table(f"Differences from {first}", about, header, [[row[0], *(row[1 + i] for i in kept)] for row in rows])
 
 
 def _retention(records: Sequence[RunRecord]) -> Table:
@@ -266,12 +300,12 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
-def _cell(pair: tuple[float, float], percent: bool) -> str:
+def _cell(pair: tuple[float, float], percent: bool, sign: str = "") -> str:
     mean, error = pair
     if math.isnan(mean):
         return ""
     scale, digits = (100.0, 1) if percent else (1.0, 2)
-    return f"{scale * mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {scale * error:.{digits}f}")
+    return f"{scale * mean:{sign}.{digits}f}" + ("" if math.isnan(error) else f" ± {scale * error:.{digits}f}")
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..facts import Fact
 from ..models.adapter import Adapter
-from .estimate import Estimate, bootstrap, estimate, harmonic
+from .estimate import Estimate, estimate, estimate_of_means, harmonic
 from .scoring import Answer, Query, check_queries, score_answers
 
 GROUPS = ("efficacy", "paraphrase", "neighbourhood")
@@ -148,18 +148,40 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
     return {**summary, "score": _score(rows)}
 
 
+def paired_differences(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
+    """How much more `rows` have than `others`, fact by fact: what is hard or easy about a fact drops out of the error.
+
+    Args:
+        rows, others: of `EvalReport` or alike, of the same facts.
+
+    Returns:
+        Metric -> Estimate of the difference of the means over the facts that both have, errors and intervals as in
+        `summarise`; "score": of the two harmonic means, facts left out and drawn in pairs.
+
+    Raises:
+        ValueError: rows of different facts.
+    """
+    by_id = {row["id"]: row for row in others}
+    if len(by_id) != len(others) or {row["id"] for row in rows} != set(by_id) or len(rows) != len(others):
+        raise ValueError("paired_differences: both must be of the same facts, each once")
+    pairs = [(row, by_id[row["id"]]) for row in rows]
+    found = {
+        name: estimate([a[name] - b[name] for a, b in pairs if a.get(name) is not None and b.get(name) is not None])
+        for name in METRICS
+    }
+    values = np.hstack([_successes([a for a, _ in pairs]), _successes([b for _, b in pairs])])
+    half = len(SUCCESSES)
+    found["score"] = estimate_of_means(values, lambda m: harmonic(m[..., :half]) - harmonic(m[..., half:]))
+    return found
+
+
 def _score(rows: Sequence[dict[str, Any]]) -> Estimate:
-    values = np.array([[math.nan if row[name] is None else row[name] for name in SUCCESSES] for row in rows], float)
-    known, filled, n = ~np.isnan(values), np.nan_to_num(values), len(values)
-    counts, sums = known.sum(axis=0), filled.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        score = float(harmonic(sums / counts))
-        without = harmonic((sums - filled) / (counts - known))  # each fact left out in turn
-    without = without[~np.isnan(without)] if n > 1 else without[:0]
-    m = len(without)
-    stderr = math.sqrt((m - 1) / m * float(((without - without.mean()) ** 2).sum())) if m > 1 else math.nan
-    low, high = bootstrap(values, harmonic) if n > 1 and not math.isnan(score) else (math.nan, math.nan)
-    return Estimate(score, stderr, n, low, high)
+    return estimate_of_means(_successes(rows), harmonic)
+
+
+def _successes(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(facts, 3), NaN where a fact has no such value."""
+    return np.array([[math.nan if row[name] is None else row[name] for name in SUCCESSES] for row in rows], float)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Estimate", "bootstrap", "estimate", "harmonic"]
+__all__ = ["Estimate", "bootstrap", "estimate", "estimate_of_means", "harmonic"]
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -65,6 +65,24 @@ def bootstrap(
         return math.nan, math.nan
     low, high = np.quantile(results, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def estimate_of_means(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    """A statistic of column means, with the standard error of the jackknife over facts and the bootstrap's interval.
+
+    Args:
+        values, statistic: as for `bootstrap`.
+    """
+    known, filled, n = ~np.isnan(values), np.nan_to_num(values), len(values)
+    counts, sums = known.sum(axis=0), filled.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = float(statistic(sums / counts))
+        without = statistic((sums - filled) / (counts - known))  # each fact left out in turn
+    without = without[~np.isnan(without)] if n > 1 else without[:0]
+    m = len(without)
+    stderr = math.sqrt((m - 1) / m * float(((without - without.mean()) ** 2).sum())) if m > 1 else math.nan
+    low, high = bootstrap(values, statistic) if n > 1 and not math.isnan(mean) else (math.nan, math.nan)
+    return Estimate(mean, stderr, n, low, high)
 
 
 def harmonic(means: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 
@@ -130,3 +131,40 @@ def test_a_metric_that_was_not_measured_is_left_out() -> None:
     about, rows = rows_of(records, "Scores")
     assert "efficacy" not in rows["memit"]
     assert "±" in about
+
+
+def fact_rows(generation: list[tuple[float, float, float]]) -> list[dict]:
+    names = ("efficacy_success", "paraphrase_success", "neighbourhood_success")
+    return [{"id": str(i), **dict(zip(names, values, strict=True))} for i, values in enumerate(generation)]
+
+
+OURS = fact_rows([(1.0, 1.0, 0.5), (1.0, 0.0, 0.75), (0.0, 1.0, 1.0), (1.0, 1.0, 0.25)])
+THEIRS = fact_rows([(1.0, 0.0, 0.5), (0.0, 0.0, 0.5), (0.0, 1.0, 1.0), (1.0, 1.0, 0.25)])
+
+
+def test_differences_are_taken_fact_by_fact_with_the_first_method() -> None:
+    records = [dataclasses.replace(one, rows=rows) for one, rows in zip(ONE, (OURS, THEIRS[::-1]), strict=True)]
+    about, rows = rows_of(records, "Differences from rlsedit")
+    assert "percentage points" in about
+    assert list(rows) == ["memit"]
+    assert rows["memit"]["efficacy"] == "-25.0 ± 25.0"  # of 0, -1, 0, 0; beside 25 and 29 of the two alone
+    assert rows["memit"]["specificity"] == "-6.2 ± 6.2"
+    scores = [3 / sum(1 / m for m in means) for means in ((0.5, 0.5, 0.5625), (0.75, 0.75, 0.625))]
+    assert rows["memit"]["score"].startswith(f"{100 * (scores[0] - scores[1]):+.1f} ± ")
+
+
+def test_differences_need_the_same_facts_of_runs_that_have_ended() -> None:
+    other = [{**row, "id": f"other {row['id']}"} for row in THEIRS]
+    for rows, complete in ((other, True), (THEIRS[:2], True), ([], True), (THEIRS, False)):
+        second = dataclasses.replace(ONE[1], rows=rows, complete=complete)
+        records = [dataclasses.replace(ONE[0], rows=OURS), second]
+        assert not [table for table in tables(records) if table.title.startswith("Differences")]
+
+
+def test_differences_over_runs_have_their_errors_over_runs() -> None:
+    records = [
+        dataclasses.replace(one, rows=rows) for one, rows in zip(SEVERAL, (OURS, THEIRS, OURS, OURS), strict=True)
+    ]
+    about, rows = rows_of(records, "Differences from rlsedit")
+    assert "over the runs" in about
+    assert rows["memit"]["efficacy"] == "-12.5 ± 12.5"
