@@ -148,8 +148,8 @@ def _differences(records: Sequence[RunRecord]) -> Table:
             rows.append([method, *(_cell(averaged(pair, several(records)), True, sign="+") for pair in each)])
     kept = [i for i in range(len(columns)) if any(row[1 + i] for row in rows)]
     about = (
-        f"What the same facts have more than with {first} behind the last batch, percentage points, fact by fact. "
-        f"{spread(records)}"
+        f"How far scores behind the last batch are above (+) or below those of {first}, percentage points, the same "
+        f"facts compared one by one. {spread(records)}"
     )
     header = [_corner(records), *(columns[i][1] for i in kept)]
     return Table(f"Differences from {first}", about, header, [[row[0], *(row[1 + i] for i in kept)] for row in rows])
