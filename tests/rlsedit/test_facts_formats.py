@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,14 @@ def test_zsre_of_mend() -> None:
     assert fact.neighbours == ("nq question: who wrote the long river?",)
     assert fact.neighbour_answers == ("Ada Penn",)
     assert fact.portability == (("Which river flows by Mara Oll's house?", ("the Tav",)),)
+
+
+def test_wikidata_of_knowedit_has_no_former_answer() -> None:
+    (whole,) = facts_from_record(EASYEDIT)
+    (fact,) = facts_from_record({key: value for key, value in EASYEDIT.items() if key != "ground_truth"})
+    assert fact == replace(whole, target_true=None)
+    assert fact.portability
+    assert fact.neighbour_answers == ("weaver",)
 
 
 def test_zsre_of_easyedit() -> None:

@@ -6,7 +6,7 @@
 | CounterFact, multi-CounterFact (Meng et al. 2022) | `requested_rewrite`, an object | one |
 | MQuAKE-CF (Zhong et al. 2023) | `requested_rewrite`, a list | one a rewrite; the first has the questions |
 | zsRE in MEND's format (Mitchell et al. 2022) | `src`, `alt` | one |
-| zsRE in EasyEdit's (KnowEdit, Wang et al. 2023) | `prompt`, `target_new`, `ground_truth` | one |
+| EasyEdit's: zsRE, WikiData (KnowEdit, Zhang et al. 2024) | `target_new`, `ground_truth` or `locality` | one |
 """
 
 from __future__ import annotations
@@ -197,5 +197,5 @@ _FORMATS: tuple[tuple[Callable[[Record], bool], Callable[[Record], list[Record]]
     (lambda r: isinstance(r.get("requested_rewrite"), list), _mquake),
     (lambda r: "requested_rewrite" in r, _counterfact),
     (lambda r: "src" in r and "alt" in r, _zsre_mend),
-    (lambda r: "target_new" in r and "ground_truth" in r, _easyedit),
+    (lambda r: "target_new" in r and ("ground_truth" in r or "locality" in r), _easyedit),
 )
