@@ -81,7 +81,7 @@ class Compared:
         batches: solves of each layer.
         published, here: seconds of all solves, all layers; None where there is no solve.
         difference: largest over the layers of the relative difference between the changes of the weights that both
-            solves give on the same keys and residuals; None where there is no solve.
+            solves give on the same keys and residuals; None where there is no solve, NaN where one is not finite.
         seconds: wall time of the whole edit, both solves included.
     """
 
@@ -93,6 +93,11 @@ class Compared:
     difference: float | None
     seconds: float
     config: EditConfig = field(repr=False, default_factory=EditConfig)
+
+
+def largest_difference(records: Sequence[Record]) -> float:
+    """Of the layers; NaN where one has none, as where the published solve is not finite."""
+    return float(torch.tensor([record.difference for record in records], dtype=torch.float64, device="cpu").max())
 
 
 def paired(method: Method, records: list[Record]) -> Method:
@@ -158,7 +163,7 @@ def compare(
                 records[0].batches if solved else 0,
                 sum(record.dense for record in records) if solved else None,
                 sum(record.here for record in records) if solved else None,
-                max(record.difference for record in records) if solved else None,
+                largest_difference(records) if solved else None,
                 took,
                 config,
             )

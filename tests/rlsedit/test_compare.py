@@ -14,7 +14,7 @@ from support.method_streams import CONFIG, moment, stream
 from support.published import RULES, published
 
 from rlsedit.cli import main
-from rlsedit.compare import HEADER, compare, paired
+from rlsedit.compare import HEADER, Record, compare, largest_difference, paired
 from rlsedit.editor import Editor
 from rlsedit.facts import save_facts
 from rlsedit.methods import Start, dense, get_method, list_methods
@@ -63,6 +63,15 @@ def test_a_paired_method_proposes_what_it_would(name: str) -> None:
         assert record.batches == (4 if editor.method.single else 2)
         assert record.difference < 1e-9
         assert record.here > 0 < record.dense
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_published_solve_that_breaks_in_one_layer_is_no_agreement(order: int, broken: float) -> None:
+    ours = torch.ones(3, 2, dtype=torch.float64)
+    fine, other = Record(torch.add, ours=ours, theirs=2 * ours), Record(torch.add, ours=ours, theirs=broken * ours)
+    assert math.isnan(largest_difference([fine, other][::order]))
+    assert largest_difference([fine, Record(torch.add, ours=ours, theirs=ours)][::order]) == 0.5
 
 
 def test_the_model_is_as_it_was_and_targets_are_shared() -> None:
