@@ -89,6 +89,8 @@ class Folder:
             ValueError: the folder belongs to another plan; the message names the field.
         """
         content = {**plan.as_dict(), "facts_sha256": _digest(plan.facts)}
+        others = {"text": plan.text, **plan.ability}  # named without their folder in the plan
+        content["files_sha256"] = {name: _digest(file) for name, file in others.items() if file and file.is_file()}
         if not self._plan.is_file():
             self._write(self._plan, {"schema": SCHEMA, "plan": content, "environment": environment})
             return
@@ -99,6 +101,8 @@ class Folder:
             theirs: Any = known.get(name)
             if name == "methods":
                 same = set(theirs) <= set(mine)
+            elif name == "files_sha256":
+                same = theirs is None or mine == theirs  # folders of earlier versions have none
             elif name == "settings":
                 begun = {record.spec.method for record in self.runs()}
                 same = all(_settings(mine, method) == _settings(theirs, method) for method in begun)

@@ -215,6 +215,30 @@ def test_a_folder_belongs_to_one_plan(model, tmp_path, facts_file) -> None:
         Folder(facts_file)
 
 
+@pytest.mark.parametrize("field", ["text", "ability"])
+def test_a_folder_belongs_to_what_is_in_its_files(field: str, tmp_path, facts_file) -> None:
+    """The plan names them without their folder: another file of the same name made other moments and scores."""
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "text.txt").write_text(f"Text of {place}.")
+    plans = [
+        plan_of(facts_file, **{field: file if field == "text" else {"perplexity": file}})
+        for file in (tmp_path / "a" / "text.txt", tmp_path / "b" / "text.txt")
+    ]
+    folder = Folder(tmp_path / "o")
+    folder.begin(plans[0], {})
+    with pytest.raises(ValueError, match="evaluation with files_sha256"):
+        folder.begin(plans[1], {})
+    (tmp_path / "b" / "text.txt").write_text("Text of a.")
+    folder.begin(plans[1], {})
+    file = tmp_path / "o" / "plan.json"
+    older = json.loads(file.read_text())
+    del older["plan"]["files_sha256"]
+    file.write_text(json.dumps(older))
+    folder.begin(plans[0], {})  # written before there were any
+    assert folder.plan()["plan"]["files_sha256"]
+
+
 def test_a_plan_may_grow_by_methods_and_change_what_has_not_begun(model, tmp_path, facts_file) -> None:
     own = {"all": SMALL, "memit": {"mom2_weight": 30.0}}
     _, folder = run(
