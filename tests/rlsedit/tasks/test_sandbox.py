@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,23 @@ def test_nothing_is_left_running(both: str) -> None:
     assert "rlsedit-run-" in directory
     assert left_behind(directory) == []
     assert not Path(directory).exists()
+
+
+def test_programs_side_by_side_do_not_count_for_each_other() -> None:
+    """Several evaluations on one machine: as one user they had 8 processes together, and right programs failed."""
+    needs("number of processes", "files")
+    if Path("/proc/self/uid_map").read_text().split() not in (["0", "0", "4294967295"], []) and os.geteuid() == 0:
+        pytest.skip("this container has few users: all programs run as nobody")
+    code = """
+        import threading, time
+        threads = [threading.Thread(target=time.sleep, args=(0.5,)) for _ in range(5)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        """
+    limits = Limits(wall_seconds=10.0)
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda _: run(code, limits), range(4)))
+    assert [outcome.status for outcome in outcomes] == ["passed"] * 4, outcomes
 
 
 def test_a_fork_bomb_stays_small() -> None:
