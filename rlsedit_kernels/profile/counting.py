@@ -73,6 +73,12 @@ def _triangular(a: torch.Tensor, b: torch.Tensor, *_: Any) -> float:
     return float(a.shape[-1]) * b.numel()
 
 
+def _svd(a: torch.Tensor, *_: Any) -> float:
+    """By way of a QR factorisation, with both kinds of vectors, as eigenvalues are counted with theirs."""
+    n, m = sorted(a.shape[-2:])
+    return _batch(a.shape) * (6.0 * m * n * n + 20.0 * n**3)
+
+
 def _gain_products(C: torch.Tensor, K: torch.Tensor) -> float:
     d, u = C.shape[-1], K.shape[-2]
     return _batch(C.shape) * (2.0 * d * d * u + d * u * u)
@@ -100,6 +106,11 @@ _FLOPS: dict[str, Callable[..., float]] = {
     "aten::mm": lambda a, b, *_: _mm(a, b),
     "aten::bmm": lambda a, b, *_: _mm(a, b),
     "aten::mv": lambda a, b: 2.0 * a.numel(),
+    "aten::addmv": lambda c, a, b, *_: 2.0 * a.numel(),
+    "aten::addmv_": lambda c, a, b, *_: 2.0 * a.numel(),
+    "aten::addr": lambda a, *_: 2.0 * a.numel(),
+    "aten::addr_": lambda a, *_: 2.0 * a.numel(),
+    "aten::dot": lambda a, b: 2.0 * a.numel(),
     "aten::addmm": lambda c, a, b, *_: _mm(a, b),
     "aten::addmm_": lambda c, a, b, *_: _mm(a, b),
     "aten::baddbmm": lambda c, a, b, *_: _mm(a, b),
@@ -111,6 +122,8 @@ _FLOPS: dict[str, Callable[..., float]] = {
     "aten::cholesky_inverse": lambda a, *_: _batch(a.shape) * 2.0 / 3.0 * a.shape[-1] ** 3,
     "aten::cholesky_solve": lambda b, a, *_: 2.0 * a.shape[-1] * b.numel(),
     "aten::linalg_solve_triangular": _triangular,
+    "aten::linalg_lu_solve": lambda a, _pivots, b, *_: 2.0 * a.shape[-1] * b.numel(),
+    "aten::_linalg_svd": _svd,
     "aten::linalg_qr": lambda a, *_: (
         _batch(a.shape) * (2.0 * a.shape[-2] * a.shape[-1] ** 2 - 2 / 3 * a.shape[-1] ** 3)
     ),

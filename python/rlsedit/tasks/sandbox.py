@@ -5,8 +5,8 @@ inherited environment or file descriptors, limits of processor time, address spa
 files, a session of its own that is killed as a whole when the time is over, output cut.
 
 Where Linux allows namespaces (as root, or a user with user namespaces): no network, no sight of other processes, a file
-system that is read-only but for a small one in memory, nothing left running. As root the program runs as a user of its own,
-or as nobody where the system has few users.
+system that is read-only but for a small one in memory, nothing left running. As root the program runs as a user of its
+own, or as nobody where the system has few users.
 
 Not enforced: reading what the user can read (as root: what everybody can), and a program that looks for the verdict in
 the interpreter that runs it. It is a guard against code that goes wrong, not against an attacker.
