@@ -13,7 +13,9 @@ import rlsedit_kernels as rk
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = sorted((ROOT / "rlsedit_kernels").rglob("*.py"))
 EDITOR = sorted((ROOT / "python" / "rlsedit").rglob("*.py"))
-SWITCH = re.compile(r"(?:environ(?:\.get)?[(\[]|getenv\()\s*\"(RLSEDIT_[A-Z_]+)\"|_VARIABLE = \"(RLSEDIT_[A-Z_]+)\"")
+SWITCH = re.compile(
+    r"(?:environ(?:\.get)?[(\[]|getenv\(|switch\()\s*\"(RLSEDIT_[A-Z_]+)\"|_VARIABLE = \"(RLSEDIT_[A-Z_]+)\""
+)
 
 
 def relative(path: Path) -> str:
