@@ -52,6 +52,13 @@ def test_build_info_says_how_or_why_not() -> None:
 
 
 @needs_library
+def test_the_library_holds_no_path_of_the_machine_that_built_it() -> None:
+    """What its messages name are files of the project, and of torch where a check of its headers failed."""
+    assert str(Path(torch.__file__).parents[1]).encode() not in cpu._LIBRARY.read_bytes()
+    assert b".venv" not in cpu._LIBRARY.read_bytes()
+
+
+@needs_library
 @pytest.mark.parametrize("op", ["gain_products", "rls_update_"])
 @pytest.mark.parametrize(("d", "u"), [(257, 33), (96, 130)])
 def test_the_same_bits_for_any_number_of_threads(op: str, d: int, u: int) -> None:

@@ -1,4 +1,4 @@
-"""What `pip install` builds from: the source distribution holds every source of the native parts and both packages."""
+"""What `pip install` builds from: every source of the native parts and both packages, the tests, and nothing compiled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (".py", ".cpp", ".h", ".cu", ".txt", ".typed", ".md", ".svg", ".json", ".npz", ".toml")
+NOTES = ("_native_build.txt", "_cuda_build.txt")
 
 
 def test_sources_are_in_the_source_distribution(tmp_path: Path) -> None:
@@ -19,10 +21,11 @@ def test_sources_are_in_the_source_distribution(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         held = {name.partition("/")[2] for name in opened.getnames()}
-    wanted = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md"}
-    for folder in ("csrc", "rlsedit_kernels", "python/rlsedit"):
+    wanted = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"}
+    for folder in ("csrc", "rlsedit_kernels", "python/rlsedit", "tests", "docs", "bench"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".cpp", ".h", ".cu", ".txt", ".typed") and path.name != "_native_build.txt":
+            if path.suffix in SOURCES and path.name not in NOTES:
                 wanted.add(path.relative_to(ROOT).as_posix())
-    missing = sorted(name for name in wanted - held if not name.endswith("_cuda_build.txt"))
-    assert not missing
+    assert not sorted(wanted - held)
+    # A checkout in which something was compiled holds it for one processor and one Python.
+    assert not sorted(name for name in held if name.endswith((".so", ".pyc")) or Path(name).name in NOTES)
