@@ -1,6 +1,8 @@
 #include "tensors.h"
 
+#include <algorithm>
 #include <sstream>
+#include <utility>
 
 namespace rlsedit {
 
@@ -46,9 +48,20 @@ void check_shape(const char* op, const char* name, const Tensor& t, const Tensor
 }
 
 void check_writable(const char* op, const char* name, const Tensor& t) {
-  for (int64_t i = 0; i < t.dim(); ++i)
-    STD_TORCH_CHECK(t.size(i) <= 1 || t.stride(i) != 0, op, ": ", name,
-                    " is written in place and must not be expanded (stride 0 in dimension ", i, ")");
+  // In the order of strides, every step must go beyond what the smaller ones reach.
+  std::vector<std::pair<int64_t, int64_t>> steps;
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    if (t.size(i) == 0) return;
+    if (t.size(i) > 1) steps.emplace_back(t.stride(i), t.size(i));
+  }
+  std::sort(steps.begin(), steps.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : steps) {
+    STD_TORCH_CHECK(stride > reach, op, ": ", name,
+                    " is written in place and must not overlap itself, got a stride of ", stride,
+                    " for shape ", describe(t));
+    reach += stride * (size - 1);
+  }
 }
 
 int64_t batch_count(const Tensor& t) {

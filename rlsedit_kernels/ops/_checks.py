@@ -117,13 +117,28 @@ def same_batch(op: str, name: str, value: torch.Tensor, other_name: str, other: 
 
 def writable(op: str, name: str, value: torch.Tensor) -> None:
     """An argument that is written to must not map two elements to one place, nor need a gradient."""
-    if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+    if _may_overlap(value):
         raise ValueError(
-            f"{op}: {name} is written in place and must not overlap itself (an expanded tensor?), "
+            f"{op}: {name} is written in place and must not overlap itself (an expanded tensor, a sliding window?), "
             f"got strides {tuple(value.stride())} for shape {tuple(value.shape)}"
         )
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} is written in place and must not require a gradient; call it under no_grad")
+
+
+def _may_overlap(value: torch.Tensor) -> bool:
+    """Whether a step along some dimension may land on an element that the smaller steps reach as well.
+
+    No for every view by slices, transpositions and diagonals; yes for whatever repeats an element.
+    """
+    if value.is_contiguous() or value.numel() == 0:
+        return False
+    steps = [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
+    for i, (stride, _) in enumerate(steps):  # without sorting, which torch.compile cannot do with sizes that vary
+        reached = [other * (size - 1) for j, (other, size) in enumerate(steps) if j != i and other <= stride]
+        if stride <= sum(reached):
+            return True
+    return False
 
 
 # Numbers are only compared: `math.isfinite` of one that torch.compile has made symbolic breaks the graph.

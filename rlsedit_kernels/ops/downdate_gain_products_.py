@@ -31,7 +31,7 @@ def downdate_gain_products_(
     Args:
         C: (..., d, d) float32 or float64, symmetric; changed.
         Z: (..., d, w) columns of the downdate, w >= 1.
-        K: (..., u, d) keys of the next batch, u >= 1.
+        K: (..., u, d) keys of the next batch, u >= 1. Neither Z nor K may share memory with C.
         alpha: factor, finite in the dtype of C.
 
     Returns:

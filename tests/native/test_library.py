@@ -103,6 +103,7 @@ def test_the_baseline_engine_agrees(tmp_path: Path, dtype: torch.dtype) -> None:
     [
         ("gain_products", (torch.eye(3), torch.ones(2, 4)), "gain_products"),
         ("downdate_", (torch.eye(3), torch.ones(4, 2)), "downdate_"),
+        ("downdate_", (torch.ones(5).as_strided((3, 3), (1, 1)), torch.ones(3, 2)), "overlap itself"),
         ("cholesky", (torch.ones(2, 3),), "cholesky"),
         ("gain_solve", (torch.ones(4, 2), torch.eye(3), 1.0), "gain_solve"),
         ("rls_update_", (torch.eye(3), torch.ones(2, 4)), "rls_update_"),

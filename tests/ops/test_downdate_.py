@@ -66,6 +66,7 @@ def test_back_and_forth(dtype, backend) -> None:
         (torch.ones(1, 1).expand(3, 3), torch.ones(3, 2), -1.0, ValueError, r"must not overlap itself"),
         (torch.eye(3), torch.ones(3, 2).double(), -1.0, TypeError, r"Z must have the dtype"),
         (torch.eye(3).expand(2, 3, 3), torch.ones(2, 3, 2), -1.0, ValueError, r"must not overlap itself"),
+        (torch.ones(5).as_strided((3, 3), (1, 1)), torch.ones(3, 2), -1.0, ValueError, r"must not overlap itself"),
     ],
 )
 def test_wrong_arguments(C, Z, alpha, error, message) -> None:

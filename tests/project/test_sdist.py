@@ -1,4 +1,4 @@
-"""What `pip install` builds from: every source of the native parts and both packages, the tests, and nothing compiled."""
+"""What `pip install` builds from: all sources of the native parts and of both packages, tests, and nothing compiled."""
 
 from __future__ import annotations
 
