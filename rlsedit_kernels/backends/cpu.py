@@ -6,6 +6,7 @@ is defined here, in Python, before the library is loaded. What goes wrong is rep
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,10 @@ import torch
 from rlsedit_kernels.ops.schemas import SCHEMAS
 
 NAMESPACE = "rlsedit_kernels_cpu"
+
+ENGINE_VARIABLE = "RLSEDIT_CPU_ENGINE"
+ENGINES = ("baseline", "avx2", "avx512")
+"""What the variable may ask for; the library, which reads it itself, takes the best engine up to that one."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARY = _PACKAGE / "_C_cpu.so"
@@ -59,7 +64,14 @@ def load_library(path: Path, note: Path) -> tuple[bool, str]:
 
 @cache
 def load() -> tuple[bool, str]:
-    """Whether the native CPU kernels can be called here, and if not, why."""
+    """Whether the native CPU kernels can be called here, and if not, why.
+
+    Raises:
+        ValueError: `RLSEDIT_CPU_ENGINE` names no engine.
+    """
+    asked = os.environ.get(ENGINE_VARIABLE, "")
+    if asked not in ("", *ENGINES):
+        raise ValueError(f"{ENGINE_VARIABLE} must be empty or one of {', '.join(map(repr, ENGINES))}, got {asked!r}")
     return load_library(_LIBRARY, _NOTE)
 
 

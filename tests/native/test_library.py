@@ -97,6 +97,12 @@ def test_the_baseline_engine_agrees(tmp_path: Path, dtype: torch.dtype) -> None:
     assert tolerances.relative_error(gain, expected[1]) < tolerances.solve(37, 5.0, dtype)
 
 
+def test_an_engine_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu.ENGINE_VARIABLE, "AVX2")
+    with pytest.raises(ValueError, match=r"RLSEDIT_CPU_ENGINE must be empty or one of .*got 'AVX2'"):
+        cpu.load.__wrapped__()
+
+
 @needs_library
 @pytest.mark.parametrize(
     ("op", "arguments", "message"),
