@@ -6,20 +6,20 @@ import torch
 
 from rlsedit_kernels.priors import PriorFactor
 
-_NARROW = 16
+NARROW = 16
 """Up to as many columns a product is formed by rows of the transpose: a third of the time on a CPU, and less."""
 
 
 def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x."""
-    return A @ x if x.shape[1] > _NARROW else (x.mT.contiguous() @ A.mT).mT
+    return A @ x if x.shape[1] > NARROW else (x.mT.contiguous() @ A.mT).mT
 
 
 def _applied(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x where x is. A prior on the host and a state on a GPU: the smaller of the two goes to the other."""
     if A.device == x.device:
         return product(A, x)
-    if x.shape[1] > _NARROW:
+    if x.shape[1] > NARROW:
         return product(A.to(x.device), x)
     return product(A, x.to(A.device)).to(x.device)
 

@@ -1,27 +1,52 @@
-"""Float64 arithmetic on a float32 matrix, row block by row block: no float64 copy of it is ever made."""
+"""Float64 arithmetic on a float32 matrix, row block by row block: no float64 copy of it is ever made.
+
+Blocks are widened one after the other in the same place, and few enough rows at a time to stay in a CPU's cache: memory
+that is new for each block costs more than the arithmetic.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from rlsedit_kernels.states.coordinates import NARROW
 from rlsedit_kernels.states.coordinates import product as narrow
 from rlsedit_kernels.states.products import Products
+from rlsedit_kernels.states.reading import blocks
 
 _ROWS = 512
+_FEW, _SOME = 64, 256
+"""Rows of a block for products with few columns, and with as many as a batch has keys."""
+
+
+def _widened(A: torch.Tensor, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """First row and float64 block of rows of A (n, m), one after the other; each is gone with the next."""
+    place, start = None, 0
+    for part in blocks(A, rows):
+        if A.dtype == torch.float64:
+            yield start, part
+        else:
+            if place is None:
+                place = torch.empty(part.shape, dtype=torch.float64, device=A.device)
+            yield start, place[: len(part)].copy_(part)
+        start += len(part)
 
 
 def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x (n, p) in float64 for A (n, m) of any dtype and a float64 x (m, p)."""
-    return torch.cat([narrow(A[i : i + _ROWS].to(torch.float64), x) for i in range(0, A.shape[0], _ROWS)])
+    found = torch.empty(A.shape[0], x.shape[1], dtype=torch.float64, device=A.device)
+    x = x.mT.contiguous().mT if x.shape[1] <= NARROW else x
+    for start, rows in _widened(A, _FEW if x.shape[1] <= NARROW else _SOME):
+        found[start : start + len(rows)] = narrow(rows, x)
+    return found
 
 
 def transposed_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A'x (m, p) in float64 for A (n, m) of any dtype and a float64 x (n, p)."""
     y = torch.zeros(x.shape[1], A.shape[1], dtype=torch.float64, device=A.device)
-    for i in range(0, A.shape[0], _ROWS):
-        y.addmm_(x[i : i + _ROWS].mT, A[i : i + _ROWS].to(torch.float64))
+    for start, rows in _widened(A, _FEW if x.shape[1] <= NARROW else _SOME):
+        y.addmm_(x[start : start + len(rows)].mT, rows)
     return y.mT
 
 
@@ -52,18 +77,21 @@ def change_(C: torch.Tensor, Z: torch.Tensor, sign: float) -> None:
 
     One triangle is computed, in blocks of rows, and mirrored.
     """
+    place = torch.empty(min(_ROWS, C.shape[0]) * C.shape[0], dtype=torch.float64, device=C.device)
     for start in range(0, C.shape[0], _ROWS):
         stop = min(start + _ROWS, C.shape[0])
-        rows = C[start:stop, :stop].to(torch.float64)
+        rows = place[: (stop - start) * stop].view(stop - start, stop).copy_(C[start:stop, :stop])
         rows.addmm_(Z[start:stop], Z[:stop].mT, alpha=sign)
         _store(C, rows, start, stop)
 
 
 def add_(A: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: float) -> None:
     """A <- A + sign left right' in place for float64 left (n, w) and right (m, w), rounded once."""
-    for start in range(0, A.shape[0], _ROWS):
-        rows = A[start : start + _ROWS].to(torch.float64, copy=True)
-        A[start : start + _ROWS].copy_(rows.addmm_(left[start : start + _ROWS], right.mT, alpha=sign))
+    place = torch.empty(min(_SOME, A.shape[0]), A.shape[1], dtype=torch.float64, device=A.device)
+    for start in range(0, A.shape[0], _SOME):
+        part = A[start : start + _SOME]
+        rows = place[: len(part)].copy_(part)
+        part.copy_(rows.addmm_(left[start : start + _SOME], right.mT, alpha=sign))
 
 
 def _store(C: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> None:
