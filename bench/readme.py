@@ -42,7 +42,7 @@ def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
         "column; n: fewer), and in brackets how many times that of the first row. error: |W - W_exact| / "
         "|W_exact - W_0| against float64 at the largest d.",
         "",
-        *_on_groups(results[-1]),
+        *_on_groups(results[-1], names),
         "| | " + " | ".join(f"d = {p['d']}, v = {p['v']}" for p in problems) + " | error |",
         "|---" * (len(problems) + 2) + "|",
     ]
@@ -53,9 +53,10 @@ def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _on_groups(result: Result) -> list[str]:
-    """What a ratio is to where the first row was measured again, by the contender that shows it most."""
+def _on_groups(result: Result, names: Sequence[str] | None) -> list[str]:
+    """What a ratio is to where the first row was measured again, by the contender in the table that shows it most."""
     rows = [row for row in result["rows"] if row["times"] is not None and row["ratio"]]
+    rows = [row for row in rows if names is None or row["name"] in names]
     row = max(rows, key=lambda row: abs(_beside(row) / _first(row, result)["times"]["median"] - 1.0))
     first, time = _first(row, result), row["times"]["median"]
     shown, beside = _time(first["times"]["median"]), _time(_beside(row))
