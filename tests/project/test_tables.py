@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def test_a_ratio_stands_with_what_it_is_to(monkeypatch: pytest.MonkeyPatch) -> N
         seen += bool(beside)
         assert _seconds(time) / float(ratio) == pytest.approx(_seconds(beside) if beside else shown, rel=0.03), row
     assert seen > 5
-    assert "201 times the 307 ms" in text
+    example = re.search(r"behind the ratio: .*?: (\S+ m?s) = \S+ × \S+ m?s, and (\d+) times the (\S+ m?s) that", text)
+    assert example is not None
+    assert example[3] == table[1][1].split(" (")[0]
+    assert int(example[2]) == pytest.approx(_seconds(example[1]) / shown, abs=0.6)
 
 
 def _seconds(text: str) -> float:

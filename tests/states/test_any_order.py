@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,8 +18,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
+from support.any_order import run_in_any_order
 from support.least_squares import Problem, Term
 
 import rlsedit_kernels as rk
@@ -213,10 +213,4 @@ class AnyOrder(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_order(kind: str, dtype: torch.dtype) -> None:
     machine = type(f"AnyOrder_{kind}", (AnyOrder,), {"kind": kind, "dtype": dtype})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=14, deadline=None, derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
+    run_in_any_order(machine, EXAMPLES, 14)

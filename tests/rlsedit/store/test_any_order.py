@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,8 +17,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
+from support.any_order import run_in_any_order
 from support.editors import differing, editor, everything, facts, resumed
 from support.least_squares import Problem, Term
 
@@ -164,10 +163,4 @@ class AnyOrder(RuleBasedStateMachine):
 @pytest.mark.parametrize("method", METHODS)
 def test_any_order(method: str) -> None:
     machine = type(f"AnyOrder_{method}", (AnyOrder,), {"method": method})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=10, deadline=None, derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
+    run_in_any_order(machine, EXAMPLES, 10)
