@@ -125,7 +125,7 @@ def factor(products: Products, noise: float, eps: float, scale: float = 0.0) -> 
         products: of the batch.
         noise: >= 0.
         eps: machine epsilon of the form they were made with (they may be wider).
-        scale: what rounding is to be compared with where it is more than G, as `removal.scale` gives it.
+        scale: what rounding is to be compared with where it is more than G, as `restriction.scale` gives it.
 
     Raises:
         BreakdownError: G has a negative eigenvalue beyond its rounding error: the covariance is broken.

@@ -448,7 +448,7 @@ class CovarianceState(Moving):
             factored = attempt.found(weight, eps, largest, info, pivot)
         if factored is None or gain is None:
             del attempt, gain  # buffers of the size of a gain
-            scale = removal.scale(form, self._factor, self._counters, keys.rows)
+            scale = restriction.scale(form, self._factor, self._counters, keys.rows)
             if careful:
                 factored = batches.factor(form.products64(form.coordinates64(keys.rows)), weight, eps, scale)
             else:

@@ -8,9 +8,9 @@ import torch
 
 from rlsedit_kernels.errors import LeverageError
 from rlsedit_kernels.priors import PriorFactor
-from rlsedit_kernels.states.coordinates import unwhiten_transposed
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.report import null_fraction
+from rlsedit_kernels.states.restriction import prior_products
 
 
 def refuse_unwritten(counters: Counters, form: Any = None) -> None:
@@ -36,7 +36,7 @@ def refuse_forbidden(
         G: (u, u) = K C K', float64. It is compared with K C_0 K'.
     """
     if counters.singular_writes:
-        refuse_forgone(form, G, _prior_products(form, factor, K, inner))
+        refuse_forgone(form, G, prior_products(form, factor, K, inner))
 
 
 def refuse_forgone(form: Any, G: torch.Tensor, known: torch.Tensor) -> None:
@@ -47,16 +47,3 @@ def refuse_forgone(form: Any, G: torch.Tensor, known: torch.Tensor) -> None:
             "remove: the keys lie where a hard write (noise 0) or a restriction lets nothing change: a batch of noise "
             "0 left no trace that could be taken back; nothing was changed. Rebuild with refactor(batches that stay)"
         )
-
-
-def scale(form: Any, factor: PriorFactor, counters: Counters, K: torch.Tensor) -> float:
-    """max(K C_0 K') for keys (u, d), where C is singular by design; 0 elsewhere: rounding there is that of K C K'."""
-    if not counters.singular_writes:
-        return 0.0
-    return float(_prior_products(form, factor, K, form.coordinates64(K)).amax())
-
-
-def _prior_products(form: Any, factor: PriorFactor, K: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    """k C_0 k' (u,) float64 of keys K (u, d), `inner` in the coordinates of the form."""
-    whitened = inner.mT if form.maps else unwhiten_transposed(factor, K.to(torch.float64).mT)
-    return whitened.square().sum(dim=0)

@@ -1,9 +1,13 @@
-"""Restrictions that a state remembers, so that a rebuild from batches does not lift them."""
+"""Restrictions that a state remembers, so that a rebuild from batches does not lift them; what they leave of keys."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.states.coordinates import unwhiten_transposed
 from rlsedit_kernels.states.counters import Counters
 
 _DEPENDENT = 1e-5  # bases may be of float32
@@ -52,3 +56,16 @@ def held_change(
 
 def _inverse(G: torch.Tensor) -> torch.Tensor:
     return torch.linalg.pinv((G + G.mT) * 0.5, rtol=_ZERO, hermitian=True)
+
+
+def scale(form: Any, factor: PriorFactor, counters: Counters, K: torch.Tensor) -> float:
+    """max(K C_0 K') for keys (u, d), where C is singular by design; 0 elsewhere: rounding there is that of K C K'."""
+    if not counters.singular_writes:
+        return 0.0
+    return float(prior_products(form, factor, K, form.coordinates64(K)).amax())
+
+
+def prior_products(form: Any, factor: PriorFactor, K: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """k C_0 k' (u,) float64 of keys K (u, d), `inner` in the coordinates of the form."""
+    whitened = inner.mT if form.maps else unwhiten_transposed(factor, K.to(torch.float64).mT)
+    return whitened.square().sum(dim=0)
