@@ -1,7 +1,7 @@
 """Float64 arithmetic on a float32 matrix, row block by row block: no float64 copy of it is ever made.
 
-Blocks are widened one after the other in the same place, and few enough rows at a time to stay in a CPU's cache: memory
-that is new for each block costs more than the arithmetic.
+Blocks are widened one after the other in the same place, and few enough rows at a time to stay in a CPU's cache, since
+memory that is new for each block has to be made and cleared first.
 """
 
 from __future__ import annotations
