@@ -1,7 +1,6 @@
 """Float64 arithmetic on a float32 matrix, row block by row block: no float64 copy of it is ever made.
 
-Blocks are widened one after the other in the same place, and few enough rows at a time to stay in a CPU's cache, since
-memory that is new for each block has to be made and cleared first.
+Blocks are widened one after the other in the same place: memory that is new for each has to be made and cleared first.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ from rlsedit_kernels.states.coordinates import product as narrow
 from rlsedit_kernels.states.products import Products
 from rlsedit_kernels.states.reading import blocks
 
-_ROWS = 512
-_FEW, _SOME = 64, 256
-"""Rows of a block for products with few columns, and with as many as a batch has keys."""
+_ROWS = 256
+"""Of a block. Fewer are a little faster on a machine at rest, and far slower where its threads wait for a core."""
 
 
-def _widened(A: torch.Tensor, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+def _widened(A: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """First row and float64 block of rows of A (n, m), one after the other; each is gone with the next."""
     place, start = None, 0
-    for part in blocks(A, rows):
+    for part in blocks(A, _ROWS):
         if A.dtype == torch.float64:
             yield start, part
         else:
@@ -37,7 +35,7 @@ def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x (n, p) in float64 for A (n, m) of any dtype and a float64 x (m, p)."""
     found = torch.empty(A.shape[0], x.shape[1], dtype=torch.float64, device=A.device)
     x = x.mT.contiguous().mT if x.shape[1] <= NARROW else x
-    for start, rows in _widened(A, _FEW if x.shape[1] <= NARROW else _SOME):
+    for start, rows in _widened(A):
         found[start : start + len(rows)] = narrow(rows, x)
     return found
 
@@ -45,7 +43,7 @@ def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def transposed_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A'x (m, p) in float64 for A (n, m) of any dtype and a float64 x (n, p)."""
     y = torch.zeros(x.shape[1], A.shape[1], dtype=torch.float64, device=A.device)
-    for start, rows in _widened(A, _FEW if x.shape[1] <= NARROW else _SOME):
+    for start, rows in _widened(A):
         y.addmm_(x[start : start + len(rows)].mT, rows)
     return y.mT
 
@@ -87,11 +85,11 @@ def change_(C: torch.Tensor, Z: torch.Tensor, sign: float) -> None:
 
 def add_(A: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: float) -> None:
     """A <- A + sign left right' in place for float64 left (n, w) and right (m, w), rounded once."""
-    place = torch.empty(min(_SOME, A.shape[0]), A.shape[1], dtype=torch.float64, device=A.device)
-    for start in range(0, A.shape[0], _SOME):
-        part = A[start : start + _SOME]
+    place = torch.empty(min(_ROWS, A.shape[0]), A.shape[1], dtype=torch.float64, device=A.device)
+    for start in range(0, A.shape[0], _ROWS):
+        part = A[start : start + _ROWS]
         rows = place[: len(part)].copy_(part)
-        part.copy_(rows.addmm_(left[start : start + _SOME], right.mT, alpha=sign))
+        part.copy_(rows.addmm_(left[start : start + _ROWS], right.mT, alpha=sign))
 
 
 def _store(C: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> None:
