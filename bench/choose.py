@@ -21,8 +21,7 @@ from harness import arguments, report
 from rlsedit import Editor
 from rlsedit.cli.options import load_any
 from rlsedit.config import EditConfig
-from rlsedit.evaluation.streams import without_edited_neighbours
-from rlsedit.facts import Fact
+from rlsedit.facts import Fact, without_edited_neighbours
 from rlsedit.facts.io import load_facts
 from rlsedit.methods import get_method
 from rlsedit.metrics import evaluate

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import EditConfig
 from .editor import Editor
-from .facts import Fact
+from .facts import Fact, without_edited_neighbours
 from .methods import Method, Proposal, Solver, Start
 from .methods.dense import Solve, published
 from .methods.simie import SimIESolver
@@ -127,7 +127,7 @@ def compare(
     targets: TargetCache | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Compared]:
-    """Write the same facts by each method, from the same weights, and measure.
+    """Write the same facts by each method, from the same weights, and measure; neighbours that they edit are left out.
 
     Args:
         adapter, tokenizer: the model; its weights are put back, bit for bit, behind each method.
@@ -139,7 +139,7 @@ def compare(
         progress: called with (method, facts done, all facts).
     """
     cache = TargetCache() if targets is None else targets
-    found = []
+    scored, found = without_edited_neighbours(facts), []
     for name, config in configs.items():
         records: list[Record] = []
         editor = Editor(adapter.model, tokenizer, name, config, moments=moments, adapter=adapter, targets=cache)
@@ -152,7 +152,7 @@ def compare(
                 part = facts[first : first + batch_size]
                 editor.edit(part, batch_size=batch_size, finish=first + batch_size >= len(facts))
             took = time.perf_counter() - begin
-            scores = editor.evaluate(facts)
+            scores = editor.evaluate(scored)
         finally:
             editor.reset()
         solved = bool(records)

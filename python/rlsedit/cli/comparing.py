@@ -7,7 +7,7 @@ import copy
 import json
 from typing import Any
 
-from rlsedit.cli.options import check_layers, config_for, load_any, read_facts
+from rlsedit.cli.options import check_layers, config_for, load_any, measurable, read_facts
 
 
 def method_list(text: str) -> tuple[str, ...]:
@@ -52,8 +52,9 @@ def run_compare(args: argparse.Namespace) -> int:
     with console.bar("second moments of the layer inputs", None):
         texts = read_text(args.text) if args.text else installed_prose()
         moments = second_moments(model, tokenizer, layers, texts, cache_dir=cache_dir("moments"), adapter=adapter)
+    scored = measurable(facts, console)
     with console.bar("measuring the model before", None):
-        before = evaluate(model, tokenizer, facts, adapter=adapter)
+        before = evaluate(model, tokenizer, scored, adapter=adapter)
     cache, found, batch = TargetCache(cache_dir("targets")), [], args.batch or 20
     caption = f"{type(model).__name__} `{_name(args)}`, {len(facts)} facts in batches of {batch}; percent."
     about = {"environment": environment(), "model": _name(args), "facts": args.facts.name, "batch": batch}

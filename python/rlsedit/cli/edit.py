@@ -20,6 +20,7 @@ from rlsedit.cli.options import (
     check_outputs,
     config_for,
     load_any,
+    measurable,
     positive,
     read_facts,
 )  # fmt: skip
@@ -257,13 +258,14 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
         found = conflicts.settle(todo, editor.folder.journal.index, args.on_conflict)
     origin = _origin(editor, args, bool(todo))
     scores = {}
+    scored = [] if args.no_evaluate else measurable(facts, console)
     if not args.no_evaluate and not args.resume:
-        scores["before"] = _measure(console, editor, facts, "measuring the model before")
+        scores["before"] = _measure(console, editor, scored, "measuring the model before")
     if todo:
         console.heading(f"Writing {len(todo)} facts")
         edit_stream(editor, todo, batch, console, on_conflict=args.on_conflict)
     if not args.no_evaluate:
-        scores["after"] = _measure(console, editor, facts, "measuring the model after")
+        scores["after"] = _measure(console, editor, scored, "measuring the model after")
         console.line()
         console.line(score_table(scores))
     finish(console, editor, args.model, args.out, origin, scores, found)

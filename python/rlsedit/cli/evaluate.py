@@ -9,7 +9,16 @@ from pathlib import Path
 
 from rlsedit.cli.comparing import method_list, run_compare
 from rlsedit.cli.evaluate_streams import add_plan, run_streams
-from rlsedit.cli.options import add_facts, add_model, add_settings, check_outputs, load_any, positive, read_facts
+from rlsedit.cli.options import (
+    add_facts,
+    add_model,
+    add_settings,
+    check_outputs,
+    load_any,
+    measurable,
+    positive,
+    read_facts,
+)  # fmt: skip
 
 NAME = "evaluate"
 HELP = "measure facts in a model, or methods over streams of edits"
@@ -62,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     facts = read_facts(args)
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args)
+    facts = measurable(facts, console)
     with console.bar(f"measuring {len(facts)} facts", 1) as bar:
         report = evaluate(model, tokenizer, facts, progress=lambda done, total: bar.update(done / total))
     console.line()

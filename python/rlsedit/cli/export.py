@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import check_outputs, device_of, positive, quiet_transformers, read_facts
+from rlsedit.cli.options import check_outputs, device_of, measurable, positive, quiet_transformers, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,7 +175,7 @@ def _lora(
     from rlsedit.report import table
     from rlsedit.report.scores import score_table
 
-    facts = read_facts(args) if args.facts else []
+    facts = measurable(read_facts(args), console) if args.facts else []
     with console.bar("factors", None):
         factors = factorise(changes, args.rank)
     scores = _scores(console, args, base, facts, factors) if facts else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rlsedit.config import EditConfig
     from rlsedit.facts import Fact
     from rlsedit.models import Adapter
+    from rlsedit.report import Console
 
 __all__ = [
     "add_facts",
@@ -25,6 +27,7 @@ __all__ = [
     "device_of",
     "layer_list",
     "load_any",
+    "measurable",
     "positive",
     "quiet_transformers",
     "read_facts",
@@ -198,6 +201,17 @@ def read_facts(args: argparse.Namespace) -> list[Fact]:
 
     facts = load_facts(args.facts, on_error="skip" if args.skip_bad else "raise")
     return facts[: args.limit]
+
+
+def measurable(facts: Sequence[Fact], console: Console) -> list[Fact]:
+    """The facts as they are scored: without neighbours that the facts themselves edit, which a line then says."""
+    from rlsedit.facts import without_edited_neighbours
+
+    found = without_edited_neighbours(facts)
+    every, kept = (sum(len(fact.neighbours) for fact in part) for part in (facts, found))
+    if kept < every:
+        console.line(f"{every - kept} of {every} neighbours are edited by these facts themselves and are not measured")
+    return found
 
 
 def check_outputs(args: argparse.Namespace, *names: str, beside: bool = False, file: bool = False) -> None:

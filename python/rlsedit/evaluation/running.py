@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import EditConfig
 from ..editor import Editor
-from ..facts import Fact
+from ..facts import Fact, without_edited_neighbours
 from ..metrics import evaluate, evaluate_writing
 from ..models.adapter import Adapter
 from ..reports import BatchReport, Progress
@@ -22,7 +22,7 @@ from ..targets import TargetCache
 from .objective import Objective, listening
 from .plan import Plan, RunSpec
 from .records import Folder, RunRecord
-from .streams import groups, ordered, with_conflicts, without_edited_neighbours
+from .streams import groups, ordered, with_conflicts
 
 __all__ = ["Ability", "run_plan"]
 

@@ -1,16 +1,16 @@
-"""The facts of a stream: their order, deliberate conflicts, and neighbours that the stream itself edits."""
+"""The facts of a stream: their order, deliberate conflicts, and those that are measured at a checkpoint."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from ..facts import Fact
+from ..facts.neighbours import right_answers
 
-__all__ = ["groups", "ordered", "with_conflicts", "without_edited_neighbours"]
+__all__ = ["groups", "ordered", "with_conflicts"]
 
 
 def ordered(facts: Sequence[Fact], order: int) -> list[Fact]:
@@ -50,7 +50,7 @@ def with_conflicts(facts: Sequence[Fact], times: int, seed: int = 0) -> list[Fac
         for fact, before in zip(facts, last, strict=True):
             near = sorted(set(by_relation[fact.relation]) - {before.target_new})
             answer = choose.choice(near or [a for a in every if a != before.target_new])
-            right = _right_answers(fact)
+            right = right_answers(fact)
             following.append(
                 replace(
                     fact, id=f"{fact.id}{sign}{round_}", target_new=answer, target_true=before.target_new,
@@ -60,44 +60,6 @@ def with_conflicts(facts: Sequence[Fact], times: int, seed: int = 0) -> list[Fac
         stream += following
         last = following
     return stream
-
-
-def without_edited_neighbours(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts without those neighbours that name a subject which the stream edits under the same relation.
-
-    They are no neighbours then: what they should say has changed. Where facts have no relation, the answer that was
-    right before stands for it: a neighbour has the relation of an edit whose `target_true` is its own right answer.
-    """
-    subjects: dict[tuple[str, str | None], set[str]] = defaultdict(set)
-    for fact in facts:
-        subjects[_relation(fact, fact.target_true)].add(fact.subject)
-    patterns = {
-        relation: re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names, key=len)[::-1]))
-        for relation, names in subjects.items()
-    }
-    written = {fact.text.rstrip() for fact in facts}
-
-    def edited(fact: Fact, prompt: str, answer: str | None) -> bool:
-        pattern = patterns.get(_relation(fact, answer))
-        return prompt.rstrip() in written or (pattern is not None and pattern.search(prompt) is not None)
-
-    found = []
-    for fact in facts:
-        right = _right_answers(fact) or (None,) * len(fact.neighbours)
-        kept = [i for i, text in enumerate(fact.neighbours) if not edited(fact, text, right[i])]
-        answers = tuple(fact.neighbour_answers[i] for i in kept) if fact.neighbour_answers else ()
-        found.append(replace(fact, neighbours=tuple(fact.neighbours[i] for i in kept), neighbour_answers=answers))
-    return found
-
-
-def _right_answers(fact: Fact) -> tuple[str, ...]:
-    """Of its neighbours; none where they are not known."""
-    return fact.neighbour_answers or (() if fact.target_true is None else (fact.target_true,) * len(fact.neighbours))
-
-
-def _relation(fact: Fact, answer: str | None) -> tuple[str, str | None]:
-    """What tells the relations of statements apart: the name of it, or an answer that was right before all edits."""
-    return (fact.relation, None) if fact.relation else ("", answer)
 
 
 def groups(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rlsedit.evaluation import Plan, load_plan, plan_from
-from rlsedit.evaluation.streams import groups, ordered, with_conflicts, without_edited_neighbours
+from rlsedit.evaluation.streams import groups, ordered, with_conflicts
 from rlsedit.facts import Fact
 
 PLAN = """
@@ -123,32 +123,6 @@ def test_a_conflict_leaves_neighbours_their_right_answers_and_drops_what_followe
     ]
     assert again[0].target_true == "Italy"
     assert [(fact.portability, fact.references) for fact in again] == [((), ())] * 3
-
-
-def test_without_relations_an_edited_neighbour_is_told_by_the_answer_that_was_right() -> None:
-    """Locality of zsRE (KnowEdit) asks for another property of the subject that is edited."""
-    own = Fact("a", "Which family is {} of?", "Ibis", "Noctuidae", "Aves", (), ("The rank of Ibis is",), ("genus",))
-    other = Fact(
-        "b", "{} is of", "Moth", "Aves", "Noctuidae", (), ("Ibis belongs to", "The rank of Ibis is"), ("Aves", "genus")
-    )
-    same = Fact("c", "{} has", "Wren", "teeth", None, (), ("Moth is of",), ("something",))
-    found = without_edited_neighbours([own, other, same])
-    assert [fact.neighbours for fact in found] == [("The rank of Ibis is",), ("The rank of Ibis is",), ()]
-    assert [fact.neighbour_answers for fact in found] == [("genus",), ("genus",), ()]
-
-
-def test_neighbours_that_are_edited_are_none() -> None:
-    stream = [
-        Fact("a", "{} is in", "Lima", "Norway", "Peru", (), ("Oslo is in", "Osloville is in", "Rome is in"),
-             ("Norway", "France", "Italy"), "in"),
-        Fact("b", "{} is in", "Oslo", "Peru", "Norway", (), ("Lima is in", "Bern is in"), (), "in"),
-        Fact("c", "{} is by", "Rome", "Bach", "Verdi", (), ("Oslo is by",), (), "by"),
-    ]  # fmt: skip
-    found = without_edited_neighbours(stream)
-    assert found[0].neighbours == ("Osloville is in", "Rome is in")  # Rome is edited under another relation
-    assert found[0].neighbour_answers == ("France", "Italy")
-    assert found[1].neighbours == ("Bern is in",)
-    assert found[2].neighbours == ("Oslo is by",)
 
 
 def test_groups() -> None:
