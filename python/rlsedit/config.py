@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -147,13 +148,23 @@ class EditConfig:
         shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
         preset = PRESETS.get(shape)
         values = dict(preset) if preset is not None else derived(config.num_hidden_layers)
-        family = FAMILIES.get(config.model_type)
-        if recipe.single or (family is not None and family.post is not None):
+        if recipe.single or _has_norm_behind(model, config.model_type):
             values["layers"] = values["layers"][-1:]
         own = {**METHOD_PRESETS.get((recipe.name, None), {}), **METHOD_PRESETS.get((recipe.name, shape), {})}
         found = replace(cls(), **{**values, **own, **changes})
         recipe.check(found)
         return found
+
+
+def _has_norm_behind(model: Any, kind: str) -> bool:
+    """Whether a norm stands behind the MLP; of an unknown architecture only a model, not a config, can tell."""
+    family = FAMILIES.get(kind)
+    if family is None and hasattr(model, "named_modules"):
+        from .models.detect import detect
+
+        with suppress(ValueError):
+            family = detect(model)
+    return family is not None and family.post is not None
 
 
 def _span(first: int, last: int) -> tuple[int, ...]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..parallel import OneProcess, Part, holders, plain_class
+from .detect import detect
 from .families import FAMILIES, Family
-from .probe import check_logits, probe
+from .probe import check_logits, check_replay, probe
 from .quantised import advice, check_config, is_subclass
 
 if TYPE_CHECKING:
@@ -70,13 +71,15 @@ class Adapter:
             edit: whether it is to be edited; False only measures.
             ranks: of processes that hold a copy of the model each and edit it together.
             **overrides: `layers`, `module`, `norm`, `head` (dotted paths, `module` relative to a layer) for an
-                architecture that is not in the table, or to edit another module of a known one (which is for methods
-                without a residual, such as UltraEdit, where the hidden state does not move one for one with it);
-                `attention`, relative to a layer, where PMET shall be used.
+                architecture that is neither in the table nor shows its parts in a run (`rlsedit.models.detect`), or to
+                edit another module (which is for methods without a residual, such as UltraEdit, where the hidden state
+                does not move one for one with it); `attention`, relative to a layer, where PMET shall be used with an
+                architecture that is not in the table.
 
         Raises:
-            ValueError: unknown architecture, a path that does not exist, a family or module that cannot be edited, a
-                quantised model, parts that do not give the model's logits.
+            ValueError: an architecture whose parts are not found, a path that does not exist, a family or module that
+                cannot be edited, a quantised model, parts that do not give the model's logits, layers that cannot be
+                run one by one on a cache of keys and values.
             TypeError: unknown override.
         """
         names = {"layers", "module", "norm", "head"}
@@ -84,17 +87,20 @@ class Adapter:
             allowed = sorted({*names, "attention"})
             raise TypeError(f"Adapter.for_model: overrides must be among {allowed}, got {sorted(unknown)}")
         kind = getattr(getattr(model, "config", None), "model_type", None)
-        family = FAMILIES.get(kind) if isinstance(kind, str) else None
-        if family is None and not names <= set(overrides):
-            raise ValueError(
-                f"Adapter.for_model: architecture {kind!r} ({type(model).__name__}) is unknown; known ones are "
-                f"{sorted(FAMILIES)}. Pass layers= (e.g. 'model.layers'), module= (the MLP's output projection inside "
-                f"a layer, e.g. 'mlp.down_proj'), norm= (e.g. 'model.norm') and head= (e.g. 'lm_head'); "
-                f"missing: {sorted(names - set(overrides))}"
-            )
+        usual = FAMILIES.get(kind) if isinstance(kind, str) else None
         if edit:
             check_config(model.config)
-        family = replace(family, **overrides) if family is not None else Family(**{"attention": None, **overrides})
+        if usual is None and not names <= set(overrides):
+            try:
+                usual = detect(model)
+            except ValueError as error:
+                raise ValueError(
+                    f"Adapter.for_model: architecture {kind!r} ({type(model).__name__}) is unknown, and a run of it "
+                    f"does not show its parts: {error}. Pass layers= (e.g. 'model.layers'), module= (the MLP's output "
+                    "projection inside a layer, e.g. 'mlp.down_proj'), norm= (e.g. 'model.norm') and head= (e.g. "
+                    f"'lm_head'); missing: {sorted(names - set(overrides))}"
+                ) from error
+        family = replace(usual, **overrides) if usual is not None else Family(**{"attention": None, **overrides})
         layers = _part(model, family.layers, "layers")
         if not isinstance(layers, nn.ModuleList):
             raise ValueError(
@@ -120,13 +126,14 @@ class Adapter:
         if family.attention is not None:
             _part(layers[0], family.attention, "attention")
         tuples, direct = probe(adapter, edit)
-        if adapter.post is not None:
-            direct = family.module == FAMILIES[str(kind)].module
+        if adapter.post is not None and processes.many:  # the probe has no norm in one piece there
+            direct = usual is not None and family.module == usual.module
         if edit and not direct and "module" not in overrides:
             raise ValueError(f"Adapter.for_model: {adapter.indirect}")
         adapter = replace(adapter, tuples=tuples, direct=direct)
-        if set(overrides) - {"module", "attention"}:
+        if kind not in FAMILIES or set(overrides) - {"module", "attention"}:
             check_logits(adapter)
+            check_replay(adapter)
         return adapter
 
     @property

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
-from .replay import outputs_of
+from .replay import capture, frozen_cache, outputs_of
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -23,7 +24,7 @@ def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
     """Whether layers return tuples, and whether the hidden state moves one for one with the edited module's output.
 
     A residual (z* - h) is handed to the edited weight as if it did. A shift of that output by `e` must then shift the
-    layer's output by `e`; with a norm behind the MLP it does not, and `adapter.post` has to name that norm.
+    layer's output by `e`; with a norm behind the MLP, which `adapter.post` has to name, as `adapter.shifted` says.
 
     Raises:
         ValueError: activations that are not finite; a module to be edited whose input has no place for rows and tokens.
@@ -63,8 +64,10 @@ def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
     finally:
         for handle in handles:
             handle.remove()
-    moved = (seen[1][1].float() - seen[0][1].float()).flatten()
-    error = (moved - shift[0].float()).norm() / shift[0].float().norm()
+    plain, moved = seen[0][1], seen[1][1]
+    whole = adapter.post is None or not adapter.processes.many
+    wanted = adapter.shifted(0, plain, inner[0], shift[0]) if whole else plain + shift[0]
+    error = (moved.float() - wanted.float()).norm() / (wanted.float() - plain.float()).norm()
     if not bool(error.isfinite()):
         raise ValueError("Adapter.for_model: model must have finite activations, got NaN or Inf in layer 0")
     return seen[0][0], bool(error <= TOLERANCE)
@@ -98,3 +101,57 @@ def check_logits(adapter: Adapter) -> None:
             "Adapter.for_model: head= of norm= of the last of layers= must be the logits of the model; they differ by "
             f"{error:.2g} of their norm (a factor or a map in front of or behind the head?)"
         )
+
+
+@torch.no_grad()
+def check_replay(adapter: Adapter) -> None:
+    """Refuse layers that do not give the model's logits when they are run one by one, as the editor runs them.
+
+    Two rows of four and two tokens are lined up at their third and first; what stands before goes into a cache of
+    keys and values, the rest is read on top of it. A layer that carries another state (a state space, a linear
+    attention) cannot be run so. Not looked at where several processes hold the model.
+
+    Raises:
+        ValueError: the logits differ from those of each row alone, or the layers cannot be run so.
+    """
+    if adapter.processes.many:
+        return
+    device, count = adapter.device, adapter.num_layers
+    rows = [torch.arange(1, 5, device=device), torch.arange(5, 7, device=device)]
+    ids, mask, positions = torch.zeros(3, 2, 4, dtype=torch.long, device=device)
+    for n, row in enumerate(rows):
+        part = slice(2 * n, 2 * n + len(row))
+        ids[n, part], mask[n, part], positions[n, part] = row, 1, torch.arange(len(row), device=device)
+    cause: Exception | None = None
+    error = torch.tensor(torch.inf)
+    with adapter.frozen():
+        alone = [getattr(adapter.model(input_ids=row[None], use_cache=False), "logits", None) for row in rows]
+        if alone[0] is None or alone[1] is None:
+            return
+        try:
+            cache = DynamicCache()
+            first = capture(adapter, ids[:, :2], mask[:, :2], positions[:, :2], cache)
+            first.run(adapter, first.hidden, 0, count)
+            if empty := [n for n in range(count) if not _holds(cache, n, 2)]:
+                raise ValueError(f"layers {empty} keep no keys and values")
+            second = capture(adapter, ids[:, 2:], mask, positions[:, 2:], frozen_cache(cache, 2, count))
+            found = adapter.logits(second.run(adapter, second.hidden, 0, count)).float()
+            wanted = torch.cat([alone[0][:, 2:], alone[1]]).to(found.device, torch.float32)
+            error = (found - wanted).norm() / wanted.norm()
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as reason:
+            cause = reason
+    bound = TOLERANCE if adapter.edited(0).weight.element_size() == 2 else 1e-3  # type: ignore[operator]
+    if not bool(error <= bound):
+        what = f"{type(cause).__name__}: {cause}" if cause else f"the logits differ by {error:.2g} of their norm"
+        raise ValueError(
+            f"Adapter.for_model: the layers of {type(adapter.model).__name__} cannot be run one by one on a cache of "
+            f"keys and values (a state of another kind, as of a state space or a linear attention?): {what}"
+        ) from cause
+
+
+def _holds(cache: DynamicCache, layer: int, length: int) -> bool:
+    """Whether a layer of a cache has keys (B, heads, length, head size)."""
+    keys = getattr(cache.layers[layer], "keys", None) if layer < len(cache.layers) else None
+    return isinstance(keys, Tensor) and keys.ndim == 4 and keys.shape[-2] == length
