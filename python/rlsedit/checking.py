@@ -41,6 +41,11 @@ def check_layers(adapter: Adapter, method: Method, config: EditConfig, states: s
         raise ValueError(f"Editor: config.layers must be one layer for {method.name!r}, got {layers}")
     if method.signal == "components":
         adapter.attention(layers[-1])
+        if adapter.factor != 1.0:
+            raise ValueError(
+                f"Editor: adapter does not fit {method.name!r}: what the MLP adds is scaled by {adapter.factor:.3g}, "
+                "and targets of the MLP beside a free attention are not written for that"
+            )
     if not adapter.direct and method.residuals:
         raise ValueError(
             f"Editor: adapter does not fit {method.name!r}: {adapter.indirect}; 'ultraedit' and 'ft' have none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from rlsedit.facts import Fact
 from rlsedit.models import FAMILIES, Adapter
 from rlsedit.models.detect import detect
 from rlsedit.models.probe import check_replay
+from rlsedit.models.replay import outputs_of
+from rlsedit.targets import Targets, optimise_targets
 
 WORDS = dict(vocab_size=400, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 SIZES = dict(lm.SIZES, num_hidden_layers=3)
@@ -123,12 +126,53 @@ def test_what_cannot_be_edited_is_refused_with_the_reason(kind: str) -> None:
         Adapter.for_model(model_of(kind, values))
 
 
-def test_a_factor_behind_the_mlp_is_refused() -> None:
-    """Granite scales what the MLP adds: a residual for the hidden state is none for the weight."""
-    with pytest.raises(ValueError, match=r"does not move one for one with 'mlp.down_proj'"):
-        Adapter.for_model(model_of("granite", dict(ROTARY, residual_multiplier=0.22)))
-    with pytest.raises(ValueError, match=r"does not move one for one with 'mlp.down_proj'"):
+GRANITE = dict(ROTARY, residual_multiplier=0.22, logits_scaling=8.0, embedding_multiplier=12.0)
+
+
+def test_a_factor_behind_the_mlp_is_found() -> None:
+    adapter = Adapter.for_model(model_of("granite", GRANITE))
+    assert (adapter.factor, adapter.direct) == (0.22, True)
+    model = model_of("granite", GRANITE)
+    model.config.residual_multiplier = 5.0  # the layers have kept theirs
+    assert Adapter.for_model(model).factor == pytest.approx(0.22, rel=1e-3)
+    model.model.layers[2].residual_multiplier = 0.5
+    with pytest.raises(ValueError, match="nor by one factor in all layers"):
+        Adapter.for_model(model)
+    with pytest.raises(ValueError, match=r"does not move one for one with 'mlp.down_proj'"):  # and a norm
         Adapter.for_model(model_of("hyperclovax", dict(ROTARY, residual_multiplier=0.5, use_post_norm=True)))
+
+
+@pytest.mark.parametrize("method", ["memit", "rome", "r_rome"])
+def test_a_residual_is_in_the_units_of_the_module(method: str) -> None:
+    """With Sigma almost left out, the hidden state behind the last edited layer becomes z* whatever the factor is."""
+    model = model_of("granite", GRANITE).double()
+    layers = (2,) if method != "memit" else (1, 2)
+    config = EditConfig(layers=layers, steps=4, lr=0.3, clamp=4.0, contexts=0, mom2_weight=1e-6)
+    adapter = Adapter.for_model(model)
+    fact = Fact("a", "We go to {}", "Lima", "Norway", "Peru")
+    found: list[Targets] = []
+
+    def find(*args: Any, **options: Any) -> Targets:
+        found.append(optimise_targets(*args, **options))
+        return found[0]
+
+    editor = Editor(model, lm.tokenizer(), method, config, moments=lm.random_moments(model, layers), targets=find)
+    editor.edit([fact])
+    ids = lm.tokenizer()("We go to Lima").input_ids
+    with torch.no_grad(), outputs_of(adapter.layers[2]) as seen:
+        model(torch.tensor([ids]))
+    assert (found[0].z[0] - found[0].start[0]).norm() > 0.1
+    torch.testing.assert_close(seen[0][0, -1], found[0].z[0], rtol=1e-3, atol=1e-3)
+
+
+def test_methods_that_take_no_factor_refuse_it() -> None:
+    model = model_of("granite", GRANITE)
+    adapter = Adapter.for_model(model, attention="self_attn")
+    with pytest.raises(ValueError, match=r"does not fit 'pmet': what the MLP adds is scaled by 0\.22"):
+        Editor(
+            model, lm.tokenizer(), "pmet", EditConfig(layers=(1,)), adapter=adapter,
+            moments=lm.random_moments(model, (1,)),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["bloom", "gpt_neox", "mpt", "olmo2", "stablelm"])

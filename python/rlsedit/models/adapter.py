@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..parallel import OneProcess, Part, holders, plain_class
 from .detect import detect
 from .families import FAMILIES, Family
-from .probe import check_logits, check_replay, probe
+from .probe import check_logits, check_replay, probe, same_factor
 from .quantised import advice, check_config, is_subclass
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ class Adapter:
         softcap: bound of the logits (c tanh(x / c)) or None.
         post: path, inside a layer, of a norm behind the MLP, or None. With one, targets are outputs of the MLP.
         tuples: whether a decoder layer returns a tuple rather than a tensor.
-        direct: whether what targets replace moves one for one with the output of the edited module, as a residual
+        direct: whether what targets replace moves with the output of the edited module by one factor, as a residual
             takes for granted.
+        factor: that factor, 1 in most models (Granite's `residual_multiplier`).
         attention_path: path of the attention inside a layer, or None where it is not known (only PMET reads it).
         processes: those that hold the model (docs/distributed.md).
     """
@@ -58,6 +59,7 @@ class Adapter:
     post: str | None = None
     tuples: bool = False
     direct: bool = True
+    factor: float = 1.0
     attention_path: str | None = None
     processes: OneProcess = field(default_factory=OneProcess)
 
@@ -125,12 +127,14 @@ class Adapter:
         )
         if family.attention is not None:
             _part(layers[0], family.attention, "attention")
-        tuples, direct = probe(adapter, edit)
+        tuples, factor = probe(adapter, edit)
         if adapter.post is not None and processes.many:  # the probe has no norm in one piece there
-            direct = usual is not None and family.module == usual.module
-        if edit and not direct and "module" not in overrides:
+            factor = 1.0 if usual is not None and family.module == usual.module else None
+        if factor not in (None, 1.0):
+            factor = same_factor(adapter, [len(layers) // 2, len(layers) - 1], factor)
+        if edit and factor is None and "module" not in overrides:
             raise ValueError(f"Adapter.for_model: {adapter.indirect}")
-        adapter = replace(adapter, tuples=tuples, direct=direct)
+        adapter = replace(adapter, tuples=tuples, direct=factor is not None, factor=factor or 1.0)
         if kind not in FAMILIES or set(overrides) - {"module", "attention"}:
             check_logits(adapter)
             check_replay(adapter)
@@ -140,8 +144,8 @@ class Adapter:
     def indirect(self) -> str:
         """Why no residual can be handed to the edited module, where `direct` is False."""
         return (
-            f"the output of a layer does not move one for one with {self.module!r} (a norm or a gate behind it?), so a "
-            "residual cannot be handed to that module"
+            f"the output of a layer does not move one for one with {self.module!r}, nor by one factor in all layers (a "
+            "norm or a gate behind it?), so a residual cannot be handed to that module"
         )
 
     @property

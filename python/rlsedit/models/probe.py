@@ -1,7 +1,8 @@
-"""A run of one decoder layer on one token, and of the whole model, that shows what the tables cannot promise."""
+"""Runs of a decoder layer, and of the whole model, on a few tokens that show what the tables cannot promise."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,20 @@ class _Stop(Exception):
 
 
 @torch.no_grad()
-def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
-    """Whether layers return tuples, and whether the hidden state moves one for one with the edited module's output.
+def probe(adapter: Adapter, edit: bool = True, layer: int = 0) -> tuple[bool, float | None]:
+    """Whether layers return tuples, and by how much the hidden state moves with the edited module's output.
 
-    A residual (z* - h) is handed to the edited weight as if it did. A shift of that output by `e` must then shift the
-    layer's output by `e`; with a norm behind the MLP, which `adapter.post` has to name, as `adapter.shifted` says.
+    A residual (z* - h) is handed to the edited weight. A shift of that module's output by `e` must then shift the
+    layer's output by `factor e`, with one factor for all tokens: 1 in most models. With a norm behind the MLP, which
+    `adapter.post` has to name, it must shift it as `adapter.shifted` says, and the factor is 1.
+
+    Returns:
+        The first, and the factor, None where there is none.
 
     Raises:
         ValueError: activations that are not finite; a module to be edited whose input has no place for rows and tokens.
     """
-    module = adapter.edited(0)
+    module = adapter.edited(layer)
     shift: list[Tensor] = []
     inner: list[Tensor] = []
     seen: list[tuple[bool, Tensor]] = []
@@ -43,22 +48,22 @@ def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
         if not adapter.processes.many:  # the hooks of FSDP2 want to come to their end
             raise _Stop
 
-    handles = [module.register_forward_hook(push), adapter.layers[0].register_forward_hook(stop)]
+    handles = [module.register_forward_hook(push), adapter.layers[layer].register_forward_hook(stop)]
     try:
-        token = torch.zeros(1, 1, dtype=torch.long, device=adapter.device)
+        tokens = torch.arange(4, device=adapter.device)[None]
         for _ in range(2):
             adapter.processes.awake()
             with suppress(_Stop), adapter.frozen():
-                adapter.base(input_ids=token, use_cache=False)
+                adapter.base(input_ids=tokens, use_cache=False)
             plain = seen[0][1]
             shape = tuple(inner[0].shape) if inner else ()
             if edit and shape[:-1] != tuple(plain.shape[:-1]):
                 raise ValueError(
                     f"Adapter.for_model: module={adapter.module!r} must be called with inputs of shape (rows, tokens, "
-                    f"d), got an output of shape {shape} for (1, 1) tokens (rows run together, or an expert?)"
+                    f"d), got an output of shape {shape} for (1, 4) tokens (rows run together, or an expert?)"
                 )
             if shape[-1:] != tuple(plain.shape[-1:]):
-                return seen[0][0], False
+                return seen[0][0], None
             size = plain.float().abs().max().clamp(min=1e-3)
             shift.append((torch.linspace(-1, 1, plain.shape[-1], device=plain.device) * size).to(plain.dtype))
     finally:
@@ -66,15 +71,39 @@ def probe(adapter: Adapter, edit: bool = True) -> tuple[bool, bool]:
             handle.remove()
     plain, moved = seen[0][1], seen[1][1]
     whole = adapter.post is None or not adapter.processes.many
-    wanted = adapter.shifted(0, plain, inner[0], shift[0]) if whole else plain + shift[0]
-    error = (moved.float() - wanted.float()).norm() / (wanted.float() - plain.float()).norm()
-    if not bool(error.isfinite()):
-        raise ValueError("Adapter.for_model: model must have finite activations, got NaN or Inf in layer 0")
-    return seen[0][0], bool(error <= TOLERANCE)
+    wanted = (adapter.shifted(layer, plain, inner[0], shift[0]) if whole else plain + shift[0]).float() - plain.float()
+    found = moved.float() - plain.float()
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"Adapter.for_model: model must have finite activations, got NaN or Inf in layer {layer}")
+    return seen[0][0], _factor(found, wanted, adapter.post is None)
+
+
+def _factor(found: Tensor, wanted: Tensor, free: bool) -> float | None:
+    """c with found = c wanted (rows, tokens, d) for all tokens alike, 1 unless `free`; None where there is none."""
+    each = (found * wanted).sum(-1) / (wanted * wanted).sum(-1)
+    factor = float(each.mean())
+    if abs(factor - 1) <= ALIKE or not free:
+        factor = 1.0
+    alike = factor > 0 and bool(((each - factor).abs() <= ALIKE * factor).all())
+    return factor if alike and bool((found - factor * wanted).norm() <= TOLERANCE * factor * wanted.norm()) else None
 
 
 TOLERANCE = 0.05
 """Relative difference that rounding to 16 bits explains."""
+
+ALIKE = 0.02
+"""The same of a mean over the entries of a hidden state."""
+
+
+def same_factor(adapter: Adapter, layers: Sequence[int], factor: float) -> float | None:
+    """The factor of layer 0 if these layers have it too, as the configuration has it where it names it; else None."""
+    for n in layers:
+        other = probe(adapter, False, n)[1]
+        if other is None or abs(other - factor) > ALIKE * factor:
+            return None
+    config = adapter.model.config.get_text_config()  # type: ignore[operator, union-attr]
+    named = getattr(config, "residual_multiplier", None)
+    return float(named) if isinstance(named, float) and abs(named - factor) <= ALIKE * factor else factor
 
 
 @torch.no_grad()

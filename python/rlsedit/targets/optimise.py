@@ -55,7 +55,7 @@ def optimise_targets(
             return make_buckets(adapter, wanted, layer, len(contexts), config.max_tokens)
 
         start = _starts(prepared, len(facts), adapter.post is not None)
-        size = _starts(prepared, len(facts), True) if module else start
+        size = adapter.factor * _starts(prepared, len(facts), True) if module else start
         return descend(divide, start, facts, config, progress, stopping, adapter.processes, size)
 
 

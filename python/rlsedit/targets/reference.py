@@ -60,7 +60,8 @@ def _one(
             logits = adapter.model(input_ids=ids, attention_mask=mask).logits
             log_start = log_probabilities(logits[-1:, len(rows[-1].inputs) - 1])
         start = hidden[0].to(torch.float64 if hidden[0].dtype == torch.float64 else torch.float32)
-        size = start if config.relative_to == "hidden" else inner[0][0, rows[0].pivot].to(start.dtype)
+        module = adapter.factor * inner[0][0, rows[0].pivot].to(start.dtype)
+        size = start if config.relative_to == "hidden" else module
         delta = torch.zeros_like(start, requires_grad=True)
         variable.append(delta)
         adam = torch.optim.Adam([delta], lr=config.lr)

@@ -65,9 +65,10 @@ def insert(job: Job, z: Tensor, module: nn.Module | None = None) -> dict[int, La
             weight = job.weights.wide(n)
             keys, bare = (part.to(weight.device, dtype) for part in stream.both(n))
             h = stream.hidden(layers[-1], module)
-            signals = Signals(
-                z.to(weight.device, dtype), h.to(weight.device, dtype), len(layers) - i, keys, bare, weight
-            )
+            wanted, h = z.to(weight.device, dtype), h.to(weight.device, dtype)
+            if module is None and job.adapter.factor != 1.0:  # in the units of the module's output
+                wanted = h + (wanted - h) / job.adapter.factor
+            signals = Signals(wanted, h, len(layers) - i, keys, bare, weight)
             following[n] = job.apply(n, keys, job.method.residual(signals), bare)
     return following
 
