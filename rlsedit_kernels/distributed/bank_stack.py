@@ -172,7 +172,7 @@ def prepare(entries: Sequence[Entry], forget: float) -> tuple[dict[Hashable, Pre
     for entry in entries:
         with naming(entry.key):
             entry.state.look()
-            form = entry.state._choose(entry.K)
+            form = entry.state._choose(entry.K, entry.noise)
         entry.stack.adopt(entry.place, entry.state)
         if entry.noise == 0.0 or not isinstance(form, (PlainForm, WhitenedForm)):
             single.append(entry)

@@ -126,7 +126,7 @@ class ShardedCovarianceState(CovarianceState):
         with self._session("update"):
             batch = self._begin("update", K, noise, forget)
             with self._unmoved_by_errors():
-                form, products = self._products(batch, forget * noise)
+                form, products = self._products(batch, noise, forget)
                 inner = self._inner
                 with self.ranks.confirmed("update") as numbers:
                     factored = self._solved("update", form, products, forget * noise)
@@ -373,15 +373,15 @@ class ShardedCovarianceState(CovarianceState):
     def _keys(self, op: str, K: Any) -> Any:
         return K  # a Batch, checked when it was made
 
-    def _products(self, batch: Any, noise: float) -> tuple[Any, Products]:
+    def _products(self, batch: Any, noise: float, forget: float) -> tuple[Any, Products]:
         """The form, and its products with a batch; in float64 where the batch needs care."""
-        form: Any = self._choose(batch)
+        form: Any = self._choose(batch, noise)
         K = form.coordinates(batch, form.dtype)
         products = form.products(K)
         self._inner = form.largest(batch, K)
         known = self._known(batch) if noise == 0.0 else None
         self._scale = 0.0 if known is None else float(known.amax())
-        if bool(torch.isfinite(products.G).all()) and batches.needs_care(products.G, noise):
+        if bool(torch.isfinite(products.G).all()) and batches.needs_care(products.G, forget * noise):
             products = form.products(form.coordinates(batch, torch.float64))
         return form, products
 
@@ -397,14 +397,14 @@ class ShardedCovarianceState(CovarianceState):
         return self._factor.inward(batch.local.to(torch.float64).mT.contiguous()).square().sum(dim=0)
 
     def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor]:
-        form, products = self._products(K, forget * noise)
+        form, products = self._products(K, noise, forget)
         with self.ranks.confirmed(op) as numbers:
             factored = self._solved(op, form, products, forget * noise)
             numbers[_SYSTEM] = digest(factored.G, factored.root)
         return form, factored
 
     def _removal(self, K: Any, noise: float) -> tuple[Any, torch.Tensor, Change, float]:
-        form: Any = self._choose(K)
+        form: Any = self._choose(K, noise)
         products = form.products(form.coordinates(K, torch.float64))
         known = self._known(K)
         with self.ranks.confirmed("remove") as numbers:
@@ -416,7 +416,7 @@ class ShardedCovarianceState(CovarianceState):
         return form, self.ranks.dtensor(rows.contiguous(), self.d), change, leverage
 
     def _gain_of_removed(self, K: Any, noise: float) -> torch.Tensor:
-        form: Any = self._choose(K)
+        form: Any = self._choose(K, noise)
         Y = form.products(form.coordinates(K, torch.float64)).Y
         return self.ranks.dtensor(form.back(Y / noise).to(self.dtype).contiguous(), self.d)
 

@@ -16,7 +16,7 @@ from rlsedit_kernels.distributed.row_probes import RowProbes
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.states import batch as batches
 from rlsedit_kernels.states import choice
-from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.counters import Counters, weighted
 
 if TYPE_CHECKING:
     from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
@@ -53,7 +53,7 @@ def replayed(
         decided = choice.Choice(name, storage, state._reason)
         if name == "auto":
             stream = list(stream)
-            largest = max((batch.largest for batch, _ in stream), default=0.0)
+            largest = max((weighted(batch.largest, noise) for batch, noise in stream), default=0.0)
             decided = choice.choose(state._factor, state.dtype, largest, dense=True)
     form = FORM_CLASSES[decided.form].start(state._factor, decided.storage, wide=True)
     eps = torch.finfo(torch.float64).eps
@@ -67,7 +67,7 @@ def replayed(
         form.change_(factored.change, -1.0)
         probes.write(batch, noise, 1.0)
         counters.steps += 1
-        counters.largest_key = max(counters.largest_key, batch.largest)
+        counters.see(batch.largest, noise)
         counters.largest_inner = max(counters.largest_inner, inner)
     stale = None
     if state._restriction is not None:

@@ -125,7 +125,7 @@ class ShardedSquareRootState(ShardedBatches):
             ValueError: the state has changed since `prepare`.
         """
         require_current(prepared, self._writes)
-        self._become(prepared.form, prepared.probes, prepared.largest, prepared.batch.forget)
+        self._become(prepared.form, prepared.probes, prepared.largest, prepared.batch)
 
     @session
     def commit(self, K: torch.Tensor, noise: float = 1.0, forget: float = 1.0) -> None:

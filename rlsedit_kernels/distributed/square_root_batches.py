@@ -185,7 +185,7 @@ class ShardedBatches(SquareRootState):
             pass
         if B is not None and new_B is not None:
             B.copy_(new_B)
-        self._become(form, probes, largest, batch.forget)
+        self._become(form, probes, largest, batch)
 
     def _removed(self, op: str, batch: Arrived, B: torch.Tensor | None, V: torch.Tensor | None) -> DTensor:
         form, ranks, root = self._form, self.ranks, math.sqrt(batch.noise)
@@ -227,12 +227,12 @@ class ShardedBatches(SquareRootState):
         self._watch.keep(self._counters)
         return ranks.dtensor(local, self.d)
 
-    def _become(self, form: ShardedTriangular, probes: ShardedProbes, largest: float, forget: float) -> None:
-        self._bound.followed(self._form, form, math.sqrt(forget))
+    def _become(self, form: ShardedTriangular, probes: ShardedProbes, largest: float, batch: Arrived) -> None:
+        self._bound.followed(self._form, form, math.sqrt(batch.forget))
         self._form, self._probes = form, probes
         self._writes += 1
         counters = self._counters
         counters.steps += 1
-        counters.largest_key = max(counters.largest_key, largest)
-        counters.forgot = counters.forgot or forget != 1.0
+        counters.see(largest, batch.noise)
+        counters.forgot = counters.forgot or batch.forget != 1.0
         self._watch.keep(counters)

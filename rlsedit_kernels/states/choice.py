@@ -57,7 +57,7 @@ class Choice:
 
 
 def rho(factor: PriorFactor, dtype: torch.dtype, largest_key: float) -> float:
-    """The free warning: unit roundoff * lambda_max(C_0) * max |k|^2.
+    """The free warning: unit roundoff * lambda_max(C_0) * max |k|^2 / noise.
 
     It bounds the rounding error of C in units in which what the keys know is of order 1.
     """
@@ -81,7 +81,7 @@ def flops(form: str, factor: PriorFactor, columns: int, dense: bool, dtype: torc
 
 
 def choose(factor: PriorFactor, dtype: torch.dtype, largest_key: float, dense: bool = False) -> Choice:
-    """Take a form for a stream whose largest squared key norm so far is `largest_key`.
+    """Take a form for a stream whose largest `counters.weighted` so far is `largest_key`.
 
     A stream too hard for every form in float32 gets its state kept in float64, whatever the dtype of keys and
     gains.
@@ -89,7 +89,7 @@ def choose(factor: PriorFactor, dtype: torch.dtype, largest_key: float, dense: b
     Args:
         factor: of the prior.
         dtype: of keys and gains.
-        largest_key: largest squared norm of a key.
+        largest_key: largest |k|^2 / noise.
         dense: whether the state keeps a matrix already; false at the start.
     """
     level = rho(factor, dtype, largest_key)

@@ -50,7 +50,7 @@ def _to_covariance(state: CovarianceState | SquareRootState, form: str) -> Covar
     twin = CovarianceState(state.prior, form=form, dtype=state.dtype, device=state.device, guard=state._watch.guard)
     undecided = isinstance(state, CovarianceState) and state._form is None
     if not undecided:
-        twin.take_covariance(_covariance64(state), state._counters.largest_key)
+        twin.take_covariance(_covariance64(state), state._counters.largest_weighted)
     twin._counters, twin._restriction = copy.copy(state._counters), state._restriction
     twin._probes = state._probes.to(state.device)
     return twin

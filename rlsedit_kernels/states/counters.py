@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def weighted(largest: float, noise: float) -> float:
+    """|k|^2 / noise, as a key enters S; |k|^2 of a hard write, which leaves nothing of C in its direction to round."""
+    return largest / noise if noise > 0.0 else largest
+
+
 @dataclass
 class Counters:
     """Figures of the stream so far, as `health()` reports them.
 
-    `careful_checked`, `worst_drift` and `repairs` are the guard's (`states/guard.py`), `largest_inner` is the largest
-    squared norm of a key in the coordinates of the form, `forgot` whether any batch came with forgetting,
-    `restrictions` those of the singular writes that `restrict` made.
+    `careful_checked`, `worst_drift` and `repairs` are the guard's (`states/guard.py`), `largest_key` is the largest
+    squared norm of a key, `largest_inner` the same in the coordinates of the form, `largest_weighted` the largest that
+    `weighted` has given, `forgot` whether any batch came with forgetting, `restrictions` those of the singular writes
+    that `restrict` made.
     """
 
     steps: int = 0
@@ -26,3 +32,12 @@ class Counters:
     forgot: bool = False
     largest_inner: float = 0.0
     restrictions: int = 0
+    largest_weighted: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.largest_weighted = self.largest_weighted or self.largest_key  # saved by an earlier version
+
+    def see(self, largest: float, noise: float) -> None:
+        """Keys whose longest has this squared norm."""
+        self.largest_key = max(self.largest_key, largest)
+        self.largest_weighted = max(self.largest_weighted, weighted(largest, noise))

@@ -293,12 +293,12 @@ class CovarianceState(Moving):
             information.addmm_(wide.mT, wide, alpha=1.0 / noise)
             probes.write(keys, noise, 1.0)
             fresh.steps += 1
-            fresh.largest_key = max(fresh.largest_key, keys.largest)
+            fresh.see(keys.largest, noise)
         C, stale = report.inverse_on_range(information, self._factor), None
         if self._restriction is not None:
             C, stale = restriction.restricted(C, self._restriction), 21
             fresh.singular_writes = fresh.restrictions = 1
-        self.take_covariance(C, fresh.largest_key)
+        self.take_covariance(C, fresh.largest_weighted)
         self._counters, self._probes, self._stale = fresh, probes, stale
 
     def covariance(self) -> torch.Tensor:
@@ -429,7 +429,7 @@ class CovarianceState(Moving):
 
     def _prepared(self, op: str, keys: Keys, noise: float, forget: float) -> Prepared:
         """Factor and gain of a batch, in float64 where it needs care; where it does not, the host waits once."""
-        form, weight = self._choose(keys), forget * noise
+        form, weight = self._choose(keys, noise), forget * noise
         eps = torch.finfo(form.dtype).eps
         inner = form.coordinates(keys.rows.to(form.dtype))
         products = form.products(inner)
@@ -465,7 +465,7 @@ class CovarianceState(Moving):
 
     def _removal(self, K: Keys, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""
-        form = self._choose(K)
+        form = self._choose(K, noise)
         inner = form.coordinates64(K.rows)
         products = form.products64(inner)
         removal.refuse_forbidden(form, self._factor, self._counters, K.rows, inner, products.G)
@@ -474,7 +474,7 @@ class CovarianceState(Moving):
 
     def _gain_of_removed(self, K: Keys, noise: float) -> torch.Tensor:
         """F A^-1 = C_new K' / noise, C_new without the batch."""
-        form = self._choose(K)
+        form = self._choose(K, noise)
         return form.back64(form.products64(form.coordinates64(K.rows)).Y / noise).to(self.dtype)
 
     def _change(self, form: _Form, factored: BatchFactor) -> None:
@@ -488,7 +488,7 @@ class CovarianceState(Moving):
         counters, pivot = self._counters, prepared.factored.pivot
         self._writes += 1
         counters.steps += 1
-        counters.largest_key = max(counters.largest_key, prepared.keys.largest)
+        counters.see(prepared.keys.largest, prepared.noise)
         counters.largest_inner = max(counters.largest_inner, prepared.inner)
         counters.forgot = counters.forgot or prepared.forget != 1.0
         self._watch.keep(counters)

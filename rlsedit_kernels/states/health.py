@@ -47,7 +47,7 @@ class Health:
         prior: how the prior was factored ("scalar", "basis", "eigen", "cholesky"; "none" where there is none).
         condition: that of the prior on its range; infinite where there is none, and rho too.
         lifted: eigenvalues of a singular second moment that were raised.
-        rho: unit roundoff of the storage * lambda_max(C_0) * largest squared key norm.
+        rho: unit roundoff of the storage * lambda_max(C_0) * largest |k|^2 / noise (|k|^2 of a hard write).
         smallest_pivot: smallest pivot of chol(noise I + G) over the noise so far; below 1 means breakdown.
         largest_leverage: largest leverage of a removed batch, None if none was removed.
         careful_steps: batches that were worked out in float64 because they told far more than was known.

@@ -11,7 +11,7 @@ import torch
 from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import choice
-from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.counters import Counters, weighted
 from rlsedit_kernels.states.forgetting import ForgettingError
 from rlsedit_kernels.states.guard import Guarded
 
@@ -48,12 +48,12 @@ class Moving(Guarded):
                 self._watch.broke(error)
             raise
 
-    def _choose(self, K: Any) -> Any:
-        """The form for keys with a `largest`; an automatic one gives way when larger keys make it unsafe."""
+    def _choose(self, K: Any, noise: float) -> Any:
+        """The form for keys with a `largest`; an automatic one gives way when larger keys or less noise ask for it."""
         form = self._form
         if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
             return form
-        largest = max(self._counters.largest_key, K.largest)
+        largest = max(self._counters.largest_weighted, weighted(K.largest, noise))
         decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
         if form is None:
             self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
@@ -67,7 +67,7 @@ class Moving(Guarded):
         form = self._form
         if form is None or self._requested != "auto":
             return False
-        decided = choice.next_safer(self._factor, self.dtype, self._counters.largest_key, form, why)
+        decided = choice.next_safer(self._factor, self.dtype, self._counters.largest_weighted, form, why)
         return decided is not None and self._move(form, decided)
 
     def _move(self, form: Any, decided: choice.Choice) -> bool:

@@ -89,9 +89,9 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     """See `CovarianceState.health`."""
     factor, counters, form = state._factor, state._counters, state._form
     storage = state.dtype if form is None else form.dtype
-    rho = choice.rho(factor, storage, counters.largest_key)
+    level = choice.rho(factor, storage, counters.largest_key)  # without noise: how it falls matters, and drift tells
     found = _prior(factor, state.dtype)
-    inner = rho if form is None or not form.maps else 0.5 * torch.finfo(storage).eps * counters.largest_inner
+    inner = level if form is None or not form.maps else 0.5 * torch.finfo(storage).eps * counters.largest_inner
     if form is not None and inner > RHO_WARNING[form.name]:
         cures = [] if form.name == "inverse_root" else ["form='inverse_root'"]
         cures += ["a stronger prior, or smaller keys"] if storage == torch.float64 else ["float64"]
@@ -120,7 +120,7 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
         prior=factor.method,
         condition=factor.condition,
         lifted=factor.lifted,
-        rho=rho,
+        rho=choice.rho(factor, storage, counters.largest_weighted),
         smallest_pivot=counters.smallest_pivot,
         largest_leverage=counters.largest_leverage,
         careful_steps=counters.careful_steps,
@@ -167,7 +167,7 @@ def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
         prior="none" if nothing else factor.method,
         condition=math.inf if nothing else factor.condition,
         lifted=factor.lifted,
-        rho=math.inf if nothing else choice.rho(factor, form.dtype, counters.largest_key),
+        rho=math.inf if nothing else choice.rho(factor, form.dtype, counters.largest_weighted),
         smallest_pivot=None,
         largest_leverage=counters.largest_leverage,
         careful_steps=0,

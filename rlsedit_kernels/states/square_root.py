@@ -486,7 +486,7 @@ class SquareRootState(Guarded):
         self._writes += 1
         self._bound.changed(self._form, math.sqrt(forget))
         self._counters.steps += 1
-        self._counters.largest_key = max(self._counters.largest_key, K.largest)
+        self._counters.see(K.largest, noise)
         self._counters.forgot = self._counters.forgot or forget != 1.0
         self._watch.keep(self._counters)
         self._probes.write(K, noise, forget)

@@ -92,6 +92,25 @@ class TestForms:
         assert relative_error(gain, whitened.update(large)) < 1e-4
         assert relative_error(state.covariance(), whitened.covariance()) < 1e-4
 
+    @pytest.mark.parametrize("noise", [1e-2, 1e-4, 1e-6, 1e-8, 1e4])
+    def test_auto_takes_the_form_of_the_same_batches_without_noise(self, noise) -> None:
+        """K at noise nu and K / sqrt(nu) at noise 1 are the same rows of the problem."""
+        prior = rk.Prior.ridge(40, 1.0)
+        state, scaled, again, scaled_again = (rk.CovarianceState(prior) for _ in range(4))
+        exact = rk.CovarianceState(prior, form="plain", dtype=torch.float64)
+        batches = [keys(8, seed=s) for s in range(40)]
+        for K in batches:
+            gain = state.update(K, noise)
+            scaled.update(K / noise**0.5)
+            truth = exact.update(K.double(), noise)
+        again.refactor((K, noise) for K in batches)
+        scaled_again.refactor((K / noise**0.5, 1.0) for K in batches)
+        for one, other in ((state, scaled), (again, scaled_again)):
+            assert (one.form, one.health().storage) == (other.form, other.health().storage)
+            assert one.health().rho == pytest.approx(other.health().rho)
+        assert state.health().status == "ok"
+        assert relative_error(gain, truth) < 1e-4
+
     def test_choice_follows_the_cost_where_all_is_safe(self) -> None:
         factor = anchor().factor
         assert choice.choose(factor, torch.float64, 1.0).form == "plain"
