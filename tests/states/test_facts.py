@@ -124,14 +124,36 @@ def test_fact_5_removal_gives_the_stream_without_the_batch(seed) -> None:
 
 
 @properties
+@given(seeds, st.sampled_from(["covariance", "square_root"]))
+def test_fact_5_a_batch_before_others_that_forget_counts_by_what_is_left_of_it(seed, state) -> None:
+    """Written with nu and forgotten by beta in each of k batches since, it is a batch of noise nu / beta^k."""
+    prior, W, batches = stream(seed, 5)
+    forget, index = 0.9, seed % 4
+    rls = rk.RLSFilter(W, prior, state, layout="in_out")
+    for K, V, noise in batches:
+        rls.update(K, V, noise, forget)
+    left = [(K, V, noise / forget ** (4 - s)) for s, (K, V, noise) in enumerate(batches)]
+    rls.remove(*left.pop(index))
+    faded = rk.Prior.precision(forget**5 * prior.information())
+    assert relative_error(rls.weight, rk.reference.batch_solution(faded, left, W)) < 1e-7
+    assert relative_error(rls.state.covariance(), rk.reference.batch_covariance(faded, left)) < 1e-8
+    exact = rk.reference.batch_objective(faded, left, rls.weight, W)
+    assert rls.objective == pytest.approx(exact, rel=1e-7, abs=1e-9)
+
+
+@properties
 @given(seeds, st.sampled_from([1.0, 0.95]))
 def test_fact_6_the_cost_recursion_is_the_objective(seed, forget) -> None:
     prior, W, batches = stream(seed, 6)
     rls = rk.RLSFilter(W, prior, layout="in_out")
     for t, (K, V, noise) in enumerate(batches):
+        before, C, last = rls.weight.clone(), rls.state.covariance(), rls.objective
         step = rls.update(K, V, noise, forget)
         exact = rk.reference.batch_objective(prior, batches[: t + 1], rls.weight, W, forget)
         assert step.objective == pytest.approx(exact, rel=1e-9)
+        E, G = V - K @ before, K @ C @ K.mT
+        added = float((E * torch.linalg.solve(noise * torch.eye(len(K)) + G / forget, E)).sum())
+        assert step.objective == pytest.approx(forget * last + added, rel=1e-7)
         assert step.residual_norm == pytest.approx(float((V - K @ rls.weight).norm()), rel=1e-9)
 
 
@@ -158,17 +180,17 @@ def test_fact_7_deviation_bounds_hold(seed, forget) -> None:
 @properties
 @given(seeds)
 def test_fact_7_the_step_is_bounded_by_the_ridge(seed) -> None:
-    """|C_t K_t'| <= 1 / (2 lambda), and <= s / (lambda^2 + s^2) where s = |K_t| <= lambda."""
+    """The gain is at most 1 / (2 lambda sqrt(nu)), and at most s / (nu lambda^2 + s^2) where s = |K_t| <= lambda sqrt(nu)."""
     prior, _, batches = stream(seed, 4)
     assert prior.lam is not None
     state = rk.CovarianceState(prior, dtype=torch.float64)
-    for K, _, _ in batches:
+    for K, _, noise in batches:
         K = K * (0.5 + seed % 3) * 0.1
-        gain = state.update(K, 1.0)
+        gain, lam = state.update(K, noise), prior.lam * math.sqrt(noise)
         norm, s = float(torch.linalg.matrix_norm(gain, 2)), float(torch.linalg.matrix_norm(K, 2))
-        assert norm <= 1.0 / (2.0 * prior.lam) * (1 + 1e-12)
-        if s <= prior.lam:
-            assert norm <= s / (prior.lam**2 + s**2) * (1 + 1e-12)
+        assert norm <= 1.0 / (2.0 * lam) * (1 + 1e-12)
+        if s <= lam:
+            assert norm <= s / (lam**2 + s**2) * (1 + 1e-12)
 
 
 @properties
