@@ -1,7 +1,10 @@
 """Diagnostics: streams that are hard in one way each, their exact solution, and how far any step is from it.
 
-from rlsedit_kernels.diagnostics import STEPS, make_stream, run_trials
-trials = run_trials(make_stream("weak-0.1", d=128, u=8), {"plain": STEPS["plain"][1], "mine": MyEditor}, 2000)
+from rlsedit_kernels.diagnostics import filter_step, make_stream, run_trials
+
+steps = {"plain": filter_step("plain"), "mine": MyEditor}        # MyEditor(stream): see `steps`
+for trial in run_trials(make_stream("weak-0.1", d=128, u=8), steps, 2000):
+    trial.points[-1].error_W, trial.broke_at, trial.refused_at, trial.flagged_at
 """
 
 from rlsedit_kernels.diagnostics.steps import FORMS, PUBLISHED, FilterStep, Step, filter_step, make_steps

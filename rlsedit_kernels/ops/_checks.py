@@ -89,15 +89,16 @@ def shaped(
     first_name: str,
     sizes: tuple[int | None, int],
     letters: str,
+    hint: str = "",
 ) -> torch.Tensor:
-    """A matrix (..., *sizes) that goes with the first argument; None is any number >= 1."""
+    """A matrix (..., *sizes) that goes with the first argument; None is any number >= 1. A hint ends the message."""
     found = tensor(op, name, value, first)
     wanted = tuple(n if size is None else size for n, size in zip(found.shape[-2:], sizes, strict=False))
     if found.dim() < 2 or tuple(found.shape[-2:]) != wanted or 0 in found.shape[-2:]:
         known = ", ".join(
             f"{letter} = {size}" for letter, size in zip(letters.split(", "), sizes, strict=True) if size is not None
         )
-        raise ValueError(f"{op}: {name} must have shape (..., {letters}) with {known}, got {tuple(found.shape)}")
+        raise ValueError(f"{op}: {name} must have shape (..., {letters}) with {known}, got {tuple(found.shape)}{hint}")
     _same_batch(op, name, found, first_name, first)
     return found
 

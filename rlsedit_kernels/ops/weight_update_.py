@@ -44,7 +44,8 @@ def weight_update_(W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, gain: torc
     """
     W = _checks.matrix(OP, "W", W, "d", "v")
     d, v = W.shape[-2:]
-    K = _checks.shaped(OP, "K", K, W, "W", (None, d), "u, d")
+    hint = f": W is {tuple(W.shape)}, which is (..., d, v); an nn.Linear stores the transpose, layer.weight.data.mT"
+    K = _checks.shaped(OP, "K", K, W, "W", (None, d), "u, d", hint)
     u = K.shape[-2]
     V = _checks.shaped(OP, "V", V, W, "W", (u, v), "u, v")
     gain = _checks.shaped(OP, "gain", gain, W, "W", (d, u), "d, u")

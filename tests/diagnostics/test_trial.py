@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +223,10 @@ def test_a_refusal_is_no_error(error) -> None:
 
     (trial,) = run_trials(make_stream("easy", D, U), {"says": Says}, 3)
     assert (trial.refused_at, trial.failed_at) == (1, None)
+
+
+def test_the_example_of_the_documentation_runs(capsys) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "stability.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code.replace("10_000", "20").replace("d=128", f"d={D}"), {"MyStep": filter_step("plain")})
+    assert re.fullmatch(r"\d\.\d+e-0[5-9] None None\n", capsys.readouterr().out)

@@ -236,6 +236,12 @@ def test_wrong_settings(values) -> None:
         Settings(**values)
 
 
+def test_a_truth_that_there_is_not_is_refused() -> None:
+    """Any other word was compared with the solution on the null space."""
+    with pytest.raises(ValueError, match="truth must be one of 'anchor', 'null_space', or None, got 'alphaedit'"):
+        Contender("a", Sleeper, truth="alphaedit")  # type: ignore[arg-type]
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="none is called 'nobody'; there are rlsedit, ops"):
         profile.named(["nobody"], profile.catalogue("cpu"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,19 @@ def test_files_stay_short(path) -> None:
 @pytest.mark.parametrize("package", [ROOT / "rlsedit_kernels", ROOT / "python" / "rlsedit"], ids=relative)
 def test_types_are_told_to_others(package) -> None:
     assert (package / "py.typed").is_file()
+
+
+def test_parts_of_the_package_are_there_without_an_import_of_their_own() -> None:
+    """As the documents name them: rk.diagnostics, rk.distributed, rk.dropin."""
+    code = (
+        "import sys, rlsedit_kernels as rk\n"
+        "names = ('diagnostics', 'distributed', 'dropin')\n"
+        "assert not any('rlsedit_kernels.' + name in sys.modules for name in names)\n"
+        "assert set(names) <= set(dir(rk))\n"
+        "rk.diagnostics.run_trials, rk.distributed.Ranks, rk.dropin.alphaedit\n"
+        "assert not hasattr(rk, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_public_names_have_docstrings() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -30,7 +30,7 @@ class Contender:
         make: from a `Problem` to a step that has written nothing yet, for one layer (`at_once`: for all of them).
         summary: one line: what is done and where it comes from.
         truth: which float64 solution its weight is compared with after the first batches: that of S_0 = the anchor, or
-            of C_0 = P / l2; None where neither is meant to come out.
+            of C_0 = P / l2 ("null_space"); None where neither is meant to come out.
         history: whether later batches know earlier ones. MEMIT's do not: its error is taken after one batch.
         bytes: what it keeps and needs at once for one layer, at least; None where that is not known.
         flops: of one step, roughly, so that one that would take too long can be left out before it is run.
@@ -38,6 +38,9 @@ class Contender:
         backend: that of the ops while it runs; None for the automatic choice.
         shared: makes what several contenders have in common, such as the problem's prior, before memory is measured.
         at_once: whether one step writes to all layers of the problem; otherwise there is one for each.
+
+    Raises:
+        ValueError: no such truth.
     """
 
     name: str
@@ -51,6 +54,11 @@ class Contender:
     backend: str | None = None
     shared: Callable[[Problem], object] | None = None
     at_once: bool = False
+
+    def __post_init__(self) -> None:
+        if self.truth not in (*get_args(Truth), None):
+            known = ", ".join(map(repr, get_args(Truth)))
+            raise ValueError(f"Contender: truth must be one of {known}, or None, got {self.truth!r}")
 
     def forced(self) -> contextlib.AbstractContextManager[object]:
         """Its back end, in force within the block."""
