@@ -230,7 +230,8 @@ class RLSFilter:
         """Take back a batch: afterwards weight, state and objective are those of the stream without it.
 
         Args:
-            K, V, noise: as they were when the batch was written (with forget = 1 since then).
+            K, V: as they were when the batch was written.
+            noise: > 0, that of then over the product of the forgetting factors since.
             remaining: (K, V, noise) of all batches that stay. Where they are given, a batch that cannot be taken out
                 of the state in its precision is left out by rebuilding everything from them (`refactor`).
 

@@ -263,7 +263,7 @@ class SquareRootState(Guarded):
 
         Args:
             K: (u, d), the keys of the batch.
-            noise: > 0, the noise it was written with.
+            noise: > 0, the noise it was written with, over the product of the forgetting factors since then.
             remaining: pairs (K, noise) of all batches that stay. Where they are given, a batch that cannot be taken
                 out by a downdate is left out by rebuilding R from them (`refactor`).
 

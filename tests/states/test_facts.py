@@ -180,7 +180,7 @@ def test_fact_7_deviation_bounds_hold(seed, forget) -> None:
 @properties
 @given(seeds)
 def test_fact_7_the_step_is_bounded_by_the_ridge(seed) -> None:
-    """The gain is at most 1 / (2 lambda sqrt(nu)), and at most s / (nu lambda^2 + s^2) where s = |K_t| <= lambda sqrt(nu)."""
+    """|g| <= 1 / (2 lambda sqrt(nu)), and <= s / (nu lambda^2 + s^2) where s = |K_t| <= lambda sqrt(nu)."""
     prior, _, batches = stream(seed, 4)
     assert prior.lam is not None
     state = rk.CovarianceState(prior, dtype=torch.float64)
