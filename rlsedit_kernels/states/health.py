@@ -92,7 +92,7 @@ class Health:
 
     @property
     def ok(self) -> bool:
-        """Whether weights written from this state can be trusted."""
+        """Whether the state takes batches: its status is not "broken". With "warning" W may be off: see `messages`."""
         return self.status != "broken"
 
     def as_dict(self) -> dict[str, object]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support.editors import differing, editor, everything, facts, resumed
+from support import language_models as lm
+from support.editors import SETTINGS, differing, editor, everything, facts, resumed
 
+from rlsedit.facts import save_facts
 from rlsedit.methods import list_methods
 from rlsedit.store.errors import StoreError
 
@@ -153,3 +158,18 @@ def test_snapshots_of_another_version_are_passed_over(
     assert "version must be 999" in caplog.text
     again = resumed(tmp_path)
     assert differing(everything(again), expected) == []
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "ledger.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("\n\n".join(lm.SENTENCES), encoding="utf-8")
+    save_facts([replace(fact, id=f"fact-{16 + i}") for i, fact in enumerate(facts(3))], "facts.jsonl")
+    save_facts(facts(2, first=5), "more.jsonl")
+    settings = ", ".join(f"{name}={value}" for name, value in SETTINGS.items())
+    names: dict[str, Any] = {"model": lm.tiny("llama"), "tokenizer": lm.tokenizer()}
+    exec(code.replace("lam=3.0", f"lam=3.0, layers={lm.CONFIG.layers}, {settings}"), names)
+    editor = names["editor"]
+    assert editor.config.lam == 3.0
+    assert [record.ids for record in editor.records] == [("fact-16", "fact-17", "fact-18"), ("f5", "f6")]
