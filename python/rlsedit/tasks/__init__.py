@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -82,7 +81,7 @@ def run_task(
     if limit is not None:
         options = replace(options, limit=limit)
     if path is not None:
-        records = task.load(Path(path), on_error)
+        records = task.load(path, on_error)
     assert records is not None
     adapter = adapter or Adapter.for_model(model, edit=False)
     return task.run(adapter, tokenizer, records, options, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,14 +98,27 @@ class Task:
 
     Attributes:
         name, summary: for people.
-        load: (path, on_error) -> records; a bad record raises ValueError with file, line and field, or is left out.
+        read: (path, on_error) -> records, of which `load` is the public form.
         run: (adapter, tokenizer, records, options, progress) -> TaskReport.
     """
 
     name: str
     summary: str
-    load: Callable[[Path, Literal["raise", "skip"]], list[Any]]
+    read: Callable[[Path, Literal["raise", "skip"]], list[Any]]
     run: Callable[[Adapter, Any, Sequence[Any], TaskOptions, Progress | None], TaskReport]
+
+    def load(self, path: str | os.PathLike[str], on_error: Literal["raise", "skip"] = "raise") -> list[Any]:
+        """The records of a file, to be read once and measured with `run_task(..., records=)` on several models.
+
+        Args:
+            path: the file, in the data set's own fields.
+            on_error: "raise" stops at the first bad record, "skip" leaves bad records out, each with a warning.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a bad record, with file, line and field; or no record.
+        """
+        return self.read(Path(path), on_error)
 
 
 def split(name: str, records: Sequence[Any], options: TaskOptions, shots: int) -> tuple[list[Any], list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,20 @@ def test_known_facts_and_what_is_retained(tmp_path: Path) -> None:
     assert retained(of(False), of(True)).count == 0
     with pytest.raises(ValueError, match="same facts"):
         retained(of(True, True), of(True))
+
+
+def test_the_example_of_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    records = [
+        {"known_id": i, "prompt": f"{name} is in", "attribute": "Peru"} for i, name in enumerate(["Lima", "Oslo"])
+    ]
+    Path("known_1000.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
+    names: dict[str, Any] = {"model": tiny("llama"), "tokenizer": tokenizer()}
+    exec(code, names)
+    assert names["records"] == TASKS["known"].read(Path("known_1000.json.gz"), "raise")
+    assert len(names["before"].rows) == 2
+    assert "Estimate" in capsys.readouterr().out
