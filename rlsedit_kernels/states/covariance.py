@@ -158,7 +158,7 @@ class CovarianceState(Moving):
         return prepared.gain
 
     def prepare(self, K: KeysLike, noise: float = 1.0, forget: float = 1.0) -> Prepared:
-        """First half of `update`: everything that can fail, nothing written.
+        """First half of `update`: all that can fail, nothing written. What `write` takes has `gain` (d, u).
 
         A caller with several states prepares all of them, changes its weights, and then writes all of them.
         """
