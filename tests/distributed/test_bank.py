@@ -177,20 +177,22 @@ def test_probes_behind_a_hard_write_know_the_batches_that_are_written_together()
     assert relative(ours, alone) < 1e-6
 
 
-def test_an_automatic_state_that_moves_leaves_the_others_in_place() -> None:
-    """Large keys make the plain form unsafe for one expert: it goes on as an inverse root, and is right."""
+@pytest.mark.parametrize(("scale", "noise"), [(30.0, 1.0), (0.1, 0.1**2 / 30.0**2)])
+def test_an_automatic_state_that_moves_leaves_the_others_in_place(scale: float, noise: float) -> None:
+    """Large keys or small noise make the plain form unsafe for one expert: it goes on in another, and is right."""
     common = rk.Prior.anchor(moment(0), lam=0.1)
     bank = StateBank({e: common for e in range(3)})
     single = rk.CovarianceState(common)
-    small, large = torch.randn(4, D) * 0.1, torch.randn(4, D) * 30.0
+    small, large = torch.randn(4, D) * 0.1, torch.randn(4, D) * scale
     bank.update({e: (small, 1.0) for e in range(3)})
-    bank.update({1: (large, 1.0), 2: (small, 1.0)})
+    bank.update({1: (large, noise), 2: (small, 1.0)})
     gains = bank.update({e: (small.flip(0), 1.0) for e in range(3)})
-    for K in (small, large):
-        single.update(K)
+    single.update(small)
+    single.update(large, noise)
     assert relative(gains[1], single.update(small.flip(0))) < 1e-5
     assert [bank.state(e).form for e in range(3)] == ["plain", single.form, "plain"]  # type: ignore[union-attr]
     assert single.form != "plain"
+    assert ": rho" in bank.state(1).health().reason  # and not because it had drifted
 
 
 @pytest.mark.parametrize("bad", ["nan", "overflow", "unknown", "shape", "noise"])

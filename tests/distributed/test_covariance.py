@@ -171,8 +171,10 @@ def test_batches_that_need_care_and_mapped_roots() -> None:
     assert all(steps == 3 and maps for _, steps, maps in found[0])
 
 
-def moving(ranks: Ranks | None, with_history: bool) -> tuple[str, str, tuple[str, ...], torch.Tensor]:
-    """A stream whose keys grow, so that an automatic form has to give way."""
+def moving(
+    ranks: Ranks | None, with_history: bool, by_noise: bool = False
+) -> tuple[str, str, tuple[str, ...], torch.Tensor]:
+    """A stream whose keys grow, or whose noise falls, so that an automatic form has to give way."""
     written: list[tuple[torch.Tensor, float]] = []
     history = (lambda: list(written)) if with_history else None
     start = prior("anchor", 13)
@@ -180,21 +182,22 @@ def moving(ranks: Ranks | None, with_history: bool) -> tuple[str, str, tuple[str
     if ranks is not None:
         state = ShardedCovarianceState(start, ranks, history=history)
     for seed in range(4):
-        K = keys(3, 13, seed, scale=0.1 * 4.0**seed)
-        state.commit(K)
-        written.append((K, 1.0))
+        K, noise = keys(3, 13, seed, scale=0.1 if by_noise else 0.1 * 4.0**seed), 16.0**-seed if by_noise else 1.0
+        state.commit(K, noise)
+        written.append((K, noise))
     health = state.health()
     return health.form, health.reason, health.messages, full(state.covariance())
 
 
-def test_an_automatic_form_moves_by_its_history() -> None:
-    expected = moving(None, False)
+@pytest.mark.parametrize("by_noise", [False, True])
+def test_an_automatic_form_moves_by_its_history(by_noise: bool) -> None:
+    expected = moving(None, False, by_noise)
     assert "moved from plain float32" in expected[1]
-    found = run(2, moving, True)
+    found = run(2, moving, True, by_noise)
     assert same(found[0], found[1])
     assert found[0][:2] == expected[:2]
     assert relative_error(found[0][3], expected[3]) <= bound("anchor", torch.float32)
-    form, reason, messages, _ = run(2, moving, False)[0]
+    form, reason, messages, _ = run(2, moving, False, by_noise)[0]
     assert form == "plain"
     assert "moved" not in reason
     assert any("there is no history" in text and "the state stays plain" in text for text in messages)
