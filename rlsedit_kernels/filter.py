@@ -18,7 +18,7 @@ from rlsedit_kernels.solutions import CarriedSolution, Check, GainSolution, Outc
 from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
 from rlsedit_kernels.states.guard import checked_history
 from rlsedit_kernels.states.health import WEIGHT_WARNING
-from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, shaped_keys
+from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, shaped_keys, triples
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.reading import norm, scalars
 
@@ -272,12 +272,14 @@ class RLSFilter:
                 of the state stays in force: in its directions the weight stays what it is.
 
         Raises:
-            ValueError: the state of a filter that carries its solution was restricted.
-            ValueError: the filter does not keep W_0 (`track_bounds=False` with the gain form).
+            TypeError: not triples (K, V, noise).
+            ValueError: a batch does not fit, the state of a filter that carries its solution was restricted, or the
+                filter does not keep W_0 (`track_bounds=False` with the gain form).
         """
         if self._initial is None:
             raise ValueError("refactor: W_0 is not kept with track_bounds=False: write the batches to a new filter")
-        batches = [(*self._pair("refactor", K, V), _checks.noise("refactor", noise)) for K, V, noise in written]
+        given = triples("refactor", written)
+        batches = [(*self._pair("refactor", K, V), _checks.noise("refactor", noise)) for K, V, noise in given]
         if any(noise == 0.0 for _, _, noise in batches):
             raise ValueError("refactor: noise must be > 0 for every batch")
         with normal_mode():

@@ -25,6 +25,7 @@ from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.states import Health
+from rlsedit_kernels.states.keys import triples
 
 __all__ = ["ShardedRLSFilter"]
 
@@ -170,7 +171,7 @@ class ShardedRLSFilter(RLSFilter):
             if self.state._counters.restrictions:
                 raise ValueError("refactor: it would move the weight where the state was restricted: make another "
                                  "filter, write the batches to it and restrict its state")  # fmt: skip
-            batches = [(K, V, _checks.noise("refactor", noise)) for K, V, noise in written]
+            batches = [(K, V, _checks.noise("refactor", noise)) for K, V, noise in triples("refactor", written)]
             if any(noise == 0.0 for _, _, noise in batches):
                 raise ValueError("refactor: noise must be > 0 for every batch")
             agreed["batches"] = len(batches)

@@ -17,11 +17,12 @@ from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.states import batch as batches
 from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.counters import Counters, weighted
+from rlsedit_kernels.states.keys import pairs
 
 if TYPE_CHECKING:
     from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
 
-__all__ = ["Replayed", "pairs", "replayed"]
+__all__ = ["Replayed", "replayed"]
 
 
 @dataclass
@@ -76,17 +77,6 @@ def replayed(
         stale = 20 + counters.singular_writes
     form.to_(decided.storage)
     return Replayed(form, decided.reason, counters, probes, stale)
-
-
-def pairs(op: str, written: object) -> Iterator[tuple[Any, float]]:
-    """What shall be pairs (K, noise), one by one; TypeError where it comes to something else."""
-    if not isinstance(written, Iterable):
-        raise TypeError(f"{op}: batches must be an iterable of pairs (K, noise), got {type(written).__name__}")
-    for pair in written:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
-            raise TypeError(f"{op}: batches must be pairs (K, noise), got a {type(pair).__name__}{size}")
-        yield pair[0], pair[1]
 
 
 def _restrict(form: Any, directions: Batch) -> None:

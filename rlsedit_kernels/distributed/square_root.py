@@ -18,7 +18,6 @@ from rlsedit_kernels.distributed.agreement import digest, digest_of_prior
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.ranks import Ranks
-from rlsedit_kernels.distributed.replay import pairs
 from rlsedit_kernels.distributed.right_hand_side import carried
 from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.square_root_batches import ShardedBatches, ShardedRows
@@ -32,7 +31,7 @@ from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.keys import KeysLike, checked_basis
+from rlsedit_kernels.states.keys import KeysLike, checked_basis, pairs
 from rlsedit_kernels.states.prepared import require_current
 from rlsedit_kernels.states.restriction import require_directions
 from rlsedit_kernels.states.square_root import SquareRootState

@@ -20,7 +20,7 @@ from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.inverse_root import InverseRootForm
-from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, reach
+from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, pairs, reach
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.plain import PlainForm
@@ -285,7 +285,7 @@ class CovarianceState(Moving):
         information = self.prior.factor.precision(self.device)
         fresh = Counters()
         probes = Probes.start(self._factor, self.device)
-        for K, noise in written:
+        for K, noise in pairs("refactor", written):
             keys = self._keys("refactor", K)
             if _checks.noise("refactor", noise) == 0.0:
                 raise ValueError("refactor: noise must be > 0 for every batch")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -154,3 +155,24 @@ def right_hand_side(
     if tuple(V.shape) != (u, B.shape[1]):
         raise ValueError(f"{op}: V must have shape (u, v) = {(u, B.shape[1])}, got {tuple(V.shape)}")
     return V.detach().to(dtype)
+
+
+def pairs(op: str, written: object) -> Iterator[tuple[Any, Any]]:
+    """Kept batches, which shall be pairs (K, noise), one by one; TypeError where it comes to something else."""
+    return _tuples(op, written, ("K", "noise"))
+
+
+def triples(op: str, written: object) -> Iterator[tuple[Any, Any, Any]]:
+    """The same for (K, V, noise)."""
+    return _tuples(op, written, ("K", "V", "noise"))
+
+
+def _tuples(op: str, written: object, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    wanted = f"{'pairs' if len(names) == 2 else 'triples'} ({', '.join(names)})"
+    if not isinstance(written, Iterable):
+        raise TypeError(f"{op}: batches must be an iterable of {wanted}, got {type(written).__name__}")
+    for batch in written:
+        if not isinstance(batch, (tuple, list)) or len(batch) != len(names):
+            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(f"{op}: batches must be {wanted}, got a {type(batch).__name__}{size}")
+        yield tuple(batch)

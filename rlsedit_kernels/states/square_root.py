@@ -25,6 +25,7 @@ from rlsedit_kernels.states.keys import (
     checked_keys,
     finite,
     located,
+    pairs,
     reach,
     right_hand_side,
 )
@@ -361,7 +362,7 @@ class SquareRootState(Guarded):
         """
         restriction.require_directions(self._counters, self._restriction)
         fresh = SquareRootState(self.prior, dtype=torch.float64, device=self.device, guard="off")
-        for K, noise in written:
+        for K, noise in pairs("refactor", written):
             fresh.commit(K, noise)
         if self._restriction is not None:
             fresh.restrict(self._restriction)

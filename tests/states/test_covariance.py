@@ -454,3 +454,28 @@ def test_checked_keys_of_another_layer_are_refused() -> None:
     checked = wide.prepare(torch.ones(2, 8)).keys
     with pytest.raises(ValueError, match=r"K must have shape \(u, d\) with u >= 1 and d = 6, got \(2, 8\)"):
         narrow.update(checked)
+
+
+@pytest.mark.parametrize("kind", [rk.CovarianceState, rk.SquareRootState])
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ([torch.ones(2, 6)], r"batches must be pairs \(K, noise\), got a Tensor"),  # two rows would unpack
+        ([(torch.ones(2, 6),)], r"batches must be pairs \(K, noise\), got a tuple of 1"),
+        ([(torch.ones(2, 6), torch.ones(2, 3), 1.0)], r"batches must be pairs \(K, noise\), got a tuple of 3"),
+        (None, r"batches must be an iterable of pairs \(K, noise\), got NoneType"),
+    ],
+)
+def test_what_a_state_is_rebuilt_from_is_named(kind, written, message) -> None:
+    state = kind(rk.Prior.ridge(6, 1.0))
+    state.commit(torch.eye(6))
+    before = state.precision()
+    with pytest.raises(TypeError, match=f"refactor: {message}"):
+        state.refactor(written)
+    assert torch.equal(state.precision(), before)
+
+
+def test_what_a_filter_is_rebuilt_from_is_named() -> None:
+    rls = rk.RLSFilter(torch.zeros(6, 3), rk.Prior.ridge(6, 1.0), layout="in_out")
+    with pytest.raises(TypeError, match=r"refactor: batches must be triples \(K, V, noise\), got a tuple of 2"):
+        rls.refactor([(torch.ones(2, 6), 1.0)])
