@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlsedit_kernels.errors import LeverageError
+from rlsedit_kernels.states.batch import LEVERAGE_MARGIN
 from rlsedit_kernels.states import wide
 
 from ..config import EditConfig
@@ -108,6 +109,7 @@ def _downdated(
 
     try:
         gain, after = solver.removed(keys)
+        _check_gain(keys, gain, shift.dtype)
     except LeverageError:
         exact, after = solver.rebuilt(remaining)
         following = plain(exact.to(shift.dtype).expand(shift.shape))
@@ -134,6 +136,20 @@ def _downdated(
 def _error(target: Tensor, keys: Tensor, shift: Tensor) -> Tensor:
     """V - K W (u, v) float64."""
     return target.double() - wide.transposed_product(shift, keys.double().mT.contiguous()).mT
+
+
+def _check_gain(keys: Tensor, gain: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a gain g that makes the rounding error of a weight in `dtype` as large as what it is to take out.
+
+    The error of V - K W comes back multiplied by g, whatever precision the state has: K g = (1 - h)^-1 h by leverage h.
+
+    Raises:
+        LeverageError: the objective has to be made anew from the rows that stay.
+    """
+    product = keys.double() @ gain.double()
+    left = 1.0 / (1.0 + float(torch.linalg.eigvalsh(0.5 * (product + product.mT))[-1]))
+    if not left > LEVERAGE_MARGIN * torch.finfo(dtype).eps:
+        raise LeverageError(f"remove: 1 - leverage is {left:.1e}, too little for a weight in {dtype}")
 
 
 def _solved_again(
