@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from rlsedit_kernels.states import wide
 
 from .config import EditConfig
 from .methods import Method, Proposal
@@ -37,31 +40,43 @@ class Deviations:
 
     def after(self, keys: Tensor, residual: Tensor, proposal: Proposal, noise: float) -> Deviations:
         """Figures after a batch with keys (u, d), residual E (u, v) and the proposed change."""
-        change = proposal.update
-        posterior = residual - keys @ change
-        gain = proposal.gain  # A dW = (A gain) E costs d d u instead of d d v
-        moved = self.gram @ change if gain is None else (self.gram @ gain) @ residual
-        shift = self.shift + change
+        posterior = self._posterior(keys, residual, proposal)
         scale = noise if noise > 0 else 1.0
         return replace(
-            self,
-            shift=shift,
+            self.moved(proposal.update, *(() if proposal.gain is None else [(proposal.gain, residual)])),
             cost=self.cost + dot(residual, posterior) / scale,
-            parameter=dot(shift, shift),
-            anchor=self.anchor + 2 * dot(self.shift, moved) + dot(change, moved),
             innovation=self.innovation + square(self.target(keys, residual)) / scale,
             last_fit=square(posterior) / scale,
         )
 
     def target(self, keys: Tensor, residual: Tensor) -> Tensor:
         """Pseudo-targets of a batch less K W_0, K (W - W_0) + E (u, v), before it is written."""
-        return residual + keys @ self.shift
+        return residual + self._whole(self._own(keys) @ self.shift)
 
-    def moved(self, change: Tensor) -> Deviations:
-        """Figures after a change (d, v) of the weight alone, without keys and residuals."""
+    def error(self, keys: Tensor, target: Tensor) -> Tensor:
+        """V - K W (u, v) float64 of keys (u, d) and targets less K W_0 (u, v)."""
+        wanted = self._own(keys).double().mT.contiguous()
+        return target.double() - self._whole(wide.transposed_product(self.shift, wanted).mT)
+
+    def product(self, gain: Tensor, error: Tensor) -> Tensor:
+        """gain (d, u) @ error (u, v), a change of the weight."""
+        return gain @ error
+
+    def moved(self, change: Tensor, *products: tuple[Tensor, Tensor]) -> Deviations:
+        """Figures after a change (d, v) of the weight alone, without keys and residuals.
+
+        Args:
+            change: of W.
+            products: pairs of gain (d, u) and error (u, v) whose products add up to it, where that is known.
+        """
+        image = self._image(change, products)
         shift = self.shift + change
-        anchor = self.anchor + 2 * dot(self.shift, self.gram @ change) + dot(change, self.gram @ change)
-        return replace(self, shift=shift, parameter=dot(shift, shift), anchor=anchor)
+        parameter, crossed, own = self._sums(dot(shift, shift), dot(self.shift, image), dot(change, image))
+        return replace(self, shift=shift, parameter=parameter, anchor=self.anchor + 2 * crossed + own)
+
+    def at(self, shift: Tensor) -> Deviations:
+        """Figures of a weight with this D (d, v), however it came there; cost and innovation are left to the caller."""
+        return replace(self, shift=shift, parameter=dot(shift, shift), anchor=dot(shift, self.gram @ shift))
 
     def fit(self, method: Method, config: EditConfig) -> float:
         """sum_s |K_s W - V_s|^2 / noise over all batches; of the last batch alone where no objective spans them.
@@ -82,6 +97,29 @@ class Deviations:
         lam, mu = method.objective(config)
         size = self.innovation**0.5
         return (size / (2 * lam) if lam > 0 else None), (size / (2 * mu) if mu > 0 else None)
+
+    def _posterior(self, keys: Tensor, residual: Tensor, proposal: Proposal) -> Tensor:
+        """E - K dW (u, v)."""
+        return residual - keys @ proposal.update
+
+    def _image(self, change: Tensor, products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """A dW (d, v): (A gain) E costs d d u instead of d d v."""
+        if not products or sum(len(error) for _, error in products) > change.shape[1]:
+            return self.gram @ change
+        first, *others = ((self.gram @ gain) @ error for gain, error in products)
+        return sum(others, first)
+
+    def _own(self, keys: Tensor) -> Tensor:
+        """The columns of K that meet the rows of D which are here."""
+        return keys
+
+    def _whole(self, product: Tensor) -> Tensor:
+        """K D (u, v) of what `_own` keys give with the D that is here."""
+        return product
+
+    def _sums(self, *values: float) -> list[float]:
+        """Sums over all of W of what was found in the part that is here."""
+        return list(values)
 
 
 def dot(a: Tensor, b: Tensor) -> float:

@@ -139,7 +139,7 @@ class Editor:
             check_facts(self.tokenizer, facts, size, on_conflict)
             found = conflicts.settle(facts, index, on_conflict)
             if found and on_conflict == "replace":
-                check_removable(self.method, self.config, index, self._processes.many)
+                check_removable(self.method, self.config, index)
         with self._shared("Editor.edit", facts, size, on_conflict, finish):
             self._prepare()
             with self._processes.together("Editor.edit"):
@@ -183,15 +183,17 @@ class Editor:
             OSError: the step cannot be made durable. Weights, states and folder are then as they were.
         """
         names = [ids] if isinstance(ids, str) else list(ids)
-        journal = self._recorded("remove")
-        if unknown := [name for name in names if name not in journal.index.live]:
-            raise ValueError(f"Editor.remove: ids must be of edits in the model, got {unknown[:5]}")
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"Editor.remove: ids must be distinct, at least one, got {names[:5]}")
+        with self._processes.together("Editor.remove"):
+            journal = self._recorded("remove")
+            if unknown := [name for name in names if name not in journal.index.live]:
+                raise ValueError(f"Editor.remove: ids must be of edits in the model, got {unknown[:5]}")
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"Editor.remove: ids must be distinct, at least one, got {names[:5]}")
+            check_removable(self.method, self.config, journal.index)
         layers = self._layers
         assert layers is not None
-        check_removable(self.method, self.config, journal.index, self._processes.many)
-        self._step("remove", lambda: self._without(layers, names), tuple(names))
+        with self._shared("Editor.remove", names):
+            self._step("remove", lambda: self._without(layers, names), tuple(names))
 
     def undo(self) -> tuple[str, ...]:
         """Take the last step back (a batch, a removal, a finish), to the bit; the ids of a batch are returned.

@@ -79,15 +79,20 @@ class RecursionSolver:
 
     def rebuilt(self, rows: Callable[[], Iterable[tuple[Tensor, Tensor, float]]]) -> tuple[Tensor, RecursionSolver]:
         """A state made anew, and W - W_0 = C sum K'V / noise with C in float64."""
-        following = self.state.clone()
-        following.refactor((keys, noise) for keys, _, noise in rows())
+        following = self.refactored((keys, noise) for keys, _, noise in rows())
         exact = rk.CovarianceState(self.state.prior, form="plain", dtype=torch.float64, device=self.state.device)
         exact.refactor((keys.double(), noise) for keys, _, noise in rows())
         covariance = exact.covariance()
         shift = torch.zeros((), dtype=torch.float64, device=self.state.device)  # as it stays where no rows do
         for keys, target, noise in rows():
             shift = shift + (covariance @ keys.double().T) @ (target.double() / noise)
-        return shift, replace(self, state=following)
+        return shift, following
+
+    def refactored(self, written: Iterable[tuple[Tensor, float]]) -> RecursionSolver:
+        """The state that holds batches (K, noise) and no others."""
+        following = self.state.clone()
+        following.refactor(written)
+        return replace(self, state=following)
 
     def health(self) -> dict[str, object]:
         """The state's own report."""

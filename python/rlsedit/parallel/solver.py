@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from rlsedit_kernels import Prior
+from rlsedit_kernels.errors import LeverageError
 
 from ..methods import Method, Proposal, Start
 from ..methods.solver import RecursionSolver, recursion
@@ -33,6 +37,7 @@ class PartSolver:
         part: which part of the weight is here.
         processes: those that hold the model.
         dtype, device: of keys and gains.
+        prior: makes the prior anew, which a sharded state does not keep.
     """
 
     solver: RecursionSolver | None
@@ -41,6 +46,7 @@ class PartSolver:
     processes: Processes
     dtype: torch.dtype
     device: torch.device
+    prior: Callable[[], Prior]
 
     def propose(self, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> tuple[Proposal, PartSolver]:
         """W_p += g_p E where rows of the weight are here, (g E)[:, columns] where columns are.
@@ -49,8 +55,7 @@ class PartSolver:
             ValueError: the processes have been given different keys or residuals, or do not find the same gain.
         """
         self.processes.agree("Editor", digest_of_the_batch=digest(keys, residual))
-        gain, following = self._solved(keys)
-        self.processes.agree("Editor", digest_of_the_gain=digest(gain))
+        gain, following = self._asked(len(keys), lambda solver: solver.solved(keys))
         return Proposal(self.part.product(gain, residual), gain), replace(self, solver=following)
 
     def health(self) -> dict[str, object]:
@@ -58,18 +63,87 @@ class PartSolver:
         place: dict[str, object] = {"state_on": "all ranks" if self.holder is None else f"rank {self.holder}"}
         return place if self.solver is None else {**self.solver.health(), **place}
 
-    def _solved(self, keys: Tensor) -> tuple[Tensor, RecursionSolver | None]:
+    def removed(self, keys: Tensor) -> tuple[Tensor, PartSolver]:
+        """See `Removable`; the whole gain (d, u) on every process.
+
+        Raises:
+            LeverageError: on all processes, where one of them finds it.
+            ValueError: the processes have been given different keys, or do not find the same gain.
+        """
+        self.processes.agree("remove", digest_of_the_keys=digest(keys))
+
+        def work(solver: RecursionSolver) -> tuple[Tensor, RecursionSolver]:
+            try:
+                return solver.removed(keys)
+            except LeverageError:  # where one process has the state, the others hear of it by the gain
+                return torch.full((self.part.d, len(keys)), torch.nan, dtype=self.dtype, device=self.device), solver
+
+        gain, following = self._asked(len(keys), work)
+        if bool(gain.isnan().any()):
+            with self.processes.in_step():
+                raise LeverageError("remove: the rows cannot be taken out of the state by a downdate")
+        return gain, replace(self, solver=following)
+
+    def rebuilt(self, rows: Callable[[], Iterable[tuple[Tensor, Tensor, float]]]) -> tuple[Tensor, PartSolver]:
+        """See `Removable`; this process's part of W - W_0, from a triangular float64 state that all processes share.
+
+        All rows are held at once: reading them is a call of all processes, and a state is made anew by its own.
+        """
+        batches = list(rows())
+        written = [(keys, noise) for keys, _, noise in batches]
+        shift = self._exact(batches)
+        if self._sharded is not None:
+            with self.processes.in_step():
+                return shift, replace(self, solver=self._sharded.refactored(written))
+        following = self.solver
+        with self.processes.together("remove"):
+            if self.solver is not None:
+                following = self.solver.refactored(written)
+        return shift, replace(self, solver=following)
+
+    @property
+    def _sharded(self) -> RecursionSolver | None:
+        """The state, where its rows lie on all processes."""
+        found = self.solver
+        return None if found is None or getattr(found.state, "ranks", None) is None else found
+
+    def _asked(
+        self, u: int, work: Callable[[RecursionSolver], tuple[Tensor, RecursionSolver]]
+    ) -> tuple[Tensor, RecursionSolver | None]:
+        """Gain (d, u) and the state behind it, of whoever holds the state; the same bits everywhere."""
         ranks = self.processes.ranks
-        if self.solver is not None and getattr(self.solver.state, "ranks", None) is not None:
+        if self._sharded is not None:
             found: Any
             with self.processes.in_step():
-                found, following = self.solver.solved(keys)
-            return (ranks.gather(found.to_local(), self.part.d) if isinstance(found, DTensor) else found), following
-        gain, after = torch.empty(self.part.d, len(keys), dtype=self.dtype, device=self.device), self.solver
+                found, following = work(self._sharded)
+            gain = ranks.gather(found.to_local(), self.part.d) if isinstance(found, DTensor) else found
+            self.processes.agree("Editor", digest_of_the_gain=digest(gain))
+            return gain, following
+        gain, after = torch.empty(self.part.d, u, dtype=self.dtype, device=self.device), self.solver
         with self.processes.together("Editor"):
             if self.solver is not None:
-                gain, after = self.solver.solved(keys)
-        return (gain if self.holder is None else ranks.broadcast(gain.contiguous(), self.holder)), after
+                gain, after = work(self.solver)
+        if self.holder is not None:
+            gain = ranks.broadcast(gain.contiguous(), self.holder)
+        self.processes.agree("Editor", digest_of_the_gain=digest(gain))
+        return gain, after
+
+    def _exact(self, batches: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+        """This process's part of the D (d, v) float64 that minimises |D|^2_S_0 + sum |K D - V|^2 / noise."""
+        from rlsedit_kernels.distributed import ShardedSquareRootState
+        from rlsedit_kernels.distributed.weight import ShardedWeight
+
+        ranks, part = self.processes.ranks, self.part
+        with self.processes.together("remove"):
+            prior = self.prior()
+        with self.processes.in_step():
+            state = ShardedSquareRootState(prior, ranks, dtype=torch.float64, guard="off")
+            right = state.zeros(part.v)
+            for keys, target, noise in batches:
+                state.append_with(right, keys, target, noise)
+            change = state.solve(right)
+        place = "everywhere" if part.kind == "whole" else part.kind
+        return ShardedWeight(ranks, change.to_local(), place, (part.d, part.v)).sent_change(change)
 
 
 def check_method(method: Method) -> None:
@@ -131,13 +205,18 @@ def start(method: Method, begin: Start, processes: Processes, part: Part, place:
         solver = _sharded(method, begin, processes)
     elif holder is None or holder == processes.rank:
         solver = recursion(method, begin)
-    return PartSolver(solver, holder, part, processes, begin.dtype, torch.device(begin.device))
+    device = torch.device(begin.device)
+    return PartSolver(solver, holder, part, processes, begin.dtype, device, lambda: _prior(method, begin))
 
 
 def _sharded(method: Method, begin: Start, processes: Processes) -> RecursionSolver:
     from rlsedit_kernels.distributed import ShardedCovarianceState
 
-    assert method.prior is not None
     config, noise = begin.config, method.noise
-    state: Any = ShardedCovarianceState(method.prior(begin.moment, config), processes.ranks, dtype=begin.dtype)
+    state: Any = ShardedCovarianceState(_prior(method, begin), processes.ranks, dtype=begin.dtype)
     return RecursionSolver(state, lambda keys: noise(config, keys), method.commit)
+
+
+def _prior(method: Method, begin: Start) -> Prior:
+    assert method.prior is not None
+    return method.prior(begin.moment, begin.config)

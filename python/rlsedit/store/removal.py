@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rlsedit_kernels.errors import LeverageError
 from rlsedit_kernels.states.batch import LEVERAGE_MARGIN
-from rlsedit_kernels.states import wide
 
 from ..config import EditConfig
 from ..methods import Method
@@ -34,17 +33,12 @@ from .tensors import plain
 __all__ = ["check_removable", "take_out"]
 
 
-def check_removable(method: Method, config: EditConfig, index: Index, many: bool = False) -> None:
-    """Refuse a method, or a stream, out of which single edits cannot be taken; or a model on many processes.
+def check_removable(method: Method, config: EditConfig, index: Index) -> None:
+    """Refuse a method, or a stream, out of which single edits cannot be taken.
 
     Raises:
         ValueError: saying why, and what to do instead.
     """
-    if many:
-        raise ValueError(
-            "remove: single edits cannot be taken out of a model that lies on many processes yet; undo takes back the "
-            "last batches, or resume the folder in one process"
-        )
     reason = method.lasting
     if not reason and any(entry.kind == "finish" for entry in index.stack):
         reason = "the step at the end of the sequence has changed all edits together"
@@ -93,49 +87,37 @@ def _downdated(
 ) -> LayerState:  # fmt: skip
     """One downdate for all rows; the objective made anew from the rows that stay where that is ill-conditioned."""
     figures = state.deviations
-    shift = figures.shift
+    dtype, device = figures.shift.dtype, figures.shift.device
     solver = state.solver
     if not isinstance(solver, Removable):
         raise TypeError(f"remove: the solver of {method.name!r} has no `removed`")
-    parts = [rows for _, rows in _batches(journal, index, layer, shift.device, places)]
+    parts = [rows for _, rows in _batches(journal, index, layer, device, places)]
     keys = torch.cat([rows.keys for rows in parts if rows.keys is not None])
     target = torch.cat([rows.target for rows in parts if rows.target is not None]).double()
     noise = method.noise(config, len(keys))
 
     def remaining() -> Iterator[tuple[Tensor, Tensor, float]]:
-        for batch_noise, rows in _batches(journal, index, layer, shift.device, None, places):
+        for batch_noise, rows in _batches(journal, index, layer, device, None, places):
             if rows.keys is not None and rows.target is not None and len(rows.keys):
                 yield rows.keys, rows.target, batch_noise
 
     try:
         gain, after = solver.removed(keys)
-        _check_gain(keys, gain, shift.dtype)
+        _check_gain(keys, gain, dtype)
     except LeverageError:
         exact, after = solver.rebuilt(remaining)
-        following = plain(exact.to(shift.dtype).expand(shift.shape))
-        weights.add(layer, following - shift)
-        cost = sum(float((v.double() * _error(v, k, following)).sum()) / nu for k, v, nu in remaining())
+        following = figures.at(plain(exact.to(dtype).expand(figures.shift.shape)))
+        weights.add(layer, following.shift - figures.shift)
+        cost = sum(float((v.double() * following.error(k, v)).sum()) / nu for k, v, nu in remaining())
         innovation = sum(float(v.double().square().sum()) / nu for _, v, nu in remaining())
     else:
-        before = _error(target, keys, shift)
-        change = -(gain.double() @ before).to(shift.dtype)
+        before = figures.error(keys, target)
+        change = -figures.product(gain.double(), before).to(dtype)
         weights.add(layer, change)
-        following = shift + change
-        cost = figures.cost - float((_error(target, keys, following) * before).sum()) / noise
+        following = figures.moved(change, (gain, -before.to(dtype)))
+        cost = figures.cost - float((following.error(keys, target) * before).sum()) / noise
         innovation = max(0.0, figures.innovation - float(target.square().sum()) / noise)
-    anchor = _dot(following, figures.gram @ following)
-    return LayerState(
-        after,
-        replace(
-            figures, shift=following, cost=cost, innovation=innovation, parameter=_dot(following, following),
-            anchor=anchor,
-        ),
-    )  # fmt: skip
-
-
-def _error(target: Tensor, keys: Tensor, shift: Tensor) -> Tensor:
-    """V - K W (u, v) float64."""
-    return target.double() - wide.transposed_product(shift, keys.double().mT.contiguous()).mT
+    return LayerState(after, replace(following, cost=cost, innovation=innovation))
 
 
 def _check_gain(keys: Tensor, gain: Tensor, dtype: torch.dtype) -> None:
@@ -159,6 +141,7 @@ def _solved_again(
     """Every batch concerned with and without the rows, against the prior."""
     shift = state.deviations.shift
     change = torch.zeros_like(shift)
+    products: list[tuple[Tensor, Tensor]] | None = []
     gone: dict[int, set[int]] = {}
     for place in places:
         gone.setdefault(place.number, set()).add(place.position)
@@ -170,9 +153,14 @@ def _solved_again(
             if kept:
                 assert rows.keys is not None
                 assert rows.residual is not None
-                change += sign * state.solver.propose(rows.keys, rows.residual, rows.bare)[0].update
+                proposal = state.solver.propose(rows.keys, rows.residual, rows.bare)[0]
+                change += sign * proposal.update
+                if proposal.gain is None:
+                    products = None
+                elif products is not None:
+                    products.append((proposal.gain, sign * rows.residual))
     weights.add(layer, change)
-    return replace(state, deviations=state.deviations.moved(change))
+    return replace(state, deviations=state.deviations.moved(change, *(products or ())))
 
 
 def _batches(
@@ -194,7 +182,3 @@ def _batches(
                 continue
             record = journal.load(entry.number, device)
             yield record.noise, rows_on(record.layers[layer], record.rows_of(wanted))
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.sum(a * b, dtype=torch.float64))
