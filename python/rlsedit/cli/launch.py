@@ -1,4 +1,4 @@
-"""`torchrun ... -m rlsedit edit`: many processes that act as one command, of which rank 0 speaks.
+"""`torchrun ... -m rlsedit edit` or `remove`: many processes that act as one command, of which rank 0 speaks.
 
 torchrun sets RANK, LOCAL_RANK, WORLD_SIZE and MASTER_ADDR; without them nothing here does anything.
 """
@@ -79,7 +79,7 @@ def status_of(error: Exception, expected: tuple[type[Exception], ...], bad: int,
 
 def add_parallel(parser: argparse.ArgumentParser) -> None:
     """--parallel and --states."""
-    group = parser.add_argument_group("many processes (torchrun --nproc-per-node N -m rlsedit edit ...)")
+    group = parser.add_argument_group("many processes (torchrun --nproc-per-node N -m rlsedit ...)")
     group.add_argument(
         "--parallel", choices=("auto", "tp", "fsdp"), default="auto",
         help="how the model is spread: tensor parallelism, FSDP2, or tp where the heads divide (default auto)",
@@ -100,7 +100,7 @@ def started(args: argparse.Namespace) -> Iterator[Ranks | None]:
     if size() == 1:
         if args.parallel != "auto" or args.states != "auto":
             raise ValueError(
-                "--parallel, --states: are for many processes; start with torchrun --nproc-per-node N -m rlsedit edit"
+                "--parallel, --states: are for many processes; start with torchrun --nproc-per-node N -m rlsedit ..."
             )
         yield None
         return

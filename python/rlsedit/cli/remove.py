@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlsedit.cli.launch import add_parallel, load_spread, rank, started
+
+if TYPE_CHECKING:
+    from rlsedit_kernels.distributed import Ranks
 
 NAME = "remove"
 HELP = "take edits out of an edited model"
@@ -24,38 +31,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="MODEL", help="folder of the model that was edited, where DIR has no model yet"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    add_parallel(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Removes and saves."""
+    """Removes and saves; in all processes that torchrun has started."""
+    with started(args) as ranks:
+        return _run(args, ranks)
+
+
+def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from rlsedit.cli.edit import finish
-    from rlsedit.cli.options import device_of, quiet_transformers
+    from rlsedit.cli.options import load_any
     from rlsedit.editor import Editor
-    from rlsedit.models import smollm2
-    from rlsedit.paths import check_writable
     from rlsedit.report import Console
-    from rlsedit.store.folder import store_of
-    from rlsedit.store.modelfiles import behind, mend, unfinished
     from rlsedit.store.origin import origin_of
 
     console = Console()
-    if bool(args.ids) == args.undo:
-        raise ValueError("ID: name at least one edit, or give --undo alone")
-    if not store_of(args.folder).is_dir():
-        raise ValueError(f"{args.folder}: holds no edits")
-    check_writable("DIR", store_of(args.folder))
-    quiet_transformers()
-    if args.model is None:
-        mend(args.folder)
-        if behind(args.folder) is None:
-            told = unfinished(args.folder) or f"{args.folder}: the model in the folder is not whole"
-            raise ValueError(f"{told}; or name the one that was edited with --model")
-    source = args.model or str(args.folder)
-    folder = smollm2.cached_copy() if source == "smollm2" else Path(source)
-    with console.bar(f"loading {source}", None):
-        model, tokenizer = smollm2.load_model(folder, device=device_of(args.device))
+    with ranks.together("remove") if ranks is not None else nullcontext():
+        _check(args)
+    given, args.dtype = args.model, "auto"
+    args.model = args.model or str(args.folder)
+    with console.bar(f"loading {args.model}", None):
+        model, tokenizer = load_any(args) if ranks is None else load_spread(args)
     with console.bar(f"edits of {args.folder}", None):
-        editor = Editor.resume(args.folder, model, tokenizer)
+        editor = Editor.resume(args.folder, model, tokenizer, states=args.states)
     try:
         if args.undo:
             gone = editor.undo()
@@ -63,7 +63,25 @@ def run(args: argparse.Namespace) -> int:
         else:
             editor.remove(args.ids)
             console.line(f"taken out: {', '.join(args.ids)}")
-        finish(console, editor, source, args.folder, origin_of(args.folder, args.model), {}, [])
+        finish(console, editor, args.model, args.folder, origin_of(args.folder, given), {}, [])
     finally:
         editor.close()
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be done before anything is loaded; rank 0 mends the model in the folder."""
+    from rlsedit.paths import check_writable
+    from rlsedit.store.folder import store_of
+    from rlsedit.store.modelfiles import behind, mend, unfinished
+
+    if bool(args.ids) == args.undo:
+        raise ValueError("ID: name at least one edit, or give --undo alone")
+    if not store_of(args.folder).is_dir():
+        raise ValueError(f"{args.folder}: holds no edits")
+    check_writable("DIR", store_of(args.folder))
+    if args.model is None and rank() == 0:
+        mend(args.folder)
+        if behind(args.folder) is None:
+            told = unfinished(args.folder) or f"{args.folder}: the model in the folder is not whole"
+            raise ValueError(f"{told}; or name the one that was edited with --model")

@@ -16,6 +16,7 @@ from support.editors import facts
 from support.language_models import tokenizer
 from support.spread_models import model_of
 
+from rlsedit.cli import main
 from rlsedit.store.check import problems
 
 SETTINGS = ("--layers", "1,2", "--batch", "2", "--set", "steps=2", "--set", "contexts=1", "--set", "context_length=2",
@@ -36,11 +37,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _command(inputs: Path, out: Path, *more: str, processes: int = 1, given: str = "facts.jsonl") -> Any:
+    edit = ("edit", inputs / "model", "--facts", inputs / given, "--out", out, *SETTINGS, *more)
+    return _rlsedit(inputs, *edit, processes=processes)
+
+
+def _rlsedit(inputs: Path, *command: object, processes: int = 1) -> Any:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launch, "-m", "rlsedit", "edit", str(inputs / "model"), "--facts", str(inputs / given),
-               "--out", str(out), *SETTINGS, *more]  # fmt: skip
     home = {"XDG_CACHE_HOME": str(inputs / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, **home})
+    return subprocess.run(
+        [sys.executable, *launch, "-m", "rlsedit", *map(str, command)],
+        capture_output=True, text=True, timeout=280, env={**os.environ, **home},
+    )  # fmt: skip
 
 
 def test_many_processes_write_the_model_that_one_does(inputs: Path, tmp_path: Path) -> None:
@@ -71,17 +78,54 @@ def test_a_folder_is_resumed_by_another_number_of_processes(inputs: Path, tmp_pa
         assert first.returncode == 0, first.stderr
     source = inputs / "model"
     for name, processes, way in (("one", 1, ()), ("many", 3, ("--parallel", "fsdp"))):
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
-        again = subprocess.run(
-            [sys.executable, *launch, "-m", "rlsedit", "edit", str(tmp_path / name), "--facts",
-             str(inputs / "more.jsonl"),
-             "--out", str(tmp_path / name), "--resume", "--no-evaluate", *way],
-            capture_output=True, text=True, timeout=280,
-            env={**os.environ, "XDG_CACHE_HOME": str(inputs / "cache"), "OMP_NUM_THREADS": "1"},
+        again = _rlsedit(
+            inputs, "edit", tmp_path / name, "--facts", inputs / "more.jsonl", "--out", tmp_path / name, "--resume",
+            "--no-evaluate", *way, processes=processes,
         )  # fmt: skip
         assert again.returncode == 0, again.stderr
     assert problems(tmp_path / "many") == []
     before = load_file(source / "model.safetensors")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("many", "one"))
+    for name, weight in theirs.items():
+        assert (ours[name] - weight).norm() <= 1e-3 * (weight - before[name]).norm()
+
+
+def test_edits_are_taken_out_and_replaced_by_many_processes_as_by_one(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(inputs / "cache"))
+    first = facts(1)[0]
+    new = {"id": "new", "prompt": first.prompt, "subject": first.subject, "target_new": "Quito"}
+    (inputs / "new.jsonl").write_text(json.dumps(new) + "\n")
+    found = {}
+    for name in ("one", "many"):
+        out = tmp_path / name
+        steps: list[tuple[object, ...]] = [
+            ("edit", inputs / "model", "--facts", inputs / "facts.jsonl", "--out", out, "--text", inputs / "text.txt",
+             *SETTINGS),
+            ("remove", out, "f1", "f2"),
+            ("remove", out, "--undo"),
+            ("edit", out, "--facts", inputs / "new.jsonl", "--out", out, "--resume", "--no-evaluate", "--on-conflict",
+             "replace"),
+        ]  # fmt: skip
+        for step in steps:
+            if name == "one":
+                assert main([*map(str, step), "--device", "cpu"]) == 0
+                continue
+            done = _rlsedit(inputs, *step, "--parallel", "fsdp", "--states", "sharded", processes=2)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("written to") == 1
+            if step[0] == "remove":
+                assert done.stdout.count("taken back: the last step" if "--undo" in step else "taken out: f1, f2") == 1
+        assert problems(out) == []
+        capsys.readouterr()
+        assert main(["log", str(out), "--json"]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        found[name] = sorted((row["id"], row["state"]) for row in rows)
+    assert found["many"] == found["one"] == sorted(
+        [("f0", "removed"), ("f1", "applied"), ("f2", "applied"), ("new", "applied")]
+    )  # fmt: skip
+    before = load_file(inputs / "model" / "model.safetensors")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("many", "one"))
     for name, weight in theirs.items():
         assert (ours[name] - weight).norm() <= 1e-3 * (weight - before[name]).norm()
