@@ -328,19 +328,17 @@ class Editor:
         """The edits as a LoRA adapter for PEFT and vLLM, from the float32 masters; see `rlsedit.export.export_lora`.
 
         Raises:
-            ValueError: nothing has been edited, a rank out of range, a `path` that holds something, a model that lies
-                on many processes.
+            ValueError: nothing has been edited, a rank out of range, a `path` that holds something.
         """
         from .export import export_lora
 
-        if self._processes.many:
-            raise ValueError("Editor.export_lora: needs a model that one process holds; resume the folder in one")
         after = {n: self._weights.wide(n) for n in self.config.layers}
         about = {"method": self.method.name, "edits": None if self._journal is None else len(self._journal.index.live)}
-        return export_lora(
-            self.adapter, self.tokenizer, self._first, after, path,
-            rank=rank, facts=facts, about=about, replace=replace, progress=progress,
-        )  # fmt: skip
+        with self._shared("Editor.export_lora", os.path.realpath(path), rank, facts, replace):
+            return export_lora(
+                self.adapter, self.tokenizer, self._first, after, path,
+                rank=rank, facts=facts, about=about, replace=replace, progress=progress,
+            )  # fmt: skip
 
     @property
     def folder(self) -> AnyFolder | None:

@@ -14,7 +14,9 @@ from .checkpoint import DTYPES, Checkpoint
 from .fingerprint import config_fields
 from .structure import Structure, config_of
 
-__all__ = ["Change", "between", "changes_of_model", "given", "rounded"]
+__all__ = ["UNCHANGED", "Change", "between", "change_of_layer", "changes_of_model", "given", "rounded"]
+
+UNCHANGED = "the model does not differ from the one the editor was made with: nothing to export"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Change:
     def module(self) -> str:
         """Name of the linear module in the model."""
         return self.parameter.removesuffix(".weight")
+
+    def is_nothing(self) -> bool:
+        """Whether W is W_0, bit for bit."""
+        after = self.after()
+        return torch.equal(self.before().to(after.dtype), after)
 
     def difference(self) -> Tensor:
         """W - W_0 (out, in), float64."""
@@ -141,18 +148,23 @@ def changes_of_model(adapter: Adapter, before: Mapping[int, Tensor], after: Mapp
     Raises:
         ValueError: no layer has changed.
     """
-    names = {id(module): name for name, module in adapter.model.named_modules()}
     found = []
     for layer in sorted(after):
-        parameter = names[id(adapter.edited(layer))] + ".weight"
-        first, last = _stored(before[layer], adapter.layout), _stored(after[layer], adapter.layout)
-        if torch.equal(first.to(last.dtype), last):
-            continue
-        shape = (first.shape[0], first.shape[1])
-        found.append(Change(parameter, parameter, adapter.layout, first.dtype, shape, _holding(first), _holding(last)))
+        change = change_of_layer(adapter, layer, before[layer], after[layer])
+        if not change.is_nothing():
+            found.append(change)
     if not found:
-        raise ValueError("the model does not differ from the one the editor was made with: nothing to export")
+        raise ValueError(UNCHANGED)
     return found
+
+
+def change_of_layer(adapter: Adapter, layer: int, before: Tensor, after: Tensor) -> Change:
+    """An edited layer of a model in memory, or the part of it that is given, in row form as for `changes_of_model`."""
+    module = adapter.edited(layer)
+    parameter = next(name for name, part in adapter.model.named_modules() if part is module) + ".weight"
+    first, last = _stored(before, adapter.layout), _stored(after, adapter.layout)
+    shape = (first.shape[0], first.shape[1])
+    return Change(parameter, parameter, adapter.layout, first.dtype, shape, _holding(first), _holding(last))
 
 
 def _changed(

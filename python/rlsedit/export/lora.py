@@ -170,8 +170,9 @@ def export_lora(
 
     Args:
         adapter, tokenizer: the model.
-        before: W_0 of each edited layer, row form (d, v), in the dtype of the model.
-        after: W of each, row form (d, v): the float32 master of a bf16 or fp16 model.
+        before: W_0 of each edited layer, row form (d, v), in the dtype of the model; of a model that lies on many
+            processes the part that is here.
+        after: W of each likewise: the float32 master of a bf16 or fp16 model.
         out: folder to write.
         rank: largest rank of a layer; None for the smallest that is exact to rounding, at most the number of edits for
             methods that write with one key a fact.
@@ -183,12 +184,20 @@ def export_lora(
     Raises:
         ValueError: nothing has been edited, a rank out of range, an `out` that holds something.
     """
-    check_target(out, replace)
-    changes = changes_of_model(adapter, before, after)
-    factors = factorise(changes, rank)
+    processes, what = adapter.processes, "Editor.export_lora"
+    processes.of_first(what, lambda: check_target(out, replace))
+    if processes.many:
+        from ..parallel.lora import factors_of_parts
+
+        factors = factors_of_parts(adapter, before, after, rank)
+    else:
+        factors = factorise(changes_of_model(adapter, before, after), rank)
     scores = evaluate_both(adapter, tokenizer, facts, factors, progress=progress) if facts else None
     base = str(getattr(adapter.model.config, "_name_or_path", "") or "")
-    return write_lora(factors, out, base=base, scores=scores, replace=replace, about=about)
+    report: LoraReport = processes.of_first(
+        what, lambda: write_lora(factors, out, base=base, scores=scores, replace=replace, about=about)
+    )
+    return report
 
 
 def _config(report: LoraReport, base: str, transposed: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..facts import Fact
 from ..metrics import EvalReport, evaluate
 from ..models.adapter import Adapter
+from ..parallel import OneProcess
 from .changes import Change, rounded
 from .lowrank import LowRank
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 __all__ = ["evaluate_both", "with_adapter", "with_weights"]
+
+ALONE = OneProcess()
 
 
 def evaluate_both(
@@ -42,56 +45,64 @@ def evaluate_both(
         return None if progress is None else lambda done, total: progress(part * total + done, 2 * total)
 
     changes = [change for change, _ in factors]
-    with with_weights(adapter.model, {change.module: rounded(change) for change in changes}):
+    processes = adapter.processes
+    with with_weights(adapter.model, {change.module: rounded(change) for change in changes}, processes):
         edited = evaluate(adapter.model, tokenizer, facts, adapter=adapter, progress=at(0))
     with (
-        with_weights(adapter.model, {change.module: change.before() for change in changes}),
-        with_adapter(adapter.model, factors),
+        with_weights(adapter.model, {change.module: change.before() for change in changes}, processes),
+        with_adapter(adapter.model, factors, processes),
     ):
         lora = evaluate(adapter.model, tokenizer, facts, adapter=adapter, progress=at(1))
     return {"edited": edited, "adapter": lora}
 
 
 @contextmanager
-def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other weights for some modules inside, in the stored layout; the former ones come back bit for bit."""
-    targets = {name: _weight(model, name) for name in weights}
-    saved = {name: weight.clone() for name, weight in targets.items()}
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor], processes: OneProcess = ALONE) -> Iterator[None]:
+    """Other weights for some modules inside, in the stored layout; the former ones come back bit for bit.
+
+    Args:
+        model: whose weights are exchanged.
+        weights: by name of the module; of a model that lies on many processes the parts that are here.
+        processes: those that hold the model.
+    """
+    modules = {name: model.get_submodule(name) for name in weights}
+    saved = {name: processes.local(module).clone() for name, module in modules.items()}
     try:
-        _copy(targets, weights)
+        _copy(modules, weights, processes)
         yield
     finally:
-        _copy(targets, saved)
+        _copy(modules, saved, processes)
 
 
 @contextmanager
-def with_adapter(model: nn.Module, factors: Sequence[tuple[Change, LowRank]]) -> Iterator[None]:
+def with_adapter(
+    model: nn.Module, factors: Sequence[tuple[Change, LowRank]], processes: OneProcess = ALONE
+) -> Iterator[None]:
     """y + B A x for the modules of an adapter inside, the product in the dtype of the factors as PEFT has it."""
     handles: list[RemovableHandle] = []
     try:
         for change, part in factors:
             module = model.get_submodule(change.module)
-            device = _weight(model, change.module).device
-            handles.append(module.register_forward_hook(_adding(part.left.to(device), part.right.to(device))))
+            device = processes.local(module).device
+            left, right = part.left.to(device), part.right.to(device)
+            handles.append(module.register_forward_hook(_adding(left, right, processes)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _adding(left: Tensor, right: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _adding(
+    left: Tensor, right: Tensor, processes: OneProcess
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return (output + args[0].to(right.dtype) @ right.T @ left.T).to(output.dtype)
+        x = processes.inputs(args[0], right.shape[1])
+        return (output + x.to(right.dtype) @ right.T @ left.T).to(output.dtype)
 
     return hook
 
 
-def _weight(model: nn.Module, module: str) -> Tensor:
-    weight: Tensor = model.get_submodule(module).weight.detach()  # type: ignore[operator, union-attr]
-    return weight
-
-
 @torch.no_grad()
-def _copy(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, target in targets.items():
-        target.copy_(values[name])
+def _copy(modules: Mapping[str, nn.Module], values: Mapping[str, Tensor], processes: OneProcess) -> None:
+    for name, module in modules.items():
+        processes.local(module).copy_(values[name])  # FSDP2 may have it elsewhere after a forward pass

@@ -7,16 +7,13 @@ one among them. There are no snapshots: weights and states are parts, and are ma
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from rlsedit_kernels.distributed import bounds
 
 from ..facts import Fact
 from ..models.adapter import Adapter
@@ -29,21 +26,9 @@ from ..store.records import Entry, Record
 from ..store.session import Session
 from .part import Part
 from .processes import Processes
+from .saving import whole_weight
 
-__all__ = ["SharedFolder", "shared"]
-
-T = TypeVar("T")
-
-
-def shared(processes: Processes, value: T | None) -> T:
-    """What rank 0 has, on every rank: two broadcasts."""
-    data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-    device = processes.ranks.device
-    size = torch.tensor([len(data) if processes.writes else 0], device=device)
-    length = int(processes.ranks.broadcast(size, 0))
-    sent = data.to(device) if processes.writes else torch.empty(length, dtype=torch.uint8, device=device)
-    found: T = pickle.loads(processes.ranks.broadcast(sent.contiguous(), 0).cpu().numpy().tobytes())
-    return found
+__all__ = ["SharedFolder"]
 
 
 class SharedJournal:
@@ -51,7 +36,7 @@ class SharedJournal:
 
     def __init__(self, processes: Processes, folder: Folder | None) -> None:
         self._processes, self._folder = processes, folder
-        self.entries: list[Entry] = shared(processes, None if folder is None else folder.journal.entries)
+        self.entries: list[Entry] = processes.shared(None if folder is None else folder.journal.entries)
         self.index = Index(self.entries)
         if folder is not None:
             self.entries, self.index = folder.journal.entries, folder.journal.index
@@ -65,7 +50,7 @@ class SharedJournal:
         with self._processes.together("Editor: the record"):
             if self._folder is not None:
                 self._folder.append(record)
-        entry = shared(self._processes, None if self._folder is None else self.entries[-1])
+        entry = self._processes.shared(None if self._folder is None else self.entries[-1])
         if self._folder is None:
             self.entries.append(entry)
             self.index.push(entry)
@@ -76,16 +61,19 @@ class SharedJournal:
         Raises:
             StoreError, RankError: its file is damaged.
         """
-        record: Record | None = None
-        with self._processes.together("Editor: a record"):
-            if self._folder is not None:
-                record = self._folder.journal.load(number, "cpu")
-        record = shared(self._processes, record)
+        journal = None if self._folder is None else self._folder.journal
+        record: Record = self._processes.of_first("Editor: a record", lambda: journal and journal.load(number, "cpu"))
         return replace(record, layers={n: rows.to(device) for n, rows in record.layers.items()})
 
     def header(self, number: int) -> Record:
-        """The record without its tensors."""
-        return shared(self._processes, None if self._folder is None else self._folder.journal.header(number))
+        """The record without its tensors.
+
+        Raises:
+            StoreError, RankError: its file is damaged.
+        """
+        journal = None if self._folder is None else self._folder.journal
+        found: Record = self._processes.of_first("Editor: a record", lambda: journal and journal.header(number))
+        return found
 
 
 class SharedLedger:
@@ -96,7 +84,9 @@ class SharedLedger:
 
     def edits(self, **wanted: Any) -> list[Any]:
         """See `Ledger.edits`."""
-        return shared(self._processes, None if self._folder is None else self._folder.ledger.edits(**wanted))
+        ledger = None if self._folder is None else self._folder.ledger
+        found: list[Any] = self._processes.of_first("Editor: the ledger", lambda: ledger and ledger.edits(**wanted))
+        return found
 
 
 class SharedFolder:
@@ -114,7 +104,7 @@ class SharedFolder:
     def __init__(self, processes: Processes, folder: Folder | None, path: Path, parts: Mapping[int, Part]) -> None:
         self._processes, self._folder, self._parts = processes, folder, parts
         self.path, self.store = path, store_of(path)
-        self.session: Session = shared(processes, None if folder is None else folder.session)
+        self.session: Session = processes.shared(None if folder is None else folder.session)
         self.journal = SharedJournal(processes, folder)
         self.ledger = SharedLedger(processes, folder)
 
@@ -131,7 +121,7 @@ class SharedFolder:
         """
         processes = _many(adapter)
         parts = {n: adapter.part(n) for n in base}
-        whole = {n: (_gathered(processes, weight, parts[n]), moment) for n, (weight, moment) in base.items()}
+        whole = {n: (whole_weight(processes, weight, parts[n]), moment) for n, (weight, moment) in base.items()}
         folder: Folder | None = None
         with processes.together("Editor.save"):
             if processes.writes:
@@ -207,24 +197,6 @@ class SharedFolder:
 def _many(adapter: Adapter) -> Processes:
     assert isinstance(adapter.processes, Processes)
     return adapter.processes
-
-
-def _gathered(processes: Processes, mine: Tensor, part: Part) -> Tensor:
-    """The whole weight (d, v) on the CPU of rank 0, sent part by part; an empty one elsewhere."""
-    ranks = processes.ranks
-    if part.kind == "whole":
-        return mine.cpu()
-    if not processes.writes:
-        ranks.send(mine.contiguous(), 0)
-        return mine.new_empty(0)
-    whole = torch.empty(part.d, part.v, dtype=mine.dtype, device="cpu")
-    part.of(whole).copy_(mine)
-    edges = bounds(part.d if part.kind == "rows" else part.v, ranks.size)
-    for rank in range(1, ranks.size):
-        span = slice(edges[rank], edges[rank + 1])
-        into = whole[span] if part.kind == "rows" else whole[:, span]
-        into.copy_(ranks.receive(torch.empty(into.shape, dtype=mine.dtype, device=mine.device), rank))
-    return whole
 
 
 def _as_stored(weight: Tensor, layout: str) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,6 +50,11 @@ class OneProcess:
 
     def agree(self, what: str, **values: float) -> None:
         """Refuse numbers that are not the same in all processes."""
+
+    def of_first(self, what: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives in the first process, which alone calls it; it fails in all or in none."""
+        del what
+        return work()
 
     def same(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The values of the first process."""

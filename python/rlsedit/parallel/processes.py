@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,6 +113,27 @@ class Processes(OneProcess):
         """See `Ranks.agree`."""
         with self.in_step():
             self.ranks.agree(what, **values)
+
+    def of_first(self, what: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives on rank 0, on every rank.
+
+        Raises:
+            RankError: with what rank 0 has raised.
+        """
+        value = None
+        with self.together(what):
+            if self.writes:
+                value = work()
+        return self.shared(value)
+
+    def shared(self, value: Any, source: int = 0) -> Any:
+        """What the rank `source` has, on every rank: two broadcasts. Tensors of it should lie on the CPU."""
+        here = self.rank == source
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8) if here else torch.empty(0)
+        size = torch.tensor([len(data)], device=self.ranks.device)
+        length = int(self.ranks.broadcast(size, source))
+        sent = data.to(self.ranks.device) if here else torch.empty(length, dtype=torch.uint8, device=self.ranks.device)
+        return pickle.loads(self.ranks.broadcast(sent.contiguous(), source).cpu().numpy().tobytes())
 
     def same(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The values of rank 0: one broadcast each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.spread_models import editor_of, model_of, weights_of
 
 from rlsedit import Editor
 from rlsedit.store.check import problems
+from rlsedit.store.errors import StoreError
 from rlsedit_kernels.distributed import Ranks
 from rlsedit_kernels.errors import RankError
 
@@ -105,6 +107,41 @@ def test_a_record_that_rank_0_cannot_write_is_taken_back_on_all(tmp_path: Path) 
     assert "No space left" in second[0]
     assert first[1]
     assert second[1]
+
+
+def _fails(*_args: object, **_more: object) -> None:
+    raise StoreError("cannot be read")
+
+
+def _unreadable(ranks: Ranks, path: str) -> list[str]:
+    editor = editor_of("fsdp", ranks)
+    editor.save(path)
+    editor.edit(facts(2))
+    folder = editor.folder
+    assert folder is not None
+    said = []
+    asked: list[tuple[str, str, Callable[[], object]]] = [
+        ("ledger", "edits", lambda: editor.planned),
+        ("journal", "header", lambda: folder.journal.header(1)),
+    ]
+    for part, name, ask in asked:
+        with pytest.MonkeyPatch.context() as patch:
+            if ranks.rank == 0:
+                patch.setattr(getattr(folder._folder, part), name, _fails)  # type: ignore[union-attr]
+            with pytest.raises((StoreError, RankError)) as caught:
+                ask()
+        said.append(f"{type(caught.value).__name__} {caught.value}")
+    editor.edit(facts(1, 3))
+    editor.close()
+    return said
+
+
+def test_what_rank_0_cannot_read_fails_on_all_at_once(tmp_path: Path) -> None:
+    """The others waited for it until the time limit, and the group had ended."""
+    first, second = run(2, _unreadable, str(tmp_path / "out"), limit=SLOW)
+    assert first == ["StoreError cannot be read"] * 2
+    assert [text.split()[0] for text in second] == ["RankError"] * 2
+    assert all("rank 0 failed: StoreError: cannot be read" in text for text in second)
 
 
 def _missing(ranks: Ranks, path: str) -> str:
