@@ -229,7 +229,7 @@ class ShardedRLSFilter(RLSFilter):
         return self._part
 
     def _new_rounding(self) -> Rounding:
-        return ShardedRounding(self._prior, self.state.dtype, _size, _trace(self._prior))
+        return ShardedRounding(self._prior, self.state.dtype, _size, self._prior.trace)
 
 
 class ShardedRounding(Rounding):
@@ -246,11 +246,3 @@ class ShardedRounding(Rounding):
 def _size(value: BatchKeys | ShardedWeight) -> float:
     """|K|^2, or of a weight the part of this rank."""
     return squared(value.W) if isinstance(value, ShardedWeight) else value.size
-
-
-def _trace(prior: Prior) -> float:
-    """tr(S_0), from what the prior was made of."""
-    if prior.kind == "null_space":
-        assert prior.l2 is not None
-        return prior.l2 * prior.arrays["basis"].shape[1]
-    return float(prior.information().diagonal().sum())

@@ -169,6 +169,24 @@ class Prior:
         S.diagonal().add_(self.lam**2)
         return S
 
+    @property
+    def trace(self) -> float:
+        """tr(S_0) of what `information` gives, which is not formed for it."""
+        if self.kind == "precision":
+            return float(self.arrays["S0"].diagonal().sum())
+        if self.kind == "null_space":
+            assert self.l2 is not None
+            return self.l2 * self.arrays["basis"].shape[1]
+        assert self.lam is not None
+        found = self.d * self.lam**2
+        if self.kind == "anchor":
+            assert self.mu is not None
+            found += self.mu**2 * float(self.arrays["second_moment"].diagonal().sum())
+        elif self.kind == "anchor_keys":
+            assert self.mu is not None
+            found += self.mu**2 * float(self.arrays["K0"].square().sum())
+        return found
+
     def signature(self) -> dict[str, object]:
         """A short description by which a saved state recognises the prior that it was made with."""
         probe = torch.cos(torch.arange(self.d, dtype=torch.float64, device="cpu") * 0.7).to(self._device())

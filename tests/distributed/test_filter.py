@@ -136,6 +136,26 @@ def test_a_stream_is_that_of_one_process(size: int, d: int, way: tuple[str, str,
     assert relative_error(got, anew) < limit
 
 
+def _asked_for_information(ranks: Ranks) -> int:
+    prior, asked, information = prior_of(9), [], rk.Prior.information
+
+    def counted(self: rk.Prior) -> torch.Tensor:
+        asked.append(1)
+        return information(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rk.Prior, "information", counted)
+        rls = ShardedRLSFilter(weight_of(9, torch.float64), prior, ranks, layout="in_out")
+        rls.refactor([batch(0, 9, torch.float64)])
+    return len(asked)
+
+
+def test_the_information_of_the_prior_is_formed_for_its_factor_alone() -> None:
+    """It is d x d, and was formed with every filter and every rebuild for its trace."""
+    once = 1 + 1  # of the state, and of the float64 state that rebuilds
+    assert all(count <= once for count in run(2, _asked_for_information))
+
+
 def _from_nothing(ranks: Ranks, place: str) -> tuple[Any, ...]:
     weight = lay(ranks, weight_of(6, torch.float64), place, "in_out")
     rls = ShardedRLSFilter(weight, rk.Prior.ridge(6, 0.0), ranks, "square_root", layout="in_out")

@@ -32,6 +32,14 @@ PRIORS = {
 
 
 @pytest.mark.parametrize("kind", PRIORS)
+def test_the_trace_is_that_of_the_information_and_does_not_form_it(kind, monkeypatch) -> None:
+    prior = PRIORS[kind]()
+    expected = float(prior.information().diagonal().sum())
+    monkeypatch.setattr(rk.Prior, "information", None)
+    assert prior.trace == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", PRIORS)
 class TestFactor:
     def test_root_gives_the_covariance(self, kind) -> None:
         prior = PRIORS[kind]()
