@@ -31,6 +31,11 @@ Written = tuple[Keys, Values, float]
 Check = Callable[[float, float, float], None]
 """Gets |V - K W| without and with a batch that is to be taken back, and its cost, before anything is written."""
 
+RESTRICTED = (
+    "refactor: the state was restricted outside of the filter, and a carried right-hand side does not know of it: use "
+    "solution='gain'"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -276,10 +281,7 @@ class CarriedSolution:
     def rebuild(self, W_0: torch.Tensor, written: list[Written]) -> float:
         """R and B from kept batches, in float64 and rounded once; the objective."""
         if self.state._restriction is not None:
-            raise ValueError(
-                "refactor: the state was restricted outside of the filter, and a carried right-hand side does not know "
-                "of it: use solution='gain'"
-            )
+            raise ValueError(RESTRICTED)
         fresh, B, objective = carried64(self.state, W_0, written)
         self.state.adopt(fresh)
         self.B = B.to(self.B.dtype)

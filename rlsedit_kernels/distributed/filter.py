@@ -168,9 +168,6 @@ class ShardedRLSFilter(RLSFilter):
         with self.ranks.confirmed("refactor") as agreed:
             if self._initial is None:
                 raise ValueError("refactor: W_0 is not kept with track_bounds=False: write the batches to a new filter")
-            if self.state._counters.restrictions:
-                raise ValueError("refactor: it would move the weight where the state was restricted: make another "
-                                 "filter, write the batches to it and restrict its state")  # fmt: skip
             batches = [(K, V, _checks.noise("refactor", noise)) for K, V, noise in triples("refactor", written)]
             if any(noise == 0.0 for _, _, noise in batches):
                 raise ValueError("refactor: noise must be > 0 for every batch")

@@ -17,8 +17,9 @@ from rlsedit_kernels.distributed.session import known_to_all
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
 from rlsedit_kernels.errors import BreakdownError
-from rlsedit_kernels.solutions import _HEADROOM, Check, Outcome, _after
+from rlsedit_kernels.solutions import _HEADROOM, RESTRICTED, Check, Outcome, _after
 from rlsedit_kernels.states import SquareRootState, triangular
+from rlsedit_kernels.states.restriction import held_step, require_directions
 
 __all__ = ["ShardedCarriedSolution", "ShardedGainSolution"]
 
@@ -92,19 +93,48 @@ class ShardedGainSolution:
         return Outcome(math.sqrt(figures[0]), math.sqrt(figures[1]), figures[2] / noise, initial)
 
     def rebuild(self, _W_0: Any, written: Batches) -> float:
-        """State and weight from kept batches, in float64; the objective."""
+        """State and weight from kept batches, in float64; the objective.
+
+        In the directions of a restriction the weight stays what it is.
+        """
         assert self.W_0 is not None
-        fresh, B, objective = carried64(self.prior, self.ranks, self.W_0, written)
+        state, ranks, weight = self.state, self.ranks, self.weight
+        with ranks.confirmed("refactor"):
+            require_directions(state._counters, state._restriction)
+        fresh, B, objective = carried64(self.prior, ranks, self.W_0, written)
         change = fresh.solve(B)
-        twin = self.state.clone()
-        twin.refactor([(K.tensor(self.ranks, self.state.d), noise) for K, _, noise in written])
-        with self.ranks.guarded("refactor"):
-            part = self.weight.sent_change(change)
-        with self.ranks.confirmed("refactor"):
-            pass
-        self.weight.W.copy_(part + self.W_0.W)
+        twin = state.clone()
+        twin.refactor([(K.tensor(ranks, state.d), noise) for K, _, noise in written])
+        with ranks.guarded("refactor"):
+            part, more = weight.sent_change(change), 0.0
+            if state._restriction is not None:
+                part, more = self._sent_held(fresh, state._restriction, part)
+        with ranks.confirmed("refactor") as agreed:
+            agreed["the objective"] = objective = objective + more
+        weight.W.copy_(part + self.W_0.W)
         _become(self.state, twin)
         return objective
+
+    def _sent_held(
+        self, fresh: ShardedSquareRootState, held: torch.Tensor, part: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """`restriction.held_change` of this rank's part of a change; d x q and q x v numbers are sent.
+
+        Args:
+            fresh: holds C of the batches without the restriction.
+            held: this rank's rows (d_p, q) of its directions, float64.
+            part: of the change, float64.
+        """
+        assert self.W_0 is not None
+        ranks, weight, d = self.ranks, self.weight, self.state.d
+        Q = ranks.gather(held, d)
+        image = fresh.apply(Q).to_local()  # rows of C Q
+        G = ranks.ordered_sum(held.mT @ image)
+        gone = weight.W.to(torch.float64) - self.W_0.W.to(torch.float64) - part
+        rows = weight.place == "rows"
+        missing = ranks.ordered_sum(held.mT @ gone) if rows else Q.mT @ gone
+        solved, more = held_step(G, missing)
+        return part + (image if rows else ranks.gather(image, d)) @ solved, weight.sent_totals(more)[0]
 
     def _sent_initial(self, K: BatchKeys, V: Targets) -> float | None:
         if self.W_0 is None or not self._track:
@@ -217,6 +247,8 @@ class ShardedCarriedSolution:
 
     def rebuild(self, _W_0: Any, written: Batches) -> float:
         """R and B from kept batches, in float64 and rounded once; the objective."""
+        if self.state._restriction is not None:
+            raise known_to_all(ValueError(RESTRICTED))
         fresh, B, objective = carried64(self.state.prior, self.ranks, self.W_0, written)
         local = B.to_local().to(self.state.dtype)
         with self.ranks.guarded("refactor"):

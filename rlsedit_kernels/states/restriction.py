@@ -49,9 +49,19 @@ def held_change(
         change: (d, v), the minimiser without it, float64.
         before: (d, v).
     """
-    missing = Q.mT @ (before.to(torch.float64) - change)
-    solved = _inverse(Q.mT @ Y) @ missing
-    return change + Y @ solved, float((missing * solved).sum())
+    solved, more = held_step(Q.mT @ Y, Q.mT @ (before.to(torch.float64) - change))
+    return change + Y @ solved, more
+
+
+def held_step(G: torch.Tensor, missing: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """(Q'C Q)^-1 Q'(before - D) (q, v), and by how much the objective is larger for these columns; see `held_change`.
+
+    Args:
+        G: (q, q) = Q'C Q, float64.
+        missing: (q, v) = Q'(before - D), float64.
+    """
+    solved = _inverse(G) @ missing
+    return solved, float((missing * solved).sum())
 
 
 def _inverse(G: torch.Tensor) -> torch.Tensor:

@@ -136,6 +136,69 @@ def test_a_stream_is_that_of_one_process(size: int, d: int, way: tuple[str, str,
     assert relative_error(got, anew) < limit
 
 
+def _directions(d: int) -> list[torch.Tensor]:
+    Q = builders.orthogonal(d, np.random.default_rng(3))
+    return [builders.tensor(Q[:, :2].copy(), torch.float64), builders.tensor(Q[:, 2:3].copy(), torch.float64)]
+
+
+def _restricted(rls: Any, d: int) -> dict[str, Any]:
+    """Batches with restrictions between them, and a rebuild without one of the batches."""
+    for seed, Q in enumerate((*_directions(d), None)):
+        rls.update(*batch(seed, d, torch.float64))
+        if Q is not None:
+            rls.state.restrict(Q)
+    before = full(rls.weight)
+    rls.refactor([batch(seed, d, torch.float64) for seed in (0, 2)])
+    found = {"before": before, "anew": full(rls.weight), "objective": rls.objective}
+    rls.update(*batch(3, d, torch.float64))
+    return {**found, "more": full(rls.weight)}
+
+
+def _restricted_over_ranks(ranks: Ranks, d: int, way: tuple[str, str], place: str, layout: str) -> dict[str, Any]:
+    weight = lay(ranks, weight_of(d, torch.float64), place, layout)
+    rls = ShardedRLSFilter(weight, prior_of(d), ranks, way[0], layout=layout, solution="gain", form=way[1])
+    return _restricted(rls, d)
+
+
+@pytest.mark.parametrize(("place", "layout"), [("rows", "in_out"), ("columns", "out_in"), ("everywhere", "in_out")])
+@pytest.mark.parametrize("way", [("covariance", "plain"), ("covariance", "inverse_root"), ("square_root", "auto")])
+@pytest.mark.parametrize(("size", "d"), [(2, 9), (3, 16)])
+def test_a_restricted_filter_is_rebuilt_as_that_of_one_process(
+    size: int, d: int, way: tuple[str, str], place: str, layout: str
+) -> None:
+    every = run(size, _restricted_over_ranks, d, way, place, layout)
+    weight = weight_of(d, torch.float64)
+    given = weight if layout == "in_out" else weight.mT.contiguous()
+    alone = _restricted(
+        rk.RLSFilter(given, prior_of(d), way[0], layout=layout, solution="gain", form=way[1], dtype=torch.float64), d
+    )
+    Q = torch.cat(_directions(d), dim=1)
+    rows = (lambda W: W) if layout == "in_out" else (lambda W: W.mT)
+    for found in every:
+        for name in ("before", "anew", "more"):
+            assert relative_error(found[name], alone[name]) < 1e-9, name
+            assert torch.equal(found[name], every[0][name])
+        assert found["objective"] == pytest.approx(alone["objective"], rel=1e-9)
+        assert relative_error(Q.mT @ rows(found["anew"]), Q.mT @ rows(found["before"])) < 1e-9
+        assert relative_error(found["anew"], found["before"]) > 1e-3
+
+
+def _carried_and_restricted(ranks: Ranks) -> str:
+    rls = ShardedRLSFilter(
+        weight_of(9, torch.float64), prior_of(9), ranks, "square_root", layout="in_out", solution="carried"
+    )
+    rls.update(*batch(0, 9, torch.float64))
+    rls.state.restrict(_directions(9)[0])
+    with pytest.raises(ValueError, match="use solution='gain'") as caught:
+        rls.refactor([batch(0, 9, torch.float64)])
+    ranks.barrier()  # the ranks can go on
+    return str(caught.value)
+
+
+def test_a_carried_right_hand_side_that_knows_no_restriction_is_not_rebuilt() -> None:
+    assert all("restricted outside of the filter" in text for text in run(2, _carried_and_restricted))
+
+
 def _asked_for_information(ranks: Ranks) -> int:
     prior, asked, information = prior_of(9), [], rk.Prior.information
 
