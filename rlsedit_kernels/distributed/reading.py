@@ -89,7 +89,7 @@ def read(
     found = {name: layout.rebuilt(content["states"][name], wanted) for name in states}
     for name, state in states.items():
         if not sharded(state):
-            _turn_factor(name, found[name])
+            _turn_factor(found[name])
     return found, {name: wanted[f"weights/{name}"] for name in weights}
 
 
@@ -137,14 +137,11 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, columns: bool) -> torch.Ten
     return torch.empty(tuple(reversed(shape)), dtype=dtype).mT if columns else torch.empty(tuple(shape), dtype=dtype)
 
 
-def _turn_factor(name: str, saved: Any) -> None:
+def _turn_factor(saved: Any) -> None:
     """The factor of a `ShardedSquareRootState`, L = R', as a `SquareRootState` saves it."""
     tensors = saved.get("tensors") if isinstance(saved, dict) else None
     if not isinstance(tensors, dict) or "L" not in tensors or "R" in tensors:
         return
-    if tensors.pop("held", None) is not None:
-        raise ValueError(f"load: state {name!r} was restricted while it was sharded, and cannot be read into a single "
-                         "one: read it into a ShardedSquareRootState over one rank, and collect() that")  # fmt: skip
     tensors["R"] = tensors.pop("L").mT.contiguous()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -78,12 +77,10 @@ def collected(state: ShardedSquareRootState) -> SquareRootState:
         known = None if state._restriction is None else ranks.gather(state._restriction, d)
     single = SquareRootState(state.prior, dtype=state.dtype, device=ranks.device, guard=state._watch.guard)
     saved = state_dict(state)
-    saved["tensors"] = {"R": L.mT.contiguous(), "basis": basis, "trace": form.trace, "regular": form._regular}
+    factor = {"R": L.mT.contiguous(), "basis": basis, "held": form.held}
+    saved["tensors"] = {**factor, "trace": form.trace, "regular": form._regular}
     saved["probes"], saved["restriction"] = {"z": z, "image": image}, known
     single.load_state_dict(saved)
-    if form.held is not None:
-        single.restrict(form.held if basis is None else basis.to(torch.float64) @ form.held)
-        single._counters, single._restriction = copy.copy(state._counters), known
     return single
 
 

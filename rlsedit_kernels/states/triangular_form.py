@@ -212,7 +212,7 @@ class TriangularForm(Pivoted):
 
     @classmethod
     def restore(cls, saved: Mapping[str, object], d: int, dtype: torch.dtype, device: torch.device) -> TriangularForm:
-        """The form that `saved` was taken from."""
+        """The form that `saved` was taken from; a restriction that a state over ranks kept beside R is worked in."""
         R = saved_tensor(saved, "R", (None, None), dtype, device)
         basis = None
         if saved.get("basis") is not None:
@@ -221,4 +221,7 @@ class TriangularForm(Pivoted):
             raise ValueError(f"load_state_dict: R must be ({d}, {d}), got {tuple(R.shape)}")
         form = cls(R, basis, bool(saved["regular"]))
         form.trace = float(saved["trace"])  # type: ignore[arg-type]
-        return form
+        if saved.get("held") is None:
+            return form
+        held = saved_tensor(saved, "held", (R.shape[0], None), torch.float64, device)
+        return form.restricted(held if basis is None else basis.to(torch.float64) @ held)

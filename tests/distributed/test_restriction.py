@@ -127,11 +127,33 @@ def test_directions_are_saved_with_the_state(form: str, tmp_path: Path) -> None:
     single = streamed(started("anchor", form, None), None)
     for found in run(2, reread, form, folder, single.state_dict()):
         assert all(float(left.norm()) <= 1e-5 for left in found)
-    if form != "square_root":  # a restricted factor over ranks is not read by one process
-        alone = started("anchor", form, None)
-        checkpoint.load(folder, {"one": alone})
-        alone.refactor(batches())
-        assert float(image(alone, None, torch.cat(directions(), dim=1).float()).norm()) <= 1e-5
+    alone = started("anchor", form, None)
+    checkpoint.load(folder, {"one": alone})
+    assert relative_error(alone.covariance(), single.covariance()) <= 1e-4
+    assert alone.steps == single.steps
+    assert alone.health().drift == pytest.approx(0.0, abs=1e-3)
+    gain = alone.clone().update(keys(2, D, 9))
+    assert relative_error(gain, single.clone().update(keys(2, D, 9))) <= 1e-4
+    alone.refactor(batches())
+    assert float(image(alone, None, torch.cat(directions(), dim=1).float()).norm()) <= 1e-5
+
+
+def wrote_in_a_basis(ranks: Ranks, folder: str) -> None:
+    state = streamed(started("null_space", "square_root", ranks, dtype=torch.float64), ranks)
+    checkpoint.save(folder, {"one": state}, step=1)
+
+
+def test_a_restricted_factor_of_a_subspace_is_read_by_one_process(tmp_path: Path) -> None:
+    """Over ranks the restriction stands beside R; one process works it into R."""
+    run(3, wrote_in_a_basis, str(tmp_path))
+    alone, single = (started("null_space", "square_root", None, dtype=torch.float64) for _ in range(2))
+    checkpoint.load(str(tmp_path), {"one": alone})
+    streamed(single, None)
+    assert relative_error(alone.covariance(), single.covariance()) <= 1e-11
+    assert alone.rank == single.rank
+    alone.remove(*batches()[2])
+    single.remove(*batches()[2])
+    assert relative_error(alone.covariance(), single.covariance()) <= 1e-10
 
 
 def collected(ranks: Ranks) -> tuple[torch.Tensor, dict[str, Any]]:
