@@ -364,3 +364,21 @@ class TestSquareRoot:
         assert torch.equal(rls.weight, before[0])
         assert torch.equal(rls.state.factor, before[1])
         assert rls.objective == before[2]
+
+
+@pytest.mark.parametrize("lam", [1e-3, 1e-2])
+def test_a_removal_that_would_multiply_the_rounding_of_the_weight_is_refused(lam: float) -> None:
+    """An automatic state keeps float64 and could be downdated; the float32 weight was off by 3 % to 500 % then."""
+    rls = rk.RLSFilter(weight(), rk.Prior.ridge(D, lam), layout="in_out")
+    written = [(*pair(seed), 1.0) for seed in range(3)]
+    for K, E, noise in written:
+        rls.update(K, E, noise)
+    assert rls.state._form.dtype == torch.float64  # type: ignore[union-attr]
+    before = rls.weight.clone()
+    with pytest.raises(rk.LeverageError, match=r"1\.2e-03"):
+        rls.remove(*pair(2))
+    assert torch.equal(rls.weight, before)
+    rls.remove(*pair(2), remaining=written[:2])
+    wide = [(K.double(), E.double(), noise) for K, E, noise in written[:2]]
+    expected = rk.reference.batch_solution(rk.Prior.ridge(D, lam), wide, weight().double())
+    assert relative_error(rls.weight, expected) < 1e-5

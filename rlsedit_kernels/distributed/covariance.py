@@ -410,7 +410,7 @@ class ShardedCovarianceState(CovarianceState):
         with self.ranks.confirmed("remove") as numbers:
             if known is not None:
                 removal.refuse_forgone(form, products.G, known)
-            gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
+            gain, change, leverage = batches.removal(products, noise, *batches.epsilons(form.dtype, self.dtype))
             rows = form.back(gain).to(self.dtype)
             numbers[_SYSTEM] = digest(products.G)
         return form, self.ranks.dtensor(rows.contiguous(), self.d), change, leverage

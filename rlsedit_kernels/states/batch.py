@@ -168,7 +168,14 @@ def _of_root(Z: torch.Tensor, right: torch.Tensor, values: torch.Tensor, noise: 
     return Change(Z / (1.0 + (noise / values).sqrt()).to(Z.dtype), right)
 
 
-def removal(products: Products, noise: float, eps: float) -> tuple[torch.Tensor, Change, float]:
+def epsilons(*dtypes: torch.dtype) -> list[float]:
+    """Machine epsilon of each."""
+    return [torch.finfo(dtype).eps for dtype in dtypes]
+
+
+def removal(
+    products: Products, noise: float, eps: float, working: float | None = None
+) -> tuple[torch.Tensor, Change, float]:
     """Gain and change for taking a batch back (docs/mathematics.md, facts 5 and 12).
 
     With Y = C K' and B = noise I - K Y = Q diag(s) Q': gain = Y B^-1, and C <- C + Z Z' with Z = Y Q s^-1/2.
@@ -177,6 +184,8 @@ def removal(products: Products, noise: float, eps: float) -> tuple[torch.Tensor,
         products: of the batch, float64.
         noise: > 0, that of the batch when it was written.
         eps: machine epsilon of the form.
+        working: that of gains and weights where a form is kept in a wider dtype: the gain multiplies the rounding of
+            V - K W by 1 / (1 - leverage), whatever the form knows. None for `eps`.
 
     Returns:
         gain (r, u), the change that is to be added, and the leverage, the largest eigenvalue of K Y / noise.
@@ -192,6 +201,7 @@ def removal(products: Products, noise: float, eps: float) -> tuple[torch.Tensor,
             f"K C K' has the eigenvalue {float(values[0]):.3e} where 0 to noise = {noise:.3e} is possible: the batch "
             "is lost in the rounding errors of the state; nothing was changed. Rebuild with refactor(batches that stay)"
         )
+    margin = LEVERAGE_MARGIN * max(eps, working or 0.0)
     if not 1.0 - leverage > margin:
         raise LeverageError(
             f"the batch has leverage {leverage:.9g} and 1 - leverage must exceed {margin:.1e} in this precision: the "

@@ -469,7 +469,7 @@ class CovarianceState(Moving):
         inner = form.coordinates64(K.rows)
         products = form.products64(inner)
         removal.refuse_forbidden(form, self._factor, self._counters, K.rows, inner, products.G)
-        gain, change, leverage = batches.removal(products, noise, torch.finfo(form.dtype).eps)
+        gain, change, leverage = batches.removal(products, noise, *batches.epsilons(form.dtype, self.dtype))
         return form, form.back64(gain).to(self.dtype), change, leverage
 
     def _gain_of_removed(self, K: Keys, noise: float) -> torch.Tensor:

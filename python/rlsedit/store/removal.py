@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from rlsedit_kernels.errors import LeverageError
-from rlsedit_kernels.states.batch import LEVERAGE_MARGIN
 
 from ..config import EditConfig
 from ..methods import Method
@@ -103,7 +102,6 @@ def _downdated(
 
     try:
         gain, after = solver.removed(keys)
-        _check_gain(keys, gain, dtype)
     except LeverageError:
         exact, after = solver.rebuilt(remaining)
         following = figures.at(plain(exact.to(dtype).expand(figures.shift.shape)))
@@ -118,20 +116,6 @@ def _downdated(
         cost = figures.cost - float((following.error(keys, target) * before).sum()) / noise
         innovation = max(0.0, figures.innovation - float(target.square().sum()) / noise)
     return LayerState(after, replace(following, cost=cost, innovation=innovation))
-
-
-def _check_gain(keys: Tensor, gain: Tensor, dtype: torch.dtype) -> None:
-    """Refuse a gain g that makes the rounding error of a weight in `dtype` as large as what it is to take out.
-
-    The error of V - K W comes back multiplied by g, whatever precision the state has: K g = (1 - h)^-1 h by leverage h.
-
-    Raises:
-        LeverageError: the objective has to be made anew from the rows that stay.
-    """
-    product = keys.double() @ gain.double()
-    left = 1.0 / (1.0 + float(torch.linalg.eigvalsh(0.5 * (product + product.mT))[-1]))
-    if not left > LEVERAGE_MARGIN * torch.finfo(dtype).eps:
-        raise LeverageError(f"remove: 1 - leverage is {left:.1e}, too little for a weight in {dtype}")
 
 
 def _solved_again(
