@@ -161,7 +161,17 @@ def _spoilt(ranks: Ranks, kind: str, states: str, spoil: str) -> dict[str, Any]:
 
         editor._weights.add = failing  # type: ignore[method-assign]
     try:
-        editor.remove(names)
+        if spoil == "a late layer of what replaces":  # the old edit is out of both layers, the new one in the first
+            second, count, add = editor.config.layers[1], [0], editor._weights.add
+
+            def last(layer: int, update: Tensor) -> None:
+                count[0] += 1
+                add(layer, update * float("nan") if ranks.rank == 1 and (layer, count[0]) == (second, 4) else update)
+
+            editor._weights.add = last  # type: ignore[method-assign]
+            editor.edit(_worse(facts(1, 1)), on_conflict="replace")
+        else:
+            editor.remove(names)
         message, name = "", ""
     except Exception as error:
         message, name = str(error), type(error).__name__
@@ -180,6 +190,13 @@ def _spoilt(ranks: Ranks, kind: str, states: str, spoil: str) -> dict[str, Any]:
         ("fsdp", "sharded", "another id", ("ValueError", "must be the same"), ("ValueError", "must be the same")),
         ("tp", "sharded", "a late layer", ("ValueError", "must be finite"), ("RankError", "rank 1 failed: ValueError")),
         ("fsdp", "layers", "a late layer", ("ValueError", "must be finite"), ("RankError", "rank 1 failed: ValueErr")),
+        (
+            "fsdp",
+            "sharded",
+            "a late layer of what replaces",
+            ("ValueError", "must be finite"),
+            ("RankError", "rank 1 failed: ValueErr"),
+        ),
     ],
 )
 def test_a_removal_that_fails_on_one_rank_changes_nothing_on_any(
