@@ -59,7 +59,8 @@ def _corrected(
         W = tl.dot(tl.load(at), X, input_precision=PRECISION, out_dtype=dtype)
         W += tl.dot(tl.load(at + U * N), Y, input_precision=PRECISION, out_dtype=dtype)
         top *= tl.load(h + n)[:, None]
-        lower = tl.load(h + 3 * N + 2 * U * N + n[:, None] * N + n[None, :])
+        at = h + 3 * N + 2 * U * N + n[None, :] * N + n[:, None]
+        lower = tl.load(at, mask=n[:, None] > n[None, :], other=0.0)
         change = tl.dot(lower, W + top, input_precision=PRECISION, out_dtype=dtype)
         change += tl.load(h + N + n)[:, None] * W - tl.load(h + 2 * N + n)[:, None] * top
         new = top + change
@@ -80,7 +81,8 @@ def append_kernel(
 ):  # fmt: skip
     """A ticket's columns: those of a panel of R, panel by panel, then of B; matrices of a batch side by side.
 
-    work (b, panels, size): the block reflectors, each 3 N numbers (signs, tau, tau |y|^2), X and L.
+    work (b, panels, size): the block reflectors, each 3 N numbers (signs, tau, tau |y|^2), X and S, of
+    which L is strictly lower S', and room for 2 N numbers.
     """
     number = take_ticket(flags)
     own = number % batches
@@ -95,7 +97,7 @@ def append_kernel(
         Y = _rows(K, U, first, d, u, k_r, k_c, N, U)
         largest = column_sizes(R, first.to(tl.int64), d, r_r, r_c, N)
         X, Y = _corrected(R, X, Y, first, d, d, h, flags + own, place, batches, r_r, r_c, size, N, U, PRECISION)
-        reduce_panel(R, X, Y, largest, first.to(tl.int64), d, h + place.to(tl.int64) * size, r_r, r_c, N, U)
+        reduce_panel(R, X, Y, largest, first.to(tl.int64), d, h + place.to(tl.int64) * size, r_r, r_c, N, U, PRECISION)
         publish(flags, number)
     else:
         first = (place - panels) * N
@@ -126,7 +128,7 @@ def _append_rows(
     v = 0 if B is None else B.shape[-1]
     B, V = (R, K) if B is None or V is None else (B, V)
     U = launch.power_of_two(launch.ceil_div(u, 2))
-    panels, size = launch.ceil_div(d, n), 3 * n + 2 * U * n + n * n
+    panels, size = launch.ceil_div(d, n), 5 * n + 2 * U * n + n * n
     tickets = (panels + launch.ceil_div(v, n)) * batch
     work = torch.empty(batch, panels, size, dtype=R.dtype, device=R.device)
     append_kernel[(tickets,)](

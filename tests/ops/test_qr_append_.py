@@ -89,6 +89,19 @@ def test_zero_and_dependent_rows(dtype, backend) -> None:
 
 
 @dtypes
+def test_columns_that_shrink_within_a_panel(dtype, backend) -> None:
+    """Each is a tenth of the one before once that is reduced: its square is no difference of products of the rows."""
+    rng, d, u = np.random.default_rng(19), 20, 14
+    left, right = (np.linalg.qr(rng.standard_normal((n, u)))[0] for n in (u, d))
+    K = builders.tensor(left * 10.0 ** -np.arange(u) @ right.T, dtype)
+    R = torch.zeros(d, d, dtype=dtype)
+    exact = rk.reference.qr_append_(R, K)
+    rk.ops.qr_append_(R, K)
+    lost = (R.double() - torch.as_tensor(exact, device=R.device).double()).diagonal().abs().max()
+    assert float(lost) < 20 * torch.finfo(dtype).eps
+
+
+@dtypes
 @pytest.mark.parametrize("first", [1e-20, 1.0, 1e20])
 @pytest.mark.parametrize("second", [1e-20, 1.0, 1e20])
 def test_rows_of_any_size(first, second, dtype, backend) -> None:

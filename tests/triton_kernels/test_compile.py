@@ -63,6 +63,18 @@ def test_programs_that_wait_release_and_acquire() -> None:
     assert ".global.nc" not in ptx
 
 
+def test_a_column_step_exchanges_one_vector() -> None:
+    """From warp to warp. Layouts that do not fit would be exchanged as well, in silence: tiles of G, of S or of T."""
+    text = compiled(launches_of("qr_append_", torch.float32, 100)[0]).asm["ttgir"]
+    lines = text.splitlines()
+    (gather,) = (i for i, line in enumerate(lines) if "tt.gather" in line)
+    first = next(i for i in range(gather, 0, -1) if "scf.while" in lines[i])
+    last = next(i for i in range(gather, len(lines)) if "scf.yield" in lines[i])
+    step = "\n".join(lines[first:last])
+    assert "tt.reduce" in step
+    assert not re.findall(r"ttg.convert_layout .*tensor<\d+x\d\d+x", step)
+
+
 @pytest.mark.parametrize("op", ["qr_append_", "qr_append_rhs_", "qr_gain"])
 def test_the_number_of_rows_is_no_part_of_the_code(op) -> None:
     """The last batch of a stream, smaller than the others, does not wait for a compilation of seconds."""
