@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ __all__ = [
     "atomic_write_text",
     "cache_dir",
     "check_cache",
+    "check_spared",
     "check_writable",
     "naming_cache",
 ]
@@ -69,6 +70,29 @@ def check_writable(
         raise type(error)(f"{what}: cannot write to {path}: {error.strerror or error}{hint}") from None
 
 
+def check_spared(what: str, path: str | os.PathLike[str], reads: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Refuse an output in the place of something that the command reads, or of a folder around it.
+
+    Args:
+        what: how a message calls it, such as "--out".
+        path: a file or folder that is replaced if it is there.
+        reads: files and folders that must stay; None is passed over.
+
+    Raises:
+        ValueError: naming what would be lost.
+    """
+    out = os.path.realpath(path)
+    for read in reads:
+        if read is None or not os.path.exists(read):
+            continue
+        for name in {os.path.abspath(read), os.path.realpath(read)}:  # a link and what it leads to
+            if os.path.commonpath([out, name]) == out:
+                told = "is" if name == out else "holds"
+                raise ValueError(
+                    f"{what}: {path} {told} {read}, which is read here and would be lost; needs another place"
+                )
+
+
 def check_cache(folder: str | os.PathLike[str]) -> None:
     """`check_writable` for a folder of the cache.
 
@@ -107,7 +131,7 @@ def atomic_directory(target: str | os.PathLike[str], *, replace: bool = False) -
     Raises:
         OSError: if the folder cannot be written.
     """
-    final = Path(target)
+    final = Path(os.path.realpath(target))  # behind a link, what it leads to
     final.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
     try:

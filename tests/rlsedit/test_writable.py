@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support import language_models as lm
 from support.editors import facts
 
@@ -73,6 +75,49 @@ def test_every_command_looks_before_it_works(
     assert not (here / "out").exists()
     assert ("folder is a folder, needs a file" in error) == ("folder" in command.split())
     assert not list((here / "folder").iterdir())
+
+
+SPARED = [
+    ("edit all/llama --facts facts.jsonl --out all --force", "--out: all holds all/llama"),
+    ("edit llama --facts all/facts.jsonl --out all --force", "--out: all holds all/facts.jsonl"),
+    ("edit llama --facts facts.jsonl --text all/text.txt --out all --force", "--out: all holds all/text.txt"),
+    ("edit llama --facts link/facts.jsonl --out link --force", "/all holds link/facts.jsonl"),
+    ("edit llama --facts facts.jsonl --out out --record facts.jsonl", "--record: facts.jsonl is facts.jsonl"),
+    ("export all/llama --base llama --to hf --out all --force", "--out: all holds all/llama"),
+    ("export llama --base all/llama --to lora --out all --force", "--out: all holds all/llama"),
+    ("export llama --base all/llama --to delta --out all/llama/model.safetensors --force", "is all/llama/model."),
+    ("evaluate llama --facts facts.jsonl --out facts.jsonl", "--out: facts.jsonl is facts.jsonl"),
+    ("evaluate llama --facts facts.jsonl --compare memit --text text.txt --out text.txt", "--out: text.txt is"),
+    ("ability llama --task known=ability.json --out ability.json", "--out: ability.json is ability.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "told"), SPARED)
+def test_nothing_that_is_read_is_replaced(
+    here: Path, command: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The models, facts and text in a folder that --force would replace; a link is followed."""
+    shutil.copytree(here, here / "all", ignore=shutil.ignore_patterns("all", "cache"))
+    (here / "link").symlink_to("all")
+    before = sorted(here.rglob("*"))
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "read here and would be lost" in error
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_delta_beside_a_model_may_be_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = lm.tiny("llama", torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight += 1.0
+    shutil.copytree(here / "llama", here / "other")
+    model.save_pretrained(here / "other")
+    command = "export other --base llama --to delta --out other/edits.safetensors"
+    assert main(command.split()) == 0
+    assert main([*command.split(), "--force"]) == 0
+    assert main(command.split()) == 2
+    assert "--force to replace it" in capsys.readouterr().err
 
 
 def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name, _ in args.task]
     if len(set(names)) < len(names):
         raise ValueError(f"--task: each task once, got {', '.join(names)}")
-    check_outputs(args, "out", file=True)
+    check_outputs(args, "out", file=True, spare=[path for _, path in args.task])
     console, options = Console(), _options(args)
     records = {name: TASKS[name].load(path, "skip" if args.skip_bad else "raise") for name, path in args.task}
     if args.lm_eval:

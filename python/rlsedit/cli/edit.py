@@ -97,6 +97,8 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from rlsedit.store.folder import store_of
 
     streams = args.follow or str(args.facts) == "-"
+    if args.force and args.out.is_symlink():
+        args.out = args.out.resolve()  # what the link leads to is replaced, not the link
     console = Console(sys.stderr if streams else None)
     told = args.method is not None
     args.method = args.method or "rlsedit"
@@ -104,8 +106,9 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
         _check(args, streams)
         method = get_method(args.method)
         check_out(args.out, args.force, args.model, args.resume)
-        check_outputs(args, "out", beside=args.force)
-        check_outputs(args, "record", beside=True, file=True)
+        reads = (args.model, args.facts, args.text)
+        check_outputs(args, "out", beside=args.force, spare=reads if args.force else ())
+        check_outputs(args, "record", beside=True, file=True, spare=reads)
         if args.resume:
             check_writable("--out", store_of(args.out))
         if args.text is not None and not args.text.is_file():
@@ -146,7 +149,7 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
             finally:
                 editor.close()
         except BaseException:
-            if writes:
+            if writes and not args.resume:
                 _clear(args.out, existed)
             raise
     return 0
@@ -361,12 +364,12 @@ def _steps(editor: Editor) -> int:
 
 
 def _clear(out: Path, existed: bool) -> None:
-    """Leave nothing of a folder into which no edit was written."""
+    """Leave nothing of a folder into which no edit was written, but an empty one that was there."""
     from rlsedit.store.folder import store_of
 
     store = store_of(out)
-    if not existed and out.is_dir() and not (store.is_dir() and any((store / "records").iterdir())):
-        shutil.rmtree(out, ignore_errors=True)
+    if out.is_dir() and not (store.is_dir() and any((store / "records").iterdir())):
+        shutil.rmtree(store if existed else out, ignore_errors=True)
 
 
 def _check_scored(editor: Editor, facts: Sequence[Fact]) -> None:

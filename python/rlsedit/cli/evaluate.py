@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     streams = args.source is not None or args.plan is not None or args.methods is not None
-    check_outputs(args, "out", file=not streams)
+    check_outputs(args, "out", file=not streams, spare=() if streams else (args.facts, args.text))
     if streams:
         return run_streams(args)
     if args.model is None or args.facts is None:

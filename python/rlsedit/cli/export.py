@@ -92,7 +92,21 @@ def _check(args: argparse.Namespace) -> None:
         check_out(args.out, args.force, str(args.base))
         if args.out.exists() and args.out.resolve() == args.edited.resolve():
             raise ValueError(f"--out: {args.out} is the edited model itself; needs another folder")
-    check_outputs(args, "out", beside=True)
+    check_outputs(args, "out", beside=True, spare=_reads(args))
+
+
+def _reads(args: argparse.Namespace) -> list[Path]:
+    """What --out must not replace: both models, the facts, and of the models' files all but deltas put beside them."""
+    from rlsedit.export import load_delta
+
+    found: list[Path] = [args.edited, args.base] + ([] if args.facts is None else [args.facts])
+    for folder in (args.edited, args.base):
+        if args.out.is_file() and folder.is_dir() and args.out.resolve().parent == folder.resolve():
+            try:
+                load_delta(args.out)
+            except ValueError:
+                found.append(args.out)
+    return found
 
 
 def _base(args: argparse.Namespace) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,22 +215,30 @@ def measurable(facts: Sequence[Fact], console: Console) -> list[Fact]:
     return found
 
 
-def check_outputs(args: argparse.Namespace, *names: str, beside: bool = False, file: bool = False) -> None:
-    """Refuse, before any work is done, options that name a place where nothing can be written.
+def check_outputs(
+    args: argparse.Namespace,
+    *names: str,
+    beside: bool = False,
+    file: bool = False,
+    spare: Iterable[str | os.PathLike[str] | None] = (),
+) -> None:
+    """Refuse, before any work is done, options that name a place where nothing can be written, or nothing should.
 
     Args:
         args: of the command.
         names: of the options, without dashes; those that are not given are passed over.
         beside: whether what is there is replaced by another file or folder of its name.
         file: whether a file is written.
+        spare: what the command reads, which an output must not replace.
 
     Raises:
-        OSError: naming the option.
+        OSError, ValueError: naming the option.
     """
-    from rlsedit.paths import check_writable
+    from rlsedit.paths import check_spared, check_writable
 
     for name in names:
         if getattr(args, name) is not None:
+            check_spared(f"--{name}", getattr(args, name), spare)
             check_writable(f"--{name}", getattr(args, name), beside=beside, file=file)
 
 

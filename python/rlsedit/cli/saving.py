@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ __all__ = ["REPORT", "check_out", "replacing", "save_model"]
 logger = logging.getLogger(__name__)
 
 REPORT = "rlsedit-report.json"
+_ASIDE = ".replaced-"
 _BESIDES = ("LICENSE*", "NOTICE*", "*.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.*")
 
 
@@ -52,12 +54,14 @@ def replacing(out: Path) -> Iterator[None]:
     """What is at `out` is put aside, and removed when the block succeeds.
 
     It comes back when the block fails before an edit has been written; otherwise it stays beside, under a name that
-    is logged.
+    is logged, now or, where the process was killed, when `out` is to be replaced again.
     """
+    for former in out.parent.glob(f".{glob.escape(out.name)}{_ASIDE}*"):
+        logger.warning("what was at %s before a run that was killed, or replaced it and failed, is %s", out, former)
     if not (out.is_dir() and any(out.iterdir())):
         yield
         return
-    aside = out.parent / f".{out.name}.replaced-{os.getpid()}"
+    aside = out.parent / f".{out.name}{_ASIDE}{os.getpid()}"
     os.rename(out, aside)
     try:
         yield
