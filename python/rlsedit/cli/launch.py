@@ -136,7 +136,7 @@ def load_spread(args: argparse.Namespace) -> tuple[Any, Any]:
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     kind = args.parallel
     if kind == "auto" and (folder / "config.json").is_file():
-        text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        text = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
         heads = [getattr(text, name, None) or size() for name in ("num_attention_heads", "num_key_value_heads")]
         planned = bool(getattr(text, "base_model_tp_plan", None))
         kind = "tp" if planned and all(n % size() == 0 for n in heads) else "fsdp"

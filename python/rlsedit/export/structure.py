@@ -24,7 +24,7 @@ def config_of(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"model: {folder}/config.json is not understood: {str(error).splitlines()[0]}") from error
 
@@ -57,7 +57,7 @@ class Structure:
         config = config_of(folder)
         try:
             with torch.device("meta"):
-                return cls(AutoModelForCausalLM.from_config(config))
+                return cls(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
         except (ValueError, ImportError) as error:
             raise ValueError(f"model: {folder} is no causal language model: {str(error).splitlines()[0]}") from error
 

