@@ -35,6 +35,7 @@ def reading(path: Path) -> Iterator[tuple[Ledger, str]]:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             ledger = Ledger(file, write=False)
+            ledger.edits()
         except StoreError as error:
             note = f"{error}; shown from the records"
             ledger = Ledger(Path(scratch) / "ledger.sqlite")
@@ -81,21 +82,9 @@ def _ledger(store: Path, headers: list[Record | None], digests: list[str]) -> li
     except StoreError as error:
         return [str(error)]
     try:
-        found += [f"{path}: the row of edit {row.fact.id!r} and its hash differ" for row in ledger.edits()
-                  if not row.whole]  # fmt: skip
-        known = ledger.digests()
-        if len(known) > len(headers):
-            found.append(f"{path}: knows records up to {max(known)}, the last on the disk is {len(headers)}")
-        for number, digest in enumerate(digests, 1):
-            if number in known and known[number] != digest:
-                found.append(f"{path}: has another hash for record {number}")
-        if None not in headers and len(known) == len(headers):
-            live = Index(h.entry(d) for h, d in zip(headers, digests, strict=True) if h is not None).live
-            applied = {row.fact.id: row.batch for row in ledger.edits(state="applied")}
-            if applied != {name: place.number for name, place in live.items()}:
-                found.append(f"{path}: its applied edits are not those of the records")
-    except StoreError as error:
-        found.append(str(error))
+        found += ledger.damage(headers, digests)
+        if not found and ledger.known > len(headers):
+            found.append(f"{path}: knows records up to {ledger.known}, the last on the disk is {len(headers)}")
     finally:
         ledger.close()
     return found

@@ -211,9 +211,13 @@ class Folder:
         known, entries = self.ledger.known, self.journal.entries
         if known >= len(entries):
             return
-        index = journals.Index(entries[:known])
+        one = (
+            known == len(entries) - 1
+        )  # as behind every step: the journal's own index, which costs nothing, stands there
+        index = self.journal.index if one else journals.Index(entries[:known])
         for entry in entries[known:]:
-            index.push(entry)
+            if not one:
+                index.push(entry)
             if not entry.damaged:
                 self.ledger.take(self.journal.header(entry.number), entry.digest, index)
 
@@ -222,6 +226,8 @@ class Folder:
         headers, digests, wrong = journals.scan(self.store / "records")
         for problem in wrong:
             logger.warning("%s", problem)
+        if found := self.ledger.damage(headers, digests):
+            self._renew_ledger(found[0])
         known = self.ledger.known
         if known > len(headers):  # records at the end are gone
             logger.warning("%s: records %d to %d are missing", self.store / "records", len(headers) + 1, known)
@@ -235,6 +241,15 @@ class Folder:
             else:
                 entries.append(header.entry(digests[number - 1]))
         return entries
+
+    def _renew_ledger(self, problem: str) -> None:
+        """Put a damaged ledger aside; of its rows those stay that are whole and that no record has."""
+        planned: list[Fact] = []
+        with suppress(StoreError):
+            planned = [row.fact for row in self.ledger.edits(state="planned") if row.whole]
+        self.ledger.close()
+        self.ledger = _ledger_anew(self.store, problem)
+        self.ledger.plan(planned)
 
     def _reaches(self, headers: Sequence[Record | None]) -> int:
         """How many records can be stood upon: up to a good snapshot behind the damage, and on while none is missing."""
@@ -271,11 +286,15 @@ def _ledger(store: Path) -> Ledger:
     try:
         return Ledger(path)
     except StoreError as error:
-        logger.warning("%s; it is made anew from the records", error)
-        (store / "damaged").mkdir(exist_ok=True)
-        for file in store.glob("ledger.sqlite*"):
-            os.replace(file, store / "damaged" / file.name)
-        return Ledger(path)
+        return _ledger_anew(store, str(error))
+
+
+def _ledger_anew(store: Path, problem: str) -> Ledger:
+    logger.warning("%s; it is made anew from the records", problem)
+    (store / "damaged").mkdir(exist_ok=True)
+    for file in store.glob("ledger.sqlite*"):
+        os.replace(file, store / "damaged" / file.name)
+    return Ledger(store / "ledger.sqlite")
 
 
 def _clear_unfinished(path: Path) -> None:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 STATES = ("planned", "applied", "removed", "failed")
 _COLUMNS = "id, request, subject, state, batch, removed_by, time, reason"
+_DAMAGED = (sqlite3.Error, UnicodeDecodeError)  # the second where a name of the schema is in a message
+_OF_RECORDS = "number, kind, digest, time"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, request TEXT NOT NULL, subject TEXT NOT NULL, state TEXT NOT NULL,
@@ -91,15 +93,16 @@ class Ledger:
                 name = f"{Path(path).resolve().as_uri()}?mode=ro"
                 self._db = sqlite3.connect(name, uri=True, timeout=30, isolation_level=None)
             self._check()
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise StoreError(f"{path}: the ledger cannot be read: {error}") from None
 
     def _check(self) -> None:
-        with closing(self._db.execute("PRAGMA quick_check")) as found:
+        with closing(self._db.execute("PRAGMA integrity_check")) as found:  # with the indices, by which rows are found
             problems = [row[0] for row in found]
         if problems != ["ok"]:
             raise sqlite3.DatabaseError(problems[0])
-        self._db.execute("SELECT count(*) FROM edits JOIN records ON 0").fetchone()
+        self._db.execute(f"SELECT seq, {_COLUMNS}, digest FROM edits LIMIT 0").fetchone()
+        self._db.execute(f"SELECT {_OF_RECORDS} FROM records LIMIT 0").fetchone()
 
     def close(self) -> None:
         """Close the file."""
@@ -110,9 +113,33 @@ class Ledger:
         """Number of the last record that has been taken in."""
         return int(self._db.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()[0])
 
-    def digests(self) -> dict[int, str]:
-        """Hash of the file of each record."""
-        return dict(self._db.execute("SELECT number, digest FROM records ORDER BY number"))
+    def damage(self, headers: Sequence[Record | None], digests: Sequence[str]) -> list[str]:
+        """What is not as it was written, or not as the records have it, one line each; a ledger may be behind them.
+
+        Args:
+            headers, digests: of all records, as `journal.scan` gives them; a record that is missing here says nothing.
+        """
+        try:
+            rows = self.edits()
+            records = self._db.execute(f"SELECT {_OF_RECORDS} FROM records ORDER BY number").fetchall()
+        except (StoreError, *_DAMAGED) as error:
+            return [str(error) if isinstance(error, StoreError) else f"{self.path}: cannot be read: {error}"]
+        found = [f"{self.path}: the row of edit {row.fact.id!r} and its hash differ" for row in rows if not row.whole]
+        if [number for number, *_ in records] != list(range(1, len(records) + 1)):
+            return [*found, f"{self.path}: its records are not numbered one by one"]
+        entries = []
+        for (number, kind, own, time), header, digest in zip(records, headers, digests, strict=False):
+            if digest and own != digest:
+                found.append(f"{self.path}: has another hash for record {number}")
+            elif header is not None and (kind, time) != (header.kind, header.time):
+                found.append(f"{self.path}: has another kind or time for record {number}")
+            if header is not None:
+                entries.append(header.entry(digest))
+        if len(entries) == len(records) and not found:
+            applied = {row.fact.id: row.batch for row in rows if row.state == "applied"}
+            if applied != {name: place.number for name, place in Index(entries).live.items()}:
+                found.append(f"{self.path}: its applied edits are not those of the records")
+        return found
 
     def plan(self, facts: Sequence[Fact]) -> None:
         """Enter facts that are about to be written; planned or failed ones of the same ids are replaced."""
@@ -247,7 +274,8 @@ def _edit(row: tuple) -> Edit:  # type: ignore[type-arg]
     seq, digest, *values = row
     _id, request, _subject, state, batch, removed_by, time, reason = values
     fact = Fact(**json.loads(request))
-    return Edit(seq, fact, state, batch, removed_by, time, reason, digest == _digest(values))
+    whole = digest == _digest(values) and isinstance(seq, int)
+    return Edit(seq, fact, state, batch, removed_by, time, reason, whole)
 
 
 def _digest(values: Iterable[object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from rlsedit.store import modelfiles
 from rlsedit.store.check import problems, reading
 from rlsedit.store.errors import FolderBusyError, StoreError
 from rlsedit.store.files import Disk
+from rlsedit.store.folder import Folder
 
 BATCHES = 5
 EVERY = 2
@@ -70,9 +72,7 @@ def test_every_file_truncated_and_flipped_is_found_and_named(
             (copy / name).write_bytes(content)
             found = problems(copy)
             if name.suffix == ".sqlite" and not found:  # a byte that nobody reads
-                with reading(folder) as (before, _), reading(copy) as (after, _):
-                    assert before.edits() == after.edits(), where
-                    assert before.digests() == after.digests(), where
+                assert rows(copy / name) == rows(folder / name), where
             else:
                 assert any(str(copy / name) in line for line in found), (where, found)
             if name.parts[1:2] in (("session.json",), ("base",)):  # what cannot be made anew
@@ -100,6 +100,59 @@ def test_every_file_truncated_and_flipped_is_found_and_named(
             one.close()
             shutil.rmtree(copy)
     assert fewer == 4
+
+
+def rows(ledger: Path) -> list[object]:
+    """All that a ledger says, by rows and by what its indices find."""
+    with contextlib.closing(sqlite3.connect(ledger)) as db:
+        edits = db.execute("SELECT * FROM edits ORDER BY id, batch").fetchall()
+        found = [
+            db.execute(f"SELECT count(*) FROM edits WHERE {name} = ?", (row[column],)).fetchone()
+            for row in edits
+            for name, column in (("id", 1), ("batch", 5))
+        ]
+        return [[row[1:] for row in edits], found, db.execute("SELECT * FROM records ORDER BY number").fetchall()]
+
+
+def test_every_byte_of_the_ledger(made: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path) -> None:
+    """A flipped bit is found, or changes nothing that is read; an opened folder has the ledger of its records again."""
+    folder, _ = made
+    name = Path("rlsedit") / "ledger.sqlite"
+    content, wanted = (folder / name).read_bytes(), rows(folder / name)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    used = [at for at, byte in enumerate(content) if byte]
+    noticed = 0
+    for at in used[:: max(1, len(used) // 200)]:
+        (copy / name).write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        found = problems(copy)
+        if not found:
+            assert rows(copy / name) == wanted, at
+            continue
+        noticed += 1
+        assert all(str(copy / name) in line for line in found), (at, found)
+        with reading(copy) as (ledger, _):  # whatever is wrong, it can be shown
+            ledger.edits()
+        if noticed % 8 == 0:  # which takes longer
+            Folder.open(copy).close()
+            assert rows(copy / name) == wanted, at
+            assert problems(copy) == []
+            shutil.rmtree(copy / "rlsedit" / "damaged")
+    assert noticed > 50
+
+
+def test_what_is_planned_outlives_a_damaged_row(made: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path) -> None:
+    folder, _ = made
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    one = Folder.open(copy)
+    one.plan(facts(2, 20))
+    one.close()
+    with contextlib.closing(sqlite3.connect(copy / "rlsedit" / "ledger.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE edits SET state = 'removed' WHERE id = 'f3'")
+    one = Folder.open(copy)
+    assert one.ledger.counts() == {"applied": 2 * BATCHES, "planned": 2}
+    one.close()
 
 
 def test_a_damaged_record_before_a_snapshot_is_only_missed_by_removal(
