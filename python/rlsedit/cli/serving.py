@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import queue
 import signal
 import sqlite3
@@ -25,6 +26,8 @@ __all__ = ["serve"]
 _POLL = 0.1  # seconds
 _LONGEST = 1 << 20  # bytes of a line
 _WAITING = 1024  # lines read ahead
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_OF_THE_LEDGER = ("is full", "disk I/O error", "readonly database")
 
 
 def serve(
@@ -49,11 +52,14 @@ def serve(
         begun: called before the first batch of what has come is written.
 
     Raises:
-        OSError: the disk is full. Everything else that is wrong with a fact is answered.
+        OSError: the disk is full or fails, or the source cannot be read. Everything that is wrong with a fact is
+            answered.
     """
     stop = threading.Event()
     lines: queue.Queue[tuple[int, bytes] | None] = queue.Queue(_WAITING)
-    reader = threading.Thread(target=_read, args=(source, follow, lines, stop), daemon=True)
+    wrong: list[Exception] = []
+    stream = _opened(source)
+    reader = threading.Thread(target=_read, args=(stream, source, follow, lines, stop, wrong), daemon=True)
     with _until_told(stop):
         if planned := editor.planned:
             _write(editor, planned, on_conflict)
@@ -68,6 +74,8 @@ def serve(
             for item in waiting:
                 desk.admit(*item)
                 desk.write()
+        if wrong:
+            raise wrong[0]
         assert editor.folder is not None
         stack = editor.folder.journal.index.stack
         if stack and stack[-1].kind == "batch":  # a stream that brings nothing leaves a finished model as it is
@@ -228,15 +236,15 @@ def _write(editor: Editor, facts: list[Fact], on_conflict: OnConflict) -> None:
 
 
 def _unless_full(error: BaseException) -> None:
-    """Raise an error that says the disk is full: nothing that follows could be written either.
+    """Raise an error that says the disk is full, or fails: nothing that follows could be written either.
 
     Raises:
-        OSError: the disk is full.
+        OSError: the disk is full, fails, or may only be read.
     """
     cause: BaseException | None = error
     while cause is not None:
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or (isinstance(cause, sqlite3.Error) and "is full" in str(cause)):
+        full = isinstance(cause, OSError) and cause.errno in _OF_THE_DISK
+        if full or (isinstance(cause, sqlite3.Error) and any(words in str(cause) for words in _OF_THE_LEDGER)):
             raise error
         cause = cause.__cause__ or cause.__context__
 
@@ -280,25 +288,58 @@ def _arrived(
     return None
 
 
-def _read(source: Path, follow: bool, lines: queue.Queue[tuple[int, bytes] | None], stop: threading.Event) -> None:
-    """Put lines into the queue; a last line without an end counts where nothing more is waited for."""
-    stream: BinaryIO = sys.stdin.buffer if str(source) == "-" else open(source, "rb")  # noqa: SIM115
-    number, part = 0, b""
-    with suppress(ValueError, OSError):  # the stream is closed under us when the process ends
+def _opened(source: Path) -> BinaryIO:
+    if str(source) != "-":
+        return open(source, "rb")
+    if sys.stdin is None:
+        raise ValueError("--facts: standard input is closed")
+    return sys.stdin.buffer
+
+
+def _read(
+    stream: BinaryIO, source: Path, follow: bool, lines: queue.Queue[tuple[int, bytes] | None], stop: threading.Event,
+    wrong: list[Exception],
+) -> None:  # fmt: skip
+    """Put lines into the queue; a last line without an end counts where nothing more comes behind it.
+
+    A file that is waited at is followed by its name: where another takes its place, or it becomes shorter, as logs are
+    rotated, it is read from its beginning.
+    """
+    follow = follow and str(source) != "-"
+    number, part, anew = 0, b"", False
+    try:
         while not stop.is_set():
             piece = stream.readline(_LONGEST + 2 - min(len(part), _LONGEST + 1))
             part = part + piece if len(part) <= _LONGEST else part
-            if piece.endswith(b"\n"):
+            if piece.endswith(b"\n") or (anew and not piece and part):
                 number += 1
                 _put(lines, (number, part.rstrip(b"\r\n") if len(part) <= _LONGEST else part), stop)
                 part = b""
+            elif not piece and anew:
+                time.sleep(_POLL)
+                with suppress(FileNotFoundError):  # moved once more
+                    stream, number, anew = _opened(source), 0, False
             elif not piece:
-                if not follow or str(source) == "-":
+                if not follow:
                     break
                 time.sleep(_POLL)
+                anew = _rotated(source, stream)  # what was written to the former file in between is still read
         if part and not stop.is_set():
             _put(lines, (number + 1, part), stop)
+    except (ValueError, OSError) as error:
+        if not stop.is_set():  # else the stream was closed under us, since the process ends
+            wrong.append(error)
     _put(lines, None, stop)
+
+
+def _rotated(source: Path, stream: BinaryIO) -> bool:
+    """Whether the name leads to another file by now, or the file is shorter than what has been read of it."""
+    try:
+        found = os.stat(source)
+    except OSError:  # between the old file and the new one
+        return False
+    held = os.fstat(stream.fileno())
+    return (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino) or found.st_size < stream.tell()
 
 
 def _put(lines: queue.Queue[Any], item: object, stop: threading.Event) -> None:
