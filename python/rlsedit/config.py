@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -23,7 +24,7 @@ class EditConfig:
         layers: edited layers, ascending; the target hidden state is taken behind the last of them.
         steps: evaluations of the target's loss at most (one Adam step less).
         lr: step size of Adam.
-        clamp: bound of |delta| as a multiple of |h|.
+        clamp: bound of |delta| as a multiple of |h|; inf for none.
         kl: weight of the KL term on "{subject} is a".
         decay: weight of |delta| / |h|^2.
         relative_to: what |h| is in both: "hidden", the hidden state behind the last edited layer (MEMIT), or "module",
@@ -98,6 +99,8 @@ class EditConfig:
                 raise TypeError(f"EditConfig: {each.name} must be a whole number, got {value!r}")
             if each.type == "float" and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise TypeError(f"EditConfig: {each.name} must be a number, got {value!r}")
+            if each.type == "float" and not abs(value) <= sys.float_info.max and each.name != "clamp":
+                raise ValueError(f"EditConfig: {each.name} must be finite, got {value}")
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"EditConfig: layers must be ascending and distinct, got {self.layers}")
         for name in ("steps", "context_length", "patience", "ft_steps", "batch_size", "max_tokens"):

@@ -5,11 +5,29 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_file", "records"]
+__all__ = ["decoded", "read_file", "records"]
+
+
+def decoded(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no JSON, or an object that has a name twice, of which one value would be lost.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return found
 
 
 def records(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
@@ -29,11 +47,13 @@ def records(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
     text = read_file(path, needs)
     if text.lstrip().startswith("["):
         try:
-            array = json.loads(text)
+            array = decoded(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
         except RecursionError:
             raise ValueError(f"{path}: not valid JSON: nested too deeply") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from None
         for number, record in enumerate(array, 1):
             yield f"{path}, record {number}", number, record
         return
@@ -41,10 +61,10 @@ def records(path: Path, needs: str) -> Iterator[tuple[str, int, Any]]:
         if not line.strip(" \t\r"):  # the white space of JSON, not all that Python knows
             continue
         try:
-            yield f"{path}:{number}", number, json.loads(line)
+            yield f"{path}:{number}", number, decoded(line)
         except json.JSONDecodeError as error:
             yield f"{path}:{number}", number, error
-        except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
+        except (RecursionError, ValueError) as error:  # too deep, a number of too many digits, a name twice
             yield f"{path}:{number}", number, json.JSONDecodeError(str(error), line, 0)
 
 

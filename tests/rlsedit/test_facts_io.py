@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rlsedit.cli import serving
 from rlsedit.facts import Fact, load_facts, save_facts
 
 OURS: dict[str, Any] = {
@@ -174,6 +175,17 @@ def test_broken_files(tmp_path: Path) -> None:
         load_facts(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="a folder"):
         load_facts(tmp_path)
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """Which of its values was meant nobody can tell."""
+    line = '{"prompt": "{} is in", "subject": "Oslo", "target_new": "Peru", "target_new": "Japan"}'
+    for text, where in ((line, "facts.jsonl:1: "), (f"[{line}]", "facts.jsonl: ")):
+        (tmp_path / "facts.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=f"{where}not valid JSON: 'target_new' stands twice in one object"):
+            load_facts(tmp_path / "facts.jsonl")
+    with pytest.raises(ValueError, match="'target_new' stands twice"):
+        serving._fact(line.encode())
 
 
 def test_wrong_mode_is_refused(tmp_path: Path) -> None:

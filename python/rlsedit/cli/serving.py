@@ -198,10 +198,11 @@ class _Desk:
 
 def _fact(line: bytes) -> Fact:
     from rlsedit.facts.io import fact_from_record
+    from rlsedit.jsonlines import decoded
 
     if len(line) > _LONGEST:
         raise ValueError(f"a line must not be longer than {_LONGEST} bytes")
-    return fact_from_record(json.loads(line.decode("utf-8-sig")))
+    return fact_from_record(decoded(line.decode("utf-8-sig")))
 
 
 def _write(editor: Editor, facts: list[Fact], on_conflict: OnConflict) -> None:
