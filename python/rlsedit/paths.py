@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "check_spared",
     "check_writable",
     "naming_cache",
+    "saving_tensors",
 ]
 
 _CACHE = "; RLSEDIT_CACHE names another folder for the cache"
@@ -116,6 +118,24 @@ def naming_cache(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
+def saving_tensors(where: str | os.PathLike[str]) -> Iterator[None]:
+    """What safetensors raises where a disk is full or fails, an exception of its own, becomes the system's error.
+
+    Raises:
+        OSError: naming `where`.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise OSError(f"{where}: cannot be written: {error}") from error
+        raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(where)) from error
+
+
+@contextmanager
 def atomic_directory(target: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Yields an empty temporary folder beside `target` and renames it to `target` on success.
 
@@ -169,7 +189,8 @@ def atomic_save_tensors(
     os.close(handle)
     try:
         content = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-        save_file(content, name, None if metadata is None else dict(metadata))
+        with saving_tensors(final):
+            save_file(content, name, None if metadata is None else dict(metadata))
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, final)
     except BaseException:

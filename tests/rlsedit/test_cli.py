@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,28 @@ def test_a_failure_while_saving_loses_no_edit(
     assert (files / "out" / "config.json").is_file()
 
 
+def test_a_disk_that_is_full_while_tensors_are_saved(
+    models: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors has an exception of its own for it."""
+    from safetensors import SafetensorError
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    command = edit(models / "llama", files, "--no-evaluate")
+    again = [part for part in command if part not in ("--text", str(files / "text.txt"))]
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        fails(capsys, command, f"{files / 'out'}: No space left on device")
+    assert main([*again, "--resume"]) == 0
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("rlsedit.export.lora.save_file", full)
+    for kind in ("delta", "lora"):
+        out = str(files / f"new-{kind}")
+        fails(capsys, ["export", str(files / "out"), "--to", kind, "--out", out], f"{out}: No space left on device")
+
+
 def test_a_failure_before_the_first_edit_leaves_no_folder(
     models: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +184,14 @@ def test_evaluate_and_stats(models: Path, files: Path, capsys: pytest.CaptureFix
     assert len(list((files / "cache" / "moments").iterdir())) == 2
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard output, where a script reads it."""
+    assert main(["--version"]) == 0
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"rlsedit \d+\.\d+\.\d+\S*\n", shown.out)
+    assert not shown.err
+
+
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     from rlsedit import list_methods
 
@@ -181,6 +212,7 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
     fails(capsys, edit(llama, files, "--batch", "0"), "--batch", "at least 1")
     fails(capsys, edit(llama, files, "--set", "stepz=3"), "stepz", "steps")
     fails(capsys, edit(llama, files, "--set", "steps=2.5"), "steps", "whole number")
+    fails(capsys, edit(llama, files, "--set", "lr=1e400"), "lr must be finite, got inf")
     fails(capsys, edit(llama, files, "--set", "steps"), "NAME=NUMBER")
     fails(capsys, edit(llama, files, "--set", "relative_to=mlp"), "relative_to", "'hidden', 'module'")
     fails(capsys, edit(llama, files, "--device", "abacus"), "--device", "abacus")

@@ -182,3 +182,17 @@ def test_text_files(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(ValueError, match="no text"):
         read_text(tmp_path / "empty.txt")
+
+
+def test_a_bar_on_a_terminal_without_unicode() -> None:
+    """The name of a folder may be in its label."""
+
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal(io.BytesIO(), encoding="ascii")
+    with Console(stream).bar("loading modèle", None):
+        pass
+    stream.seek(0)
+    assert "loading mod?le ..." in stream.read()

@@ -78,6 +78,9 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} goes with --to {kind}, got --to {args.to}")
     if args.form != "auto" and args.to != "delta":
         raise ValueError(f"--form goes with --to delta, got --to {args.to}")
+    for name in ("limit", "skip_bad"):
+        if getattr(args, name) and args.facts is None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --facts")
     if not args.edited.exists():
         raise FileNotFoundError(f"EDITED: no folder or delta {args.edited}")
     args.base = _base(args)
@@ -204,7 +207,8 @@ def _lora(
         console.line(f"the error is the rounding of {name} weights, which the factors leave out")
     if scores is not None:
         console.line("\n" + score_table(scores))
-        console.line(f"\nefficacy lost to the rank: {100 * (report.efficacy_loss or 0.0):.1f} points")
+        if report.efficacy_loss is not None:
+            console.line(f"\nefficacy lost to the rank: {100 * report.efficacy_loss:.1f} points")
     most = vllm_rank(report.rank)
     serve = "too large for vLLM (at most 512)" if most is None else f"vLLM needs max_lora_rank {most}"
     kept = "exact to rounding" if report.exact else "truncated"

@@ -43,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
     from rlsedit.store.check import reading
 
     console = Console()
+    filters = [name for name in ("id", "state", "batch", "text", "last", "json") if getattr(args, name)]
+    if args.check and filters:
+        raise ValueError(f"--check: reads all files; leave out {_option(filters[0])}")
     if args.check:
         return _check(console, args.folder)
     with reading(args.folder) as (ledger, note):
@@ -50,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
             console.line(f"note: {note}")
         rows = ledger.edits(state=args.state, name=args.id, batch=args.batch, text=args.text, limit=args.last)
         counts = ledger.counts()
-    if args.id is not None:
-        if not rows:
-            raise ValueError(f"ID: {args.folder} has no edit {args.id!r}")
+    if args.id is not None and not rows:
+        like = f" that fits {', '.join(map(_option, filters[1:]))}" if filters[1:] else ""
+        raise ValueError(f"ID: {args.folder} has no edit {args.id!r}{like}")
+    if args.id is not None and not args.json:
         _show(console, rows, args)
         return 0
     if args.json:
@@ -61,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _list(console, rows, counts)
     return 0
+
+
+def _option(name: str) -> str:
+    return "ID" if name == "id" else f"--{name}"
 
 
 def _check(console: Any, folder: Path) -> int:

@@ -108,7 +108,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from rlsedit import __version__
 
-        parser.exit(0, f"rlsedit {__version__}\n")
+        sys.stdout.write(f"rlsedit {__version__}\n")
+        parser.exit(0)
 
 
 def _set_up(verbose: bool) -> None:

@@ -90,6 +90,7 @@ def save_model(
     Raises:
         OSError: if it cannot be written; the model that was at --out, and all edits, are then still there.
     """
+    from rlsedit.paths import saving_tensors
     from rlsedit.store.modelfiles import place
 
     state: dict[str, Any] | None = None
@@ -99,11 +100,12 @@ def save_model(
         state = gathered(model, processes.writes)
 
     def write(work: Path) -> None:
-        if state is None:
-            model.save_pretrained(work)
-        else:
-            with unspread(model):
-                model.save_pretrained(work, state_dict=state)
+        with saving_tensors(out):
+            if state is None:
+                model.save_pretrained(work)
+            else:
+                with unspread(model):
+                    model.save_pretrained(work, state_dict=state)
         tokenizer.save_pretrained(work)
         if source.is_dir():
             for pattern in _BESIDES:

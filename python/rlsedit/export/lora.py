@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..facts import Fact
 from ..metrics import EvalReport
 from ..models.adapter import Adapter
-from ..paths import atomic_directory
+from ..paths import atomic_directory, saving_tensors
 from ..report.scores import finite
 from .changes import Change, changes_of_model
 from .folder import REPORT, check_target
@@ -78,11 +79,14 @@ class LoraReport:
 
     @property
     def efficacy_loss(self) -> float | None:
-        """Efficacy (success) of the edited weights less that of the adapter, in [-1, 1]; None without facts."""
+        """Efficacy (success) of the edited weights less that of the adapter, in [-1, 1].
+
+        None without facts, and where none of them has an answer that was right before, to which success compares.
+        """
         if self.scores is None:
             return None
         edited, adapter = (self.scores[name].summary["efficacy_success"].mean for name in ("edited", "adapter"))
-        return edited - adapter
+        return None if math.isnan(edited - adapter) else edited - adapter
 
 
 def vllm_rank(rank: int) -> int | None:
@@ -146,7 +150,8 @@ def write_lora(
         tensors[f"base_model.model.{change.module}.lora_A.weight"] = part.right.cpu()
         tensors[f"base_model.model.{change.module}.lora_B.weight"] = part.left.cpu()
     with atomic_directory(target, replace=replace) as work:
-        save_file(tensors, work / "adapter_model.safetensors", {"format": "pt"})
+        with saving_tensors(target):
+            save_file(tensors, work / "adapter_model.safetensors", {"format": "pt"})
         _write(work / "adapter_config.json", _config(report, base, layouts == {"in_out"}))
         _write(work / REPORT, _content(report, base, about or {}))
         (work / "adapter_model.safetensors").chmod((work / REPORT).stat().st_mode)
@@ -239,4 +244,4 @@ def _content(report: LoraReport, base: str, about: Mapping[str, Any]) -> dict[st
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -55,7 +55,7 @@ class Console:
         """Replaces the current line of a terminal; does nothing elsewhere."""
         if self.tty and not self.quiet:
             width = shutil.get_terminal_size().columns - 1
-            self.stream.write("\r\x1b[2K" + text[:width])
+            self.stream.write("\r\x1b[2K" + (text if self.unicode else _ascii(text))[:width])
             self.stream.flush()
 
 

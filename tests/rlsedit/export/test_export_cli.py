@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,25 @@ def test_an_adapter_with_scores(pair: Any, tmp_path: Path, capsys: pytest.Captur
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         pair.base
     )
+
+
+def test_facts_without_a_former_answer(pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Success compares with it; the report is JSON for strict readers too."""
+    save_facts([replace(fact, target_true=None) for fact in lm.FACTS], tmp_path / "facts.jsonl")
+    more = ["--rank", "2", "--facts", str(tmp_path / "facts.jsonl"), "--device", "cpu"]
+    assert main(command(pair.edited, "lora", tmp_path / "out", pair.base, *more)) == 0
+    assert "nan" not in capsys.readouterr().out
+    text = (tmp_path / "out" / "rlsedit-export.json").read_text()
+    report = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert report["efficacy_loss"] is None
+    assert report["scores"]["adapter"]["summary"]["efficacy_accuracy"]["count"] == len(lm.FACTS)
+
+
+@pytest.mark.parametrize("more", [["--limit", "3"], ["--skip-bad"]])
+def test_options_of_facts_without_facts(
+    pair: Any, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, command(pair.edited, "lora", tmp_path / "out", pair.base, *more), f"{more[0]} goes with --facts")
 
 
 def test_half_precision_folders(make_pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

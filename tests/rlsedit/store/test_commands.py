@@ -236,3 +236,12 @@ def test_remove_and_undo(root: Path, whole: Path, tmp_path: Path, capsys: pytest
     assert str(out / "model.safetensors") in capsys.readouterr().out
     assert main(resume(root / "llama", tmp_path / "more.jsonl", out)) == 0  # written anew from the first model
     assert main(["log", str(out), "--check"]) == 0
+
+
+def test_what_the_log_cannot_do_together(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No option is passed over in silence."""
+    for more in (["f0"], ["--json"], ["--last", "1"]):
+        fails(capsys, ["log", str(whole), *more, "--check"], "--check: reads all files; leave out")
+    fails(capsys, ["log", str(whole), "f0", "--state", "planned"], "no edit 'f0' that fits --state")
+    assert main(["log", str(whole), "f0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**facts(1)[0].to_dict(), "state": "applied"}
