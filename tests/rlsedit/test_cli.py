@@ -192,6 +192,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert not shown.err
 
 
+def test_closed_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", None)
+    assert main(["methods"]) == 0
+    assert main(["fly"]) == 2
+
+
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     from rlsedit import list_methods
 

@@ -7,7 +7,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what becomes of an edit about the same subject with the same prompt or relation (default keep-both)",
     )  # fmt: skip
     parser.add_argument("--method", help="see `rlsedit methods` (default rlsedit)")
-    parser.add_argument("--batch", type=positive, metavar="N", help="facts of one batch (default: that of the preset)")
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="facts of one batch (default: that of the preset, or of the folder)"
+    )
     parser.add_argument(
         "--snapshot-every", type=positive, default=20, metavar="N",
         help="batches between two snapshots; a resume repeats at most so many from their records (default 20)",
@@ -122,6 +125,9 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
         config, method = _kept(model, args, told)
     else:
         config = config_for(model, args)
+        config = replace(
+            config, batch_size=args.batch or config.batch_size
+        )  # a resumed stream has batches of this size
     check_layers(adapter, config)
     if not args.resume:  # what the folder holds is not written again; the rest is checked where it is known
         check_lengths(adapter, tokenizer, facts, method, [])
@@ -364,12 +370,20 @@ def _steps(editor: Editor) -> int:
 
 
 def _clear(out: Path, existed: bool) -> None:
-    """Leave nothing of a folder into which no edit was written, but an empty one that was there."""
+    """Leave nothing of a folder into which no edit was written, unless another process is about to write into it."""
+    from rlsedit.store.errors import StoreError
     from rlsedit.store.folder import store_of
+    from rlsedit.store.lock import Lock
 
     store = store_of(out)
-    if out.is_dir() and not (store.is_dir() and any((store / "records").iterdir())):
-        shutil.rmtree(store if existed else out, ignore_errors=True)
+    if store.is_dir() and not any((store / "records").iterdir()):
+        with suppress(StoreError):
+            lock = Lock(store / "lock", out)
+            shutil.rmtree(store if existed else out, ignore_errors=True)
+            lock.close()
+    if not existed:
+        with suppress(OSError):  # it is not empty, or not there
+            out.rmdir()
 
 
 def _check_scored(editor: Editor, facts: Sequence[Fact]) -> None:

@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 for wrong input (one line on standard error), 1 for anything unexpected, 130 after Ctrl-C.
     """
     launch.hush()
+    for name in ("stdout", "stderr"):  # closed by who has started the process
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:

@@ -8,6 +8,7 @@ behind without harm (docs/ledger.md).
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -111,7 +112,12 @@ class Folder:
                 journal.append(record)
             for folder in (*(work / part for part in _PARTS), work):
                 disk.sync_folder(folder)
-            disk.rename(work, store)
+            try:
+                disk.rename(work, store)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise StoreError(f"{path}: another process has begun to write edits into it") from None
+                raise
             whole = store
             disk.sync_folder(path)
         except BaseException:
