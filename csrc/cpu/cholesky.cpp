@@ -19,12 +19,13 @@ std::tuple<Tensor, Tensor> cholesky(Tensor A) {
   int32_t* infos = static_cast<int32_t*>(info.mutable_data_ptr());
   for_dtype(A, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(A), u * u * u / 6, [&](int64_t b) {
+    const auto make = [&] { return Factor<T>(u); };
+    for_each_element(batch_count(A), u * u * u / 6, make, [&](int64_t b, Factor<T>& factor) {
       const Matrix<const T> from = matrix<const T>(A, b);
       T* to = matrix<T>(L, b).data;
       for (int64_t i = 0; i < u; ++i)
         for (int64_t j = 0; j <= i; ++j) to[i * u + j] = *from.at(i, j);
-      infos[b] = static_cast<int32_t>(factor(to, u));
+      infos[b] = static_cast<int32_t>(factor(to));
     });
   });
   return {L, info};

@@ -8,6 +8,13 @@
 namespace rlsedit {
 namespace {
 
+// Z as both operands of its product.
+template <class T>
+struct Operands {
+  Operands(int64_t d, int64_t u) : left(left_size<T>(d, u)), right(right_size<T>(d, u)) {}
+  Panels<T> left, right;
+};
+
 void downdate_(Tensor C, Tensor Z, double alpha) {
   const char* op = "downdate_";
   check_floating(op, "C", C);
@@ -18,10 +25,11 @@ void downdate_(Tensor C, Tensor Z, double alpha) {
   check_shape(op, "Z", Z, C, d, -1);
   for_dtype(C, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(C), d * d * u / 2, [&](int64_t b) {
-      const Matrix<const T> z = matrix<const T>(Z, b);
-      const Panels<T> left = pack_left(z, d, u), right = pack_right(z, d, u);
-      lower_product(left, right, static_cast<T>(alpha), T(1), by_rows(matrix<T>(C, b)), true, kTile);
+    const auto make = [&] { return Operands<T>(d, u); };
+    for_each_element(batch_count(C), d * d * u / 2, make, [&](int64_t b, Operands<T>& z) {
+      pack_left(matrix<const T>(Z, b), d, u, z.left);
+      pack_right(matrix<const T>(Z, b), d, u, z.right);
+      lower_product(z.left, z.right, static_cast<T>(alpha), T(1), by_rows(matrix<T>(C, b)), true, kTile);
     });
   });
 }

@@ -9,12 +9,31 @@ namespace rlsedit {
 // zero. Returns LAPACK's info: 0, or the order of the first leading minor that is not positive (or not
 // finite).
 template <class T>
-int64_t factor(T* A, int64_t u);
+class Factor {
+ public:
+  explicit Factor(int64_t u);  // takes all memory
+  int64_t operator()(T* A);
 
-// gain = Y (L L')^-1 and Z = Y L^-T from the right panels of Y (d x u), which become those of Z.
-// gain and Z (d x u) are row-major; Z may be null; with `left`, Z is also packed as a left operand.
+ private:
+  int64_t u_;
+  Panels<T> left_, right_;
+};
+
+// gain = Y (L L')^-1 and Z = Y L^-T, row-major (d x u), from the right panels of Y, which are used up.
 template <class T>
-void solve_gain(const T* L, Panels<T>& Y, T* gain, T* Z, Panels<T>* left);
+void solve_gain(const T* L, const Panels<T>& Y, T* gain, T* Z);
+
+// The same with Z as both operands of the downdate: the right panels of Y become those of Z.
+template <class T>
+class Solves {
+ public:
+  Solves(int64_t d, int64_t u);  // takes all memory
+  void operator()(const T* L, const Panels<T>& Y, T* gain, Panels<T>& left) const;
+
+ private:
+  int64_t tasks_, workers_;
+  Scratch<T> second_;
+};
 
 // rows x u, row-major <- the right panels of Y.
 template <class T>

@@ -21,11 +21,12 @@ std::tuple<Tensor, Tensor> gain_products(Tensor C, Tensor K) {
   Tensor Y = new_output(C, {d, u}), G = new_output(C, {u, u});
   for_dtype(C, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(C), d * d * u, [&](int64_t b) {
-      const Panels<T> keys = pack_left(matrix<const T>(K, b), u, d);
-      const Panels<T> products = covariance_times_keys(matrix<const T>(C, b), keys);
-      unpack(products, matrix<T>(Y, b).data);
-      gram(keys, products, matrix<T>(G, b));
+    const auto make = [&] { return KeyProducts<T>(u, d, d); };
+    for_each_element(batch_count(C), d * d * u, make, [&](int64_t b, KeyProducts<T>& products) {
+      products.pack(matrix<const T>(K, b));
+      products.multiply(by_rows(matrix<const T>(C, b)));
+      unpack(products.Y, matrix<T>(Y, b).data);
+      products.gram(matrix<T>(G, b));
     });
   });
   return {Y, G};

@@ -11,6 +11,14 @@
 namespace rlsedit {
 namespace {
 
+template <class T>
+struct Space {
+  Space(int64_t d, int64_t u) : L(u * u), factor(u), Y(right_size<T>(d, u)) {}
+  Scratch<T> L;
+  Factor<T> factor;
+  Panels<T> Y;
+};
+
 std::tuple<Tensor, Tensor, Tensor> gain_solve(Tensor Y, Tensor G, double noise) {
   const char* op = "gain_solve";
   check_floating(op, "Y", Y);
@@ -22,22 +30,23 @@ std::tuple<Tensor, Tensor, Tensor> gain_solve(Tensor Y, Tensor G, double noise) 
   int32_t* infos = static_cast<int32_t*>(info.mutable_data_ptr());
   for_dtype(Y, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(Y), d * u * u, [&](int64_t b) {
+    const auto make = [&] { return Space<T>(d, u); };
+    for_each_element(batch_count(Y), d * u * u, make, [&](int64_t b, Space<T>& space) {
       const Matrix<const T> g = matrix<const T>(G, b);
-      const Scratch<T> L(u * u);
+      T* L = space.L.get();
       for (int64_t i = 0; i < u; ++i) {
-        for (int64_t j = 0; j < i; ++j) L.get()[i * u + j] = *g.at(i, j);
-        L.get()[i * u + i] = *g.at(i, i) + static_cast<T>(noise);
+        for (int64_t j = 0; j < i; ++j) L[i * u + j] = *g.at(i, j);
+        L[i * u + i] = *g.at(i, i) + static_cast<T>(noise);
       }
       T *to_gain = matrix<T>(gain, b).data, *to_Z = matrix<T>(Z, b).data;
-      infos[b] = static_cast<int32_t>(factor(L.get(), u));
+      infos[b] = static_cast<int32_t>(space.factor(L));
       if (infos[b] != 0) {  // no gain exists: make sure that nobody mistakes what is returned for one
         fill_nan(to_gain, d * u);
         fill_nan(to_Z, d * u);
         return;
       }
-      Panels<T> panels = pack_right(matrix<const T>(Y, b), d, u);
-      solve_gain(L.get(), panels, to_gain, to_Z, static_cast<Panels<T>*>(nullptr));
+      pack_right(matrix<const T>(Y, b), d, u, space.Y);
+      solve_gain(L, space.Y, to_gain, to_Z);
     });
   });
   return {gain, Z, info};

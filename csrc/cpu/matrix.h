@@ -43,15 +43,18 @@ class Scratch {
   std::unique_ptr<T, Free> data_;
 };
 
-// A packed operand (see engine.h): `rows` x `k` in panels of `width` rows, `stride` apart.
+// A packed operand (see engine.h): `rows` x `k` in panels of `width` rows, `stride` apart. The memory is
+// taken once, for whatever is packed into it: an op that writes in place takes all of it before it writes.
 template <class T>
 struct Panels {
-  Panels(int64_t rows, int64_t k, int64_t width, int64_t stride)
-      : rows(rows), k(k), width(width), stride(stride), memory(count() * stride) {}
+  explicit Panels(int64_t elements) : memory(elements) {}
+  void shape(int64_t new_rows, int64_t new_k, int64_t new_width, int64_t new_stride) {
+    rows = new_rows, k = new_k, width = new_width, stride = new_stride;
+  }
   int64_t count() const { return (rows + width - 1) / width; }
   T* panel(int64_t i) const { return memory.get() + i * stride; }
 
-  int64_t rows, k, width, stride;
+  int64_t rows = 0, k = 0, width = 1, stride = 0;
   Scratch<T> memory;
 };
 

@@ -18,8 +18,9 @@ void qr_append_(Tensor R, Tensor K) {
   check_shape(op, "K", K, R, -1, d);
   for_dtype(R, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(R), d * d * u, [&](int64_t b) {
-      append_rows<T>(matrix<T>(R, b), d, matrix<const T>(K, b), u, {nullptr, 0, 0}, {nullptr, 0, 0}, 0);
+    const auto make = [&] { return Append<T>(d, u, 0); };
+    for_each_element(batch_count(R), d * d * u, make, [&](int64_t b, Append<T>& append) {
+      append.run(matrix<T>(R, b), matrix<const T>(K, b), {nullptr, 0, 0}, {nullptr, 0, 0});
     });
   });
 }

@@ -23,8 +23,9 @@ void qr_append_rhs_(Tensor R, Tensor B, Tensor K, Tensor V) {
   check_shape(op, "V", V, R, u, v);
   for_dtype(R, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(R), d * u * (d + 2 * v), [&](int64_t b) {
-      append_rows<T>(matrix<T>(R, b), d, matrix<const T>(K, b), u, matrix<T>(B, b), matrix<const T>(V, b), v);
+    const auto make = [&] { return Append<T>(d, u, v); };
+    for_each_element(batch_count(R), d * u * (d + 2 * v), make, [&](int64_t b, Append<T>& append) {
+      append.run(matrix<T>(R, b), matrix<const T>(K, b), matrix<T>(B, b), matrix<const T>(V, b));
     });
   });
 }

@@ -64,7 +64,8 @@ class Solve {
       for (int64_t j = i; j < n; ++j) A[i * n + j] = *R_.at(first + i, first + j);
     e.solve_columns(columns.get(), ldx, u, A, n, n, transposed_);
     X_.scatter(first, n, columns.get(), ldx);
-    Solved solved{first, n, Panels<T>(u, n, e.mr, e.mr * n)};
+    Solved solved{first, n, Panels<T>(left_size<T>(u, n))};
+    solved.left.shape(u, n, e.mr, e.mr * n);
     e.pack_left(solved.left.panel(0), solved.left.stride, columns.get(), u, n, 1, ldx);
     return solved;
   }
@@ -204,11 +205,13 @@ Tensor qr_gain(Tensor R, Tensor K) {
   Tensor gain = new_output(R, {d, u});
   for_dtype(R, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(R), d * d * u, [&](int64_t b) {
+    const auto make = [] { return nullptr; };  // nothing is written but the result
+    for_each_element(batch_count(R), d * d * u, make, [&](int64_t b, std::nullptr_t) {
       const Matrix<const T> r = matrix<const T>(R, b);
       if (2 * u <= engine<T>().few && r.cs == 1)
         return FewSolve<T>(r, d, matrix<const T>(K, b), u).run(matrix<T>(gain, b).data);
-      const Slabs<T> X(matrix<const T>(K, b), u, d);
+      Slabs<T> X(u, d);
+      X.fill(matrix<const T>(K, b), u);
       Solve<T>(r, d, X, false).run();
       Solve<T>(r, d, X, true).run();
       unpack(X.panels, matrix<T>(gain, b).data);

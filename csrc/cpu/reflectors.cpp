@@ -1,5 +1,7 @@
 #include "reflectors.h"
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "products.h"
@@ -13,30 +15,51 @@ constexpr int64_t kMostRows = 256;  // appended at a time: a slab of them stays 
 // One block reflector, for any columns R (n), K (u): D = (X S)'K - E R, K <- K - X (2 R + D), R <- R + D.
 template <class T>
 struct Reflector {
-  int64_t row, n;
+  int64_t row = 0, n = 0;
   Panels<T> rows, upper, lower;  // (X S)' (n x u), E (n x n), X (u x n): left operands
   T sign[kReflectors];           // rows of R whose diagonal was negative are negated on the way
 
-  Reflector(int64_t row, int64_t n, int64_t u)
-      : row(row),
-        n(n),
-        rows(n, u, engine<T>().mr, engine<T>().mr * u),
-        upper(n, n, engine<T>().mr, engine<T>().mr * n),
-        lower(u, n, engine<T>().mr, engine<T>().mr * n) {}
+  Reflector(int64_t most, int64_t u)
+      : rows(left_size<T>(most, u)), upper(left_size<T>(most, most)), lower(left_size<T>(u, most)) {}
+
+  void shape(int64_t new_row, int64_t new_n, int64_t u) {
+    const int64_t mr = engine<T>().mr;
+    row = new_row, n = new_n;
+    rows.shape(n, u, mr, mr * u);
+    upper.shape(n, n, mr, mr * n);
+    lower.shape(u, n, mr, mr * n);
+  }
 };
 
-template <class T>
-class Append {
- public:
-  Append(Matrix<T> R, int64_t d, Matrix<const T> K, int64_t u, Matrix<T> B, Matrix<const T> V, int64_t v)
-      : R_(R), d_(d), u_(u), B_(B), v_(v), keys_(K, u, d), targets_(V, u, v) {}
+}  // namespace
 
-  void run() {
+// At most `most` rows at a time.
+template <class T>
+class Append<T>::Part {
+ public:
+  Part(int64_t d, int64_t most, int64_t v)
+      : d_(d),
+        v_(v),
+        width_(width(most)),
+        keys_(most, d),
+        targets_(most, v),
+        columns_(2 * width_ * column_distance(most)) {
+    const int64_t blocks = std::min<int64_t>(2, count(d)),
+                  each = (std::min(d, kBlockColumns) + width_ - 1) / width_;
+    for (int64_t p = 0; p < blocks; ++p)
+      for (int64_t i = 0; i < each; ++i) reflectors_[p].emplace_back(width_, most);
+  }
+
+  void run(Matrix<T> R, Matrix<const T> K, int64_t u, Matrix<T> B, Matrix<const T> V) {
+    R_ = R, B_ = B, u_ = u;
+    keys_.fill(K, u);
+    targets_.fill(V, u);
     const int64_t blocks = count(d_), others = v_ > 0 ? count(v_) : 0;
     sweep(
         blocks, others, [&](int64_t p) { factor(p); },
         [&](int64_t p, int64_t q) {
-          for (const Reflector<T>& h : reflectors_[p % 2]) {
+          for (int64_t i = 0; i < made_[p % 2]; ++i) {
+            const Reflector<T>& h = reflectors_[p % 2][static_cast<size_t>(i)];
             if (q < blocks)
               apply(h, R_, keys_, q * kBlockColumns);
             else
@@ -50,40 +73,38 @@ class Append {
 
   // Few rows are better served by narrow reflectors: S costs n for every element of R, the rows u. Whole
   // slabs.
-  int64_t width() const {
-    if (engine<T>().nr > 16) return u_ <= 64 ? 32 : 64;
-    return u_ <= 24 ? 16 : u_ <= 64 ? 32 : 48;
+  static int64_t width(int64_t u) {
+    if (engine<T>().nr > 16) return u <= 64 ? 32 : 64;
+    return u <= 24 ? 16 : u <= 64 ? 32 : 48;
   }
 
   void factor(int64_t p) {
-    std::vector<Reflector<T>>& made = reflectors_[p % 2];
-    made.clear();
+    int64_t& made = made_[p % 2] = 0;
     const int64_t begin = p * kBlockColumns, end = std::min(d_, begin + kBlockColumns);
-    for (int64_t row = begin; row < end; row += width()) {
-      made.push_back(reflect(row, std::min(width(), end - row)));
-      for (int64_t column = row + width(); column < end; column += engine<T>().nr)
-        apply_slab(made.back(), R_, keys_, column);
+    for (int64_t row = begin; row < end; row += width_) {
+      Reflector<T>& h = reflectors_[p % 2][static_cast<size_t>(made++)];
+      h.shape(row, std::min(width_, end - row), u_);
+      reflect(h);
+      for (int64_t column = row + width_; column < end; column += engine<T>().nr)
+        apply_slab(h, R_, keys_, column);
     }
   }
 
-  Reflector<T> reflect(int64_t row, int64_t n) {
+  void reflect(Reflector<T>& h) const {
     const Engine<T>& e = engine<T>();
-    const int64_t ldx = column_distance(u_);
-    Reflector<T> h(row, n, u_);
-    const Scratch<T> X(2 * n * ldx);
-    T *Y = X.get() + n * ldx, A[kReflectors * kReflectors], E[kReflectors * kReflectors];
-    keys_.gather(row, n, X.get(), ldx);
+    const int64_t row = h.row, n = h.n, ldx = column_distance(u_);
+    T *X = columns_.get(), *Y = X + n * ldx, A[kReflectors * kReflectors], E[kReflectors * kReflectors];
+    keys_.gather(row, n, X, ldx);
     for (int64_t i = 0; i < n; ++i) {
       h.sign[i] = *R_.at(row + i, row + i) < T(0) ? T(-1) : T(1);
       for (int64_t j = i; j < n; ++j) A[i * n + j] = h.sign[i] * *R_.at(row + i, row + j);
     }
-    e.reflect(A, n, X.get(), Y, ldx, u_, n, E);
+    e.reflect(A, n, X, Y, ldx, u_, n, E);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = i; j < n; ++j) *R_.at(row + i, row + j) = A[i * n + j];
     e.pack_left(h.rows.panel(0), h.rows.stride, Y, n, u_, ldx, 1);
     e.pack_left(h.upper.panel(0), h.upper.stride, E, n, n, n, 1);
-    e.pack_left(h.lower.panel(0), h.lower.stride, X.get(), u_, n, 1, ldx);
-    return h;
+    e.pack_left(h.lower.panel(0), h.lower.stride, X, u_, n, 1, ldx);
   }
 
   void apply(const Reflector<T>& h, Matrix<T> A, const Slabs<T>& rows, int64_t begin) const {
@@ -123,27 +144,40 @@ class Append {
             1, false, nullptr});
   }
 
-  Matrix<T> R_;
-  int64_t d_, u_;
-  Matrix<T> B_;
-  int64_t v_;
+  int64_t d_, v_, width_, u_ = 0;
+  Matrix<T> R_{}, B_{};
   Slabs<T> keys_, targets_;
+  Scratch<T> columns_;
   std::vector<Reflector<T>> reflectors_[2];  // of this block of columns, and of the next
+  int64_t made_[2] = {0, 0};
 };
+
+namespace {
+
+int64_t rows_at_a_time(int64_t u) {
+  const int64_t parts = (u + kMostRows - 1) / kMostRows;
+  return (u + parts - 1) / parts;
+}
 
 }  // namespace
 
 template <class T>
-void append_rows(Matrix<T> R, int64_t d, Matrix<const T> K, int64_t u, Matrix<T> B, Matrix<const T> V,
-                 int64_t v) {
-  const int64_t parts = (u + kMostRows - 1) / kMostRows, step = (u + parts - 1) / parts;
-  for (int64_t i = 0; i < u; i += step)
-    Append<T>(R, d, {K.at(i, 0), K.rs, K.cs}, std::min(step, u - i), B, {V.at(i, 0), V.rs, V.cs}, v).run();
+Append<T>::Append(int64_t d, int64_t u, int64_t v) : u_(u), part_(new Part(d, rows_at_a_time(u), v)) {}
+
+template <class T>
+Append<T>::~Append() = default;
+
+template <class T>
+Append<T>::Append(Append&&) noexcept = default;
+
+template <class T>
+void Append<T>::run(Matrix<T> R, Matrix<const T> K, Matrix<T> B, Matrix<const T> V) {
+  const int64_t step = rows_at_a_time(u_);
+  for (int64_t i = 0; i < u_; i += step)
+    part_->run(R, {K.at(i, 0), K.rs, K.cs}, std::min(step, u_ - i), B, {V.at(i, 0), V.rs, V.cs});
 }
 
-template void append_rows(Matrix<float>, int64_t, Matrix<const float>, int64_t, Matrix<float>,
-                          Matrix<const float>, int64_t);
-template void append_rows(Matrix<double>, int64_t, Matrix<const double>, int64_t, Matrix<double>,
-                          Matrix<const double>, int64_t);
+template class Append<float>;
+template class Append<double>;
 
 }  // namespace rlsedit

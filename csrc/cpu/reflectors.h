@@ -1,6 +1,8 @@
 // Rows appended to a triangular factor by block reflectors.
 #pragma once
 
+#include <memory>
+
 #include "matrix.h"
 
 namespace rlsedit {
@@ -19,7 +21,17 @@ namespace rlsedit {
 // M lower triangular with diagonal |x_j|^2 and 2 x_i'x_j below, so that E is formed without cancellation.
 // About 2 d^2 u flops in all.
 template <class T>
-void append_rows(Matrix<T> R, int64_t d, Matrix<const T> K, int64_t u, Matrix<T> B, Matrix<const T> V,
-                 int64_t v);
+class Append {
+ public:
+  Append(int64_t d, int64_t u, int64_t v);  // takes all memory
+  ~Append();
+  Append(Append&&) noexcept;
+  void run(Matrix<T> R, Matrix<const T> K, Matrix<T> B, Matrix<const T> V);
+
+ private:
+  class Part;
+  int64_t u_;
+  std::unique_ptr<Part> part_;  // the rows that are appended at a time
+};
 
 }  // namespace rlsedit

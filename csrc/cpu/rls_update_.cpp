@@ -2,7 +2,6 @@
 //   L L' = forget noise I + K C K',  Z = C K' L^-T,  gain = Z L^-1,  C <- (C - Z Z') / forget
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
 #include <tuple>
 
 #include "factor.h"
@@ -15,24 +14,34 @@ namespace {
 
 // One element of the batch; C is not written unless the factor exists.
 template <class T>
-int64_t update(Matrix<T> C, Matrix<const T> K, int64_t d, int64_t u, double noise, double forget, T* gain) {
-  const Engine<T>& e = engine<T>();
-  const Scratch<T> L(u * u);
-  std::optional<Panels<T>> keys(pack_left(K, u, d));
-  Panels<T> Z = covariance_times_keys(Matrix<const T>{C.data, C.rs, C.cs}, *keys);  // C K' up to solve_gain
-  gram(*keys, Z, Matrix<T>{L.get(), u, 1});
-  keys.reset();  // peak memory: the packed keys have done their work
-  for (int64_t i = 0; i < u; ++i) L.get()[i * u + i] += static_cast<T>(forget * noise);
-  if (const int64_t info = factor(L.get(), u)) {
-    fill_nan(gain, d * u);
-    return info;
+class Update {
+ public:
+  Update(int64_t d, int64_t u) : products_(u, d, d), L_(u * u), factor_(u), solve_(d, u) {}
+
+  int64_t run(Matrix<T> C, Matrix<const T> K, double noise, double forget, T* gain) {
+    const int64_t d = products_.d, u = products_.u;
+    T* L = L_.get();
+    products_.pack(K);
+    products_.multiply(by_rows(Matrix<const T>{C.data, C.rs, C.cs}));
+    products_.gram({L, u, 1});
+    for (int64_t i = 0; i < u; ++i) L[i * u + i] += static_cast<T>(forget * noise);
+    if (const int64_t info = factor_(L)) {
+      fill_nan(gain, d * u);
+      return info;
+    }
+    Panels<T>&left = products_.turned, &Z = products_.Y;  // C K' up to here
+    solve_(L, Z, gain, left);
+    const T scale = static_cast<T>(1.0 / forget);
+    lower_product(left, Z, -scale, scale, by_rows(C), true, kTile);
+    return 0;
   }
-  Panels<T> left(d, u, e.mr, e.mr * u);
-  solve_gain(L.get(), Z, gain, static_cast<T*>(nullptr), &left);
-  const T scale = static_cast<T>(1.0 / forget);
-  lower_product(left, Z, -scale, scale, by_rows(C), true, kTile);
-  return 0;
-}
+
+ private:
+  KeyProducts<T> products_;
+  Scratch<T> L_;
+  Factor<T> factor_;
+  Solves<T> solve_;
+};
 
 std::tuple<Tensor, Tensor> rls_update_(Tensor C, Tensor K, double noise, double forget) {
   const char* op = "rls_update_";
@@ -48,10 +57,10 @@ std::tuple<Tensor, Tensor> rls_update_(Tensor C, Tensor K, double noise, double 
   int32_t* infos = static_cast<int32_t*>(info.mutable_data_ptr());
   for_dtype(C, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(C), d * d * u, [&](int64_t b) {
+    const auto make = [&] { return Update<T>(d, u); };
+    for_each_element(batch_count(C), d * d * u, make, [&](int64_t b, Update<T>& update) {
       T* to = matrix<T>(gain, b).data;
-      infos[b] =
-          static_cast<int32_t>(update(matrix<T>(C, b), matrix<const T>(K, b), d, u, noise, forget, to));
+      infos[b] = static_cast<int32_t>(update.run(matrix<T>(C, b), matrix<const T>(K, b), noise, forget, to));
     });
   });
   return {gain, info};

@@ -8,6 +8,7 @@
 #include "engine.h"
 #include "matrix.h"
 #include "parallel.h"
+#include "products.h"
 
 namespace rlsedit {
 
@@ -33,9 +34,13 @@ void sweep(int64_t blocks, int64_t others, const Factor& factor, const Update& u
 template <class T>
 class Slabs {
  public:
-  Slabs(Matrix<const T> A, int64_t u, int64_t n)
-      : u(u), n(n), panels(n, u, engine<T>().nr, engine<T>().nr * padded(u)) {
+  Slabs(int64_t u, int64_t n) : u(u), n(n), panels(right_size<T>(n, padded(u))) {}
+
+  // At most as many rows as there is memory for.
+  void fill(Matrix<const T> A, int64_t rows) {
     const Engine<T>& e = engine<T>();
+    u = rows;
+    panels.shape(n, u, e.nr, e.nr * padded(u));
     for_each_task(panels.count(), [&](int64_t i) {
       const int64_t column = i * e.nr;
       e.pack_right(slab(i), panels.stride, A.at(0, column), std::min(e.nr, n - column), u, A.cs, A.rs);

@@ -14,53 +14,56 @@
 namespace rlsedit {
 namespace {
 
-// A (m x n) in rows of adjacent elements.
+// to (m x n, in rows of adjacent elements) <- A
 template <class T>
-Scratch<T> rows_of(Matrix<const T> A, int64_t m, int64_t n) {
-  Scratch<T> copy(m * n);
+const T* rows_of(Matrix<const T> A, int64_t m, int64_t n, T* to) {
   for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) copy.get()[i * n + j] = *A.at(i, j);
-  return copy;
+    for (int64_t j = 0; j < n; ++j) to[i * n + j] = *A.at(i, j);
+  return to;
 }
 
 // E (u x v, row-major) = V - K W
 template <class T>
-void innovation(Matrix<const T> W, Matrix<const T> K, Matrix<const T> V, int64_t d, int64_t u, int64_t v,
-                T* E) {
+void innovation(Matrix<const T> W, Matrix<const T> K, Matrix<const T> V, KeyProducts<T>& products, T* E) {
   const Engine<T>& e = engine<T>();
+  const int64_t d = products.d, u = products.u, v = products.n;
   if (2 * u <= e.few && W.cs == 1) {
-    const Scratch<T> keys = rows_of(K, u, d);
+    const T* keys = rows_of(K, u, d, products.rows.get());
     for_each_task((v + kTile - 1) / kTile, [&](int64_t task) {
       const int64_t first = task * kTile, n = std::min(kTile, v - first);
-      e.combine(keys.get(), d, u, W.at(0, first), W.rs, d, n, E + first, v);
+      e.combine(keys, d, u, W.at(0, first), W.rs, d, n, E + first, v);
       for (int64_t c = 0; c < u; ++c)
         for (int64_t j = first; j < first + n; ++j) E[c * v + j] = *V.at(c, j) - E[c * v + j];
     });
     return;
   }
-  const Panels<T> products = times_keys(W.transposed(), v, pack_left(K, u, d));
-  for_each_task(products.count(), [&](int64_t i) {
-    const T* from = products.panel(i);
+  products.pack(K);
+  products.multiply(W.transposed());
+  for_each_task(products.Y.count(), [&](int64_t i) {
+    const T* from = products.Y.panel(i);
     const int64_t first = i * e.nr, n = std::min(e.nr, v - first);
     for (int64_t c = 0; c < u; ++c)
       for (int64_t j = 0; j < n; ++j) E[c * v + first + j] = *V.at(c, first + j) - from[c * e.nr + j];
   });
 }
 
-// W (m x n) <- W + A B' for A (m x u) and B (n x u), along the rows of W.
+// W (m x n) <- W + A B' for A (m x u) and B (n x u), along the rows of W; left and right are to hold A and B.
 template <class T>
-void add_product(Matrix<const T> A, Matrix<const T> B, int64_t m, int64_t n, int64_t u, Matrix<T> W) {
+void add_product(Matrix<const T> A, Matrix<const T> B, int64_t m, int64_t n, int64_t u, Matrix<T> W,
+                 Panels<T>& left, Panels<T>& right) {
   const Engine<T>& e = engine<T>();
   if (2 * u <= e.few && W.cs == 1) {
-    const Scratch<T> left = rows_of(A, m, u), right = rows_of(B.transposed(), u, n);
+    const T* a = rows_of(A, m, u, left.memory.get());
+    const T* b = rows_of(B.transposed(), u, n, right.memory.get());
     constexpr int64_t kRows = 64;
     for_each_task((m + kRows - 1) / kRows, [&](int64_t task) {
       const int64_t i = task * kRows;
-      e.add_few(W.at(i, 0), W.rs, std::min(kRows, m - i), n, left.get() + i * u, u, right.get(), n, u);
+      e.add_few(W.at(i, 0), W.rs, std::min(kRows, m - i), n, a + i * u, u, b, n, u);
     });
     return;
   }
-  const Panels<T> left = pack_left(A, m, u), right = pack_right(B, n, u);
+  pack_left(A, m, u, left);
+  pack_right(B, n, u, right);
   const int64_t down = (m + kTile - 1) / kTile, across = (n + kTile - 1) / kTile;
   for_each_task(down * across, [&](int64_t task) {
     const int64_t i0 = task / across * kTile, j0 = task % across * kTile;
@@ -83,14 +86,16 @@ Tensor weight_update_(Tensor W, Tensor K, Tensor V, Tensor gain) {
   Tensor E = new_output(W, {u, v});
   for_dtype(W, [&](auto zero) {
     using T = decltype(zero);
-    for_each_element(batch_count(W), 2 * d * u * v, [&](int64_t b) {
+    const auto make = [&] { return KeyProducts<T>(u, d, v); };
+    for_each_element(batch_count(W), 2 * d * u * v, make, [&](int64_t b, KeyProducts<T>& products) {
       const Matrix<T> w = matrix<T>(W, b), error = matrix<T>(E, b);
-      innovation({w.data, w.rs, w.cs}, matrix<const T>(K, b), matrix<const T>(V, b), d, u, v, error.data);
+      innovation({w.data, w.rs, w.cs}, matrix<const T>(K, b), matrix<const T>(V, b), products, error.data);
       const Matrix<const T> g = matrix<const T>(gain, b), turned{error.data, 1, v};
+      Panels<T>&d_rows = products.keys, &v_rows = products.turned;
       if (w.rs == 1 && w.cs != 1)
-        add_product(turned, g, v, d, u, w.transposed());
+        add_product(turned, g, v, d, u, w.transposed(), v_rows, d_rows);
       else
-        add_product(g, turned, d, v, u, w);
+        add_product(g, turned, d, v, u, w, d_rows, v_rows);
     });
   });
   return E;

@@ -4,7 +4,9 @@ What holds for all of them, on every back end and through either door:
 
 Writing. An op whose name ends in an underscore writes to its first argument (`qr_append_rhs_`: its first two) as
 torch's in-place ops do: the version counter moves, so that autograd notices; a leaf that requires a gradient is
-refused unless grad mode is off, and an inference tensor outside of inference mode, before anything is written.
+refused unless grad mode is off, and an inference tensor outside of inference mode, before anything is written. The
+native CPU kernels take all memory of a call, of every matrix of a batch, before they write: MemoryError means that
+nothing has changed.
 
 Gradients. There are none: the recursion is a closed form, call it under `torch.no_grad()`. Where one would be needed
 NotImplementedError says so. An op that returns new tensors raises at backward; one that writes raises at once, as
