@@ -117,7 +117,7 @@ class FewSolve {
       const int64_t end = std::min(d_, i + kRows);
       for (int64_t s = i; s < end; s += kInner) {
         const int64_t stop = std::min(end, s + kInner);
-        forth(s, stop);
+        substitute(s, stop, false);
         spread(s, stop, stop, end);
       }
       const int64_t tasks = (d_ - end + kColumns - 1) / kColumns;
@@ -137,7 +137,7 @@ class FewSolve {
       for (int64_t stop = end; stop > i;) {
         const int64_t s = i + (stop - 1 - i) / kInner * kInner;
         gather(s, stop, stop, end);
-        back(s, stop);
+        substitute(s, stop, true);
         stop = s;
       }
       end = i;
@@ -153,23 +153,15 @@ class FewSolve {
   T* x(int64_t c) const { return X_.get() + c * d_; }
   T* lost(int64_t c) const { return lost_.get() + c * d_; }
 
-  // Elements [s, stop) of every key, by substitution among themselves.
-  void forth(int64_t s, int64_t stop) {
-    for (int64_t c = 0; c < u_; ++c)
-      for (int64_t p = s; p < stop; ++p) {
-        const T* row = R_.at(p, 0);
-        const T value = x(c)[p] = (x(c)[p] - lost(c)[p]) / row[p];
-        for (int64_t j = p + 1; j < stop; ++j) lost(c)[j] += value * row[j];
-      }
-  }
-  void back(int64_t s, int64_t stop) {
-    for (int64_t c = 0; c < u_; ++c)
-      for (int64_t p = stop - 1; p >= s; --p) {
-        const T* row = R_.at(p, 0);
-        T sum = lost(c)[p];
-        for (int64_t j = p + 1; j < stop; ++j) sum += x(c)[j] * row[j];
-        x(c)[p] = (x(c)[p] - sum) / row[p];
-      }
+  // Elements [s, stop) of all keys, by substitution among themselves: keys side by side, for the sums of one
+  // key would wait for each other.
+  void substitute(int64_t s, int64_t stop, bool transposed) {
+    alignas(64) T block[kInner * kColumnStep] = {};
+    for (int64_t j = s; j < stop; ++j)
+      for (int64_t c = 0; c < u_; ++c) block[(j - s) * kColumnStep + c] = x(c)[j] - lost(c)[j];
+    engine<T>().solve_columns(block, kColumnStep, u_, R_.at(s, s), R_.rs, stop - s, transposed);
+    for (int64_t j = s; j < stop; ++j)
+      for (int64_t c = 0; c < u_; ++c) x(c)[j] = block[(j - s) * kColumnStep + c];
   }
 
   // What elements [first, last) lose to the solved ones of rows [p, q), which lie before them.
