@@ -123,6 +123,8 @@ def writable(op: str, name: str, value: torch.Tensor) -> None:
             f"{op}: {name} is written in place and must not overlap itself (an expanded tensor, a sliding window?), "
             f"got strides {tuple(value.stride())} for shape {tuple(value.shape)}"
         )
+    if not torch.compiler.is_compiling() and value.is_neg():  # torch gives kernels a copy and cannot write back
+        raise ValueError(f"{op}: {name} is written in place and must not be a negated view; give resolve_neg() of it")
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} is written in place and must not require a gradient; call it under no_grad")
 
@@ -151,11 +153,14 @@ def noise(op: str, value: float, dtype: torch.dtype = torch.float64) -> float:
     return number
 
 
-def forget(op: str, value: float) -> float:
-    """Forgetting factor in (0, 1]."""
+def forget(op: str, value: float, dtype: torch.dtype = torch.float64) -> float:
+    """Forgetting factor in (0, 1] whose reciprocal is finite in the dtype of its tensors."""
     number = _number(op, "forget", value)
     if not 0.0 < number <= 1.0:
         raise ValueError(f"{op}: forget must be in (0, 1], got {value!r}")
+    if number < 1.0 / LARGEST[dtype]:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{op}: forget must be at least {1.0 / LARGEST[dtype]:.4g} in {name}, got {value!r}")
     return number
 
 
@@ -176,4 +181,7 @@ def _limit(number: float, dtype: torch.dtype) -> str:
 def _number(op: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a Python number, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # of an int
+        raise ValueError(f"{op}: {name} must be finite, got an int that is no float") from None

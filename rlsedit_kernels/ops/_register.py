@@ -9,6 +9,7 @@ back end at once saves a second trip through the dispatcher.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -111,11 +112,31 @@ def _autograd(op: str, route: Callable[..., object]) -> Callable[..., object]:
     return autograd
 
 
+def _checked(op: str, fake: Callable[..., object]) -> Callable[..., object]:
+    """The fake kernel behind what every native one checks: one dtype, one device, the same leading dimensions.
+
+    Without it a call that mixes a meta tensor with true ones has a result, of memory that nobody has written.
+    """
+
+    @wraps(fake)
+    def checked(first: torch.Tensor, *rest: Any) -> object:
+        for other in rest:
+            if isinstance(other, torch.Tensor):
+                torch._check(other.dtype == first.dtype, lambda: f"{op}: all tensors must have one dtype")
+                torch._check(other.device == first.device, lambda: f"{op}: all tensors must be on one device")
+                torch._check(other.dim() == first.dim(), lambda: f"{op}: leading dimensions must be the same")
+                for mine, its in zip(first.shape[:-2], other.shape[:-2], strict=True):
+                    torch._check(mine == its, lambda: f"{op}: leading dimensions must be the same")
+        return fake(first, *rest)
+
+    return checked
+
+
 def register(op: str, fake: Callable[..., object]) -> None:
     """Register `op` of the schema table with its fake kernel, its router and a gradient that raises."""
     _library.define(op + SCHEMAS[op])
     route = _router(op)
     _library.impl(op, route, "CompositeExplicitAutograd")
     _library.impl(op, _autograd(op, route), "Autograd", with_keyset=True)
-    torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=_library)
+    torch.library.register_fake(f"{NAMESPACE}::{op}", _checked(op, fake), lib=_library)
     _REGISTERED.add(op)

@@ -33,7 +33,7 @@ def rls_update_(
         C: (..., d, d) float32 or float64, symmetric; changed where info == 0, untouched elsewhere.
         K: (..., u, d) keys, dtype, device and leading dimensions of C; u >= 1.
         noise: >= 0 and finite in the dtype of C (the reciprocal of the weight of the batch).
-        forget: forgetting factor in (0, 1].
+        forget: forgetting factor in (0, 1], with a reciprocal that is finite in the dtype of C.
 
     Returns:
         gain (..., d, u), equal to C_new K' / noise where noise > 0, and info (...) int32: 0, or the order of
@@ -49,5 +49,5 @@ def rls_update_(
     C = _checks.square(OP, "C", C, "d")
     K = _checks.keys(OP, K, C)
     _checks.writable(OP, "C", C)
-    noise, forget = _checks.noise(OP, noise, C.dtype), _checks.forget(OP, forget)
+    noise, forget = _checks.noise(OP, noise, C.dtype), _checks.forget(OP, forget, C.dtype)
     return torch.ops.rlsedit_kernels.rls_update_.default(C, K, noise, forget)

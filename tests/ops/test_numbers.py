@@ -74,6 +74,24 @@ def test_the_message_says_what_the_dtype_holds() -> None:
         rk.ops.downdate_(torch.eye(2), torch.ones(2, 1), -1e39)
 
 
+def test_forgetting_so_much_that_the_covariance_overflows_is_refused() -> None:
+    C = torch.eye(2)
+    with pytest.raises(ValueError, match=r"forget must be at least 2.939e-39 in float32, got 1e-40"):
+        rk.ops.rls_update_(C, torch.ones(1, 2), 1.0, 1e-40)
+    assert torch.equal(C, torch.eye(2))
+    with pytest.raises(ValueError, match=r"forget must be at least 5.563e-309 in float64, got 1e-310"):
+        rk.ops.rls_update_(C.double(), torch.ones(1, 2, dtype=torch.float64), 1.0, 1e-310)
+    rk.ops.rls_update_(C, torch.ones(1, 2), 1.0, 3e-39)
+    assert C.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_int_that_is_no_float_is_refused(name) -> None:
+    call, _ = calls()[name]
+    with pytest.raises(ValueError, match=name.split()[1] + " must be finite, got an int that is no float"):
+        call(builders.symmetric((), 8, torch.float32, 0), 10**400)
+
+
 def test_float64_takes_what_overflows_float32(backend) -> None:
     C = torch.eye(2, dtype=torch.float64)
     gain, info = rk.ops.rls_update_(C, torch.ones(1, 2, dtype=torch.float64), 1e39)

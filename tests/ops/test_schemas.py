@@ -67,6 +67,39 @@ def test_opcheck(op: str, dtype: torch.dtype, batch: tuple[int, ...], backend: s
     torch.library.opcheck(function, arguments(op, dtype, batch), test_utils=checks)
 
 
+@pytest.mark.parametrize("op", [op for op in SCHEMAS if op != "cholesky"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.to("meta"), "one device"),
+        (lambda a: a.double(), "one dtype"),
+        (lambda a: a[:1], "leading dimensions"),
+        (lambda a: a[0], "leading dimensions"),
+    ],
+    ids=["device", "dtype", "batch", "dimensions"],
+)
+def test_the_fake_refuses_what_kernels_refuse(op: str, change, message: str) -> None:
+    """Past the wrappers: with one tensor on "meta" an op gave memory that nobody had written."""
+    first, *rest = arguments(op, torch.float32, (2,))
+    assert isinstance(first, torch.Tensor)
+    changed = [change(a) if isinstance(a, torch.Tensor) else a for a in rest]
+    if message != "one device":
+        first, changed = first.to("meta"), [a.to("meta") if isinstance(a, torch.Tensor) else a for a in changed]
+    with pytest.raises(RuntimeError, match=f"{op}: .*{message}"):
+        getattr(torch.ops.rlsedit_kernels, op)(first, *changed)
+
+
+@pytest.mark.parametrize("op", [op for op in SCHEMAS if written(op)])
+def test_a_negated_view_is_not_written_to(op: str) -> None:
+    """torch gives the kernel a copy of it, and raised that it had got None."""
+    first, *rest = arguments(op, torch.float32)
+    assert isinstance(first, torch.Tensor)
+    before = first.clone()
+    with pytest.raises(ValueError, match=f"{op}: . is written in place and must not be a negated view"):
+        getattr(rk.ops, op)(torch._neg_view(first), *rest)
+    assert torch.equal(first, before)
+
+
 @on_a_true_device
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_compiles_without_a_break(op: str, backend: str) -> None:
