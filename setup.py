@@ -207,12 +207,20 @@ class CMakeBuild(build_ext):
         }
         if (directory := pybind11_location()) is not None:
             options["pybind11_DIR"] = directory
-        self.cmake(ROOT, "native", options, "is there a C++ compiler?")
+        try:
+            self.cmake(ROOT, "native", options, "is there a C++ compiler?")
+        except CannotBuild:  # the build info, say, whose headers of Python or pybind11 may not fit: no op needs it
+            for stale in package.glob("_info*.so"):
+                stale.unlink()
+            self.cmake(ROOT, "native", options, "is there a C++ compiler?", "_C_cpu")
+            logger.warning("%s: no build info", PACKAGE)
         if not (package / LIBRARY).is_file():
             raise CannotBuild(f"the build left no {LIBRARY}")
 
-    def cmake(self, source: Path, name: str, options: Mapping[str, object], hint: str) -> None:
-        """Configure and build a project of CMake."""
+    def cmake(
+        self, source: Path, name: str, options: Mapping[str, object], hint: str, target: str | None = None
+    ) -> None:
+        """Configure and build a project of CMake, or one target of it."""
         cmake, ninja = tool("cmake"), tool("ninja")
         if cmake is None:
             raise CannotBuild("cmake was not found")
@@ -225,7 +233,7 @@ class CMakeBuild(build_ext):
         self.forget(build, settings)
         self.call(configure, f"configuring with CMake failed ({hint})")
         (build / SETTINGS).write_text(settings, encoding="utf-8")
-        command = [cmake, "--build", str(build)]
+        command = [cmake, "--build", str(build), *(["--target", target] if target else [])]
         if self.parallel or "CMAKE_BUILD_PARALLEL_LEVEL" not in os.environ:
             command += ["--parallel", str(self.parallel or min(os.cpu_count() or 1, 8))]
         self.call(command, "compiling failed")

@@ -136,6 +136,21 @@ def test_a_folder_that_was_moved_and_other_flags_are_configured_anew(tmp_path: P
     assert "second" in why
 
 
+def test_the_library_does_without_the_build_info(tmp_path: Path, checkout: Path) -> None:
+    """Headers of Python or of pybind11 that do not fit took the kernels with them."""
+    for source in (checkout / "csrc" / "cpu").glob("*.cpp"):
+        source.write_text("", encoding="utf-8")  # what the library holds is no matter here
+    (checkout / "csrc" / "info" / "info.cpp").write_text("#error no such header\n", encoding="utf-8")
+    package = tmp_path / "build" / "rlsedit_kernels"
+    package.mkdir(parents=True)
+    (package / "_info.of.an.older.build.so").touch()
+    done = build(package.parent, checkout, RLSEDIT_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert (package / "_C_cpu.so").is_file(), (package / NOTE.name).read_text(encoding="utf-8")
+    assert not (package / NOTE.name).exists()
+    assert not list(package.glob("_info*.so"))
+
+
 def test_the_reason_names_the_compiler_that_is_not_there(tmp_path: Path) -> None:
     build(tmp_path, CXX="/nonexistent/c++", RLSEDIT_CUDA="0")
     assert "/nonexistent/c++" in (tmp_path / NOTE).read_text(encoding="utf-8")
