@@ -180,9 +180,11 @@ class ShardedCovarianceState(CovarianceState):
             if not off <= 1e-4:
                 raise _agreed(ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}"))
             held = restrictions.joined(self._restriction, rows, self.d, self.ranks)
-            keys: Any = batch
-            self._restrict(keys)
+            with self._unmoved_by_errors():
+                form, factored = self._factored("restrict", batch, 0.0, 1.0)
+            self._change(form, factored)
             self._restriction = held
+            self._restricted()
 
     def refactor(self, written: Iterable[tuple[Any, float]]) -> None:
         """Rebuild the state by replaying kept batches on the prior in float64; nothing d x d is formed or sent.
@@ -419,6 +421,9 @@ class ShardedCovarianceState(CovarianceState):
         form: Any = self._choose(K, noise)
         Y = form.products(form.coordinates(K, torch.float64)).Y
         return self.ranks.dtensor(form.back(Y / noise).to(self.dtype).contiguous(), self.d)
+
+    def _hold(self, prepared: Prepared) -> None:
+        """By subtraction alone."""
 
     def _change(self, form: Any, factored: BatchFactor) -> None:
         if factored.rank == 0:

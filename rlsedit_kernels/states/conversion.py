@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlsedit_kernels.priors import PriorFactor
-from rlsedit_kernels.states import report, triangular
+from rlsedit_kernels.states import held, report, triangular
 from rlsedit_kernels.states.coordinates import unwhiten
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
@@ -48,10 +48,11 @@ def _to_covariance(state: CovarianceState | SquareRootState, form: str) -> Covar
     from rlsedit_kernels.states.covariance import CovarianceState
 
     twin = CovarianceState(state.prior, form=form, dtype=state.dtype, device=state.device, guard=state._watch.guard)
+    twin._counters, twin._restriction = copy.copy(state._counters), state._restriction
     undecided = isinstance(state, CovarianceState) and state._form is None
     if not undecided:
         twin.take_covariance(_covariance64(state), state._counters.largest_weighted)
-    twin._counters, twin._restriction = copy.copy(state._counters), state._restriction
+        twin._form = held.carried(state._form, twin._form)
     twin._probes = state._probes.to(state.device)
     return twin
 

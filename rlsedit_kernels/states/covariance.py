@@ -13,7 +13,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice, conversion, removal, report, restriction, saving
+from rlsedit_kernels.states import choice, conversion, held, removal, report, restriction, saving
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
@@ -32,7 +32,7 @@ from rlsedit_kernels.states.whitened import WhitenedForm
 
 FORMS = ("auto", "plain", "whitened", "inverse_root")
 
-_Form = PlainForm | WhitenedForm | InverseRootForm
+_Form = PlainForm | WhitenedForm | InverseRootForm | held.HeldForm
 _FORM_CLASSES: dict[str, type[PlainForm] | type[WhitenedForm] | type[InverseRootForm]] = {
     "plain": PlainForm,
     "whitened": WhitenedForm,
@@ -140,7 +140,8 @@ class CovarianceState(Moving):
         """Write a batch into the covariance: C <- (C - Y (forget noise I + G)^-1 Y') / forget.
 
         Args:
-            K, noise: as for `gain`. With noise = 0 the batch is preserved exactly by all later ones.
+            K, noise: as for `gain`. With noise = 0 the batch is preserved by all later ones, to the rounding of one
+                batch as by `restrict` until hard writes span more than 1/8 of the space (`states/held.py`).
             forget: forgetting factor in (0, 1]; the prior is forgotten too.
 
         Raises:
@@ -184,6 +185,8 @@ class CovarianceState(Moving):
             if prepared.noise > 0.0:
                 self._settle()
             self._change(self._form, prepared.factored)
+            if prepared.noise == 0.0:
+                self._hold(prepared)
             if prepared.forget != 1.0:
                 self._form.scale_(1.0 / prepared.forget)
                 self._bound.changed(self._form, 1.0 / prepared.forget)
@@ -253,6 +256,9 @@ class CovarianceState(Moving):
     def restrict(self, Q: torch.Tensor) -> None:
         """Forbid all later edits in the directions Q: C <- C - C Q (Q'C Q)^-1 Q'C (docs/mathematics.md, fact 9).
 
+        The directions stay forbidden to the rounding of one batch (`states/held.py`): for 8 d q u flops a batch more
+        and 20 d q bytes, but not where the form is "inverse_root", whose rounding there is that of A, squared.
+
         Args:
             Q: (d, q), orthonormal columns.
 
@@ -260,17 +266,11 @@ class CovarianceState(Moving):
             TypeError, ValueError: Q does not fit or its columns are not orthonormal to 1e-4.
         """
         wide = checked_basis("restrict", Q, self.d)
-        self._restrict(self._keys("restrict", Q.mT))
+        keys = self._keys("restrict", Q.mT)
+        with self._unmoved_by_errors():
+            self._form = restriction.applied(self._choose(keys), self._factor, self._counters, wide)
         self._restriction = restriction.joined(self._restriction, wide)
-
-    def _restrict(self, K: Keys) -> None:
-        with normal_mode():
-            with self._unmoved_by_errors():
-                form, factored = self._factored("restrict", K, 0.0, 1.0)
-            self._change(form, factored)
-            self._writes += 1
-            self._singular_write()
-            self._counters.restrictions += 1
+        self._restricted()
 
     @normal_mode()
     def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
@@ -361,7 +361,8 @@ class CovarianceState(Moving):
         decided = choice.Choice(self._requested, self.dtype, self._reason)
         if self._requested == "auto":
             decided = choice.choose(self._factor, self.dtype, largest_key, dense=True)
-        self._form, self._reason = self._from_covariance(decided, C), decided.reason
+        self._form = held.holding(self._from_covariance(decided, C), self._factor, self._restriction)
+        self._reason = decided.reason
         self._watch.repaired()
         self._writes += 1
 
@@ -458,17 +459,15 @@ class CovarianceState(Moving):
             size = float(torch.linalg.vector_norm(gain))
         return Prepared(gain, size, factored, longest * longest, keys, noise, forget, self._writes)
 
-    def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor]:
-        """The form and the factored batch."""
-        factored = self._prepared(op, K, noise, forget).factored
-        return self._form, factored
+    def _hold(self, prepared: Prepared) -> None:
+        self._form = held.holding_keys(self._form, self._factor, prepared.keys.rows, prepared.factored.root)
 
     def _removal(self, K: Keys, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""
         form = self._choose(K, noise)
         inner = form.coordinates64(K.rows)
         products = form.products64(inner)
-        removal.refuse_forbidden(form, self._factor, self._counters, K.rows, inner, products.G)
+        removal.refuse_forbidden(form, self._factor, self._counters, K.rows, products.G)
         gain, change, leverage = batches.removal(products, noise, *batches.epsilons(form.dtype, self.dtype))
         return form, form.back64(gain).to(self.dtype), change, leverage
 

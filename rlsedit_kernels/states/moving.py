@@ -14,6 +14,7 @@ from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.counters import Counters, weighted
 from rlsedit_kernels.states.forgetting import ForgettingError
 from rlsedit_kernels.states.guard import Guarded
+from rlsedit_kernels.states.held import carried
 
 
 class Moving(Guarded):
@@ -87,11 +88,16 @@ class Moving(Guarded):
             twin = form.clone()
             twin.to_(self.device, decided.storage)
             return twin
-        return self._from_covariance(decided, form.covariance(torch.float64))
+        return carried(form, self._from_covariance(decided, form.covariance(torch.float64)))
 
     def _singular_write(self) -> None:
         self._counters.singular_writes += 1
         self._stale = 20 + self._counters.singular_writes
+
+    def _restricted(self) -> None:
+        self._writes += 1
+        self._singular_write()
+        self._counters.restrictions += 1
 
     def _settle(self) -> None:
         """Probes after a hard write or a restriction; put off until something asks for them or is told to them."""

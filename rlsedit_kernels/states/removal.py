@@ -24,19 +24,17 @@ def refuse_unwritten(counters: Counters, form: Any = None) -> None:
         )
 
 
-def refuse_forbidden(
-    form: Any, factor: PriorFactor, counters: Counters, K: torch.Tensor, inner: torch.Tensor, G: torch.Tensor
-) -> None:
+def refuse_forbidden(form: Any, factor: PriorFactor, counters: Counters, K: torch.Tensor, G: torch.Tensor) -> None:
     """LeverageError where a hard write or a restriction has left nothing of C in the directions of the keys.
 
     Args:
         form: of the covariance.
         factor, counters: of the prior, of the state.
-        K, inner: (u, d) keys, and in the coordinates of the form in float64.
+        K: (u, d) keys.
         G: (u, u) = K C K', float64. It is compared with K C_0 K'.
     """
     if counters.singular_writes:
-        refuse_forgone(form, G, prior_products(form, factor, K, inner))
+        refuse_forgone(form, G, prior_products(form, factor, K))
 
 
 def refuse_forgone(form: Any, G: torch.Tensor, known: torch.Tensor) -> None:

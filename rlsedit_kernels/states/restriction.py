@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.priors import PriorFactor
+from rlsedit_kernels.states import batch
 from rlsedit_kernels.states.coordinates import unwhiten_transposed
 from rlsedit_kernels.states.counters import Counters
+from rlsedit_kernels.states.held import DEPENDENT, bare, free_rows, holding
 
-_DEPENDENT = 1e-5  # bases may be of float32
 _ZERO = 1e-12
+_ROOT = 1e3
 
 
 def joined(held: torch.Tensor | None, Q: torch.Tensor) -> torch.Tensor:
@@ -19,7 +21,7 @@ def joined(held: torch.Tensor | None, Q: torch.Tensor) -> torch.Tensor:
     if held is None:
         return Q.clone()
     U, sizes, _ = torch.linalg.svd(torch.cat([held, Q.to(held.device)], dim=1), full_matrices=False)
-    return U[:, sizes > _DEPENDENT].contiguous()
+    return U[:, sizes > DEPENDENT].contiguous()
 
 
 def require_directions(counters: Counters, Q: torch.Tensor | None) -> None:
@@ -29,6 +31,27 @@ def require_directions(counters: Counters, Q: torch.Tensor | None) -> None:
             "refactor: it would lift a restriction whose directions were not saved with the state (by an earlier "
             "version): make another state, write the batches to it and restrict it"
         )
+
+
+def applied(form: Any, factor: PriorFactor, counters: Counters, Q: torch.Tensor) -> Any:
+    """The form restricted in the directions Q (d, q) float64, in place, which it holds now (`states/held.py`).
+
+    What C loses is worked out in float64, with keys K C_0 K' = I for the directions: of those that are left out as
+    rounding none is so by the prior alone. A root squares its rounding.
+
+    Raises:
+        BreakdownError: C is indefinite; nothing was written.
+    """
+    rows, eps = free_rows(factor, Q), torch.finfo(form.dtype).eps
+    if not len(rows):
+        return form  # the prior lets nothing change there
+    products = form.products64(form.coordinates64(rows))
+    if products.F is not None:
+        eps = max(_ROOT * eps * eps, torch.finfo(torch.float64).eps)
+    factored = batch.factor(products, 0.0, eps, scale(form, factor, counters, rows))
+    if factored.rank:
+        form.change64_(factored.change, -1.0)
+    return holding(form, factor, Q)
 
 
 def restricted(C: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
@@ -72,10 +95,10 @@ def scale(form: Any, factor: PriorFactor, counters: Counters, K: torch.Tensor) -
     """max(K C_0 K') for keys (u, d), where C is singular by design; 0 elsewhere: rounding there is that of K C K'."""
     if not counters.singular_writes:
         return 0.0
-    return float(prior_products(form, factor, K, form.coordinates64(K)).amax())
+    return float(prior_products(form, factor, K).amax())
 
 
-def prior_products(form: Any, factor: PriorFactor, K: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    """k C_0 k' (u,) float64 of keys K (u, d), `inner` in the coordinates of the form."""
-    whitened = inner.mT if form.maps else unwhiten_transposed(factor, K.to(torch.float64).mT)
+def prior_products(form: Any, factor: PriorFactor, K: torch.Tensor) -> torch.Tensor:
+    """k C_0 k' (u,) float64 of keys K (u, d), held or not."""
+    whitened = bare(form).coordinates64(K).mT if form.maps else unwhiten_transposed(factor, K.to(torch.float64).mT)
     return whitened.square().sum(dim=0)

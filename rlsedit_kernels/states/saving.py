@@ -70,6 +70,7 @@ def load_factor_state_dict(state: SquareRootState, saved: Mapping[str, Any]) -> 
 
 def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
     """Restore into `state`; see `CovarianceState.load_state_dict`."""
+    from rlsedit_kernels.states import held
     from rlsedit_kernels.states.covariance import _FORM_CLASSES, FORMS
 
     _check_header(
@@ -80,7 +81,7 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
     name = saved["form"]
     if saved["requested"] not in FORMS or (name is not None and name not in _FORM_CLASSES):
         raise ValueError(f"load_state_dict: unknown form {name!r} (asked for: {saved['requested']!r})")
-    form = None
+    form, restriction = None, restored_restriction(state, saved)
     if name is not None:
         storage = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}.get(saved["storage"])
         if storage is None:
@@ -88,8 +89,8 @@ def load_state_dict(state: CovarianceState, saved: Mapping[str, Any]) -> None:
                 f"load_state_dict: storage must be torch.float32 or torch.float64, got {saved['storage']!r}"
             )
         form = state._restored(name, saved["tensors"], storage)
-    probes = state._restored_probes(saved["probes"])
-    counters, restriction = Counters(**saved["counters"]), restored_restriction(state, saved)
+        form = held.restored(form, state._factor, saved["tensors"], restriction, state.device)
+    probes, counters = state._restored_probes(saved["probes"]), Counters(**saved["counters"])
     state._form, state._counters, state._probes, state._stale = form, counters, probes, None
     state._restriction = restriction
     state._watch.resume(counters)

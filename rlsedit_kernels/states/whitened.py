@@ -77,6 +77,12 @@ class WhitenedForm:
         form.matrix = ((matrix + matrix.mT) * 0.5).to(device=device, dtype=dtype)
         return form
 
+    def with_matrix(self, matrix: torch.Tensor) -> WhitenedForm:
+        """A form that keeps this C~ (r, r), in its dtype, with the same root."""
+        twin = WhitenedForm(self.root, self.root_scale, self.rank, matrix.dtype, self.device)
+        twin.matrix = matrix
+        return twin
+
     @property
     def columns(self) -> int:
         return self.rank if self.matrix is not None else sum(chunk.used for chunk in self.chunks)
