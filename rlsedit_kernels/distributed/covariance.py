@@ -16,6 +16,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from rlsedit_kernels.distributed import held as holds
 from rlsedit_kernels.distributed import replay
 from rlsedit_kernels.distributed import restriction as restrictions
 from rlsedit_kernels.distributed.agreement import digest
@@ -181,8 +182,11 @@ class ShardedCovarianceState(CovarianceState):
                 raise _agreed(ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}"))
             held = restrictions.joined(self._restriction, rows, self.d, self.ranks)
             with self._unmoved_by_errors():
-                form, factored = self._factored("restrict", batch, 0.0, 1.0)
-            self._change(form, factored)
+                form: Any = self._choose(batch, 0.0)
+                singular = self._counters.singular_writes > 0
+                self._form, change = holds.restricted("restrict", form, self._factor, rows, self._probes.z, singular)
+            if change is not None:
+                form.change_(change, -1.0)
             self._restriction = held
             self._restricted()
 
@@ -305,7 +309,14 @@ class ShardedCovarianceState(CovarianceState):
             with self.ranks.confirmed("load_state_dict") as numbers:
                 super(ShardedCovarianceState, twin).load_state_dict({**saved, "restriction": None})
                 twin._restriction = restrictions.restored(saved, self.d, self.ranks)
+                form, tensors = twin._form, saved["tensors"]
+                twin._form = holds.restored(form, tensors, self.device)  # type: ignore[arg-type]
                 numbers.update(steps=twin.steps, form=FORMS.index(twin.form) if twin.form in FORMS else -1)
+                old = twin._form is form and form is not None and twin._restriction is not None
+                numbers["whether it is of an earlier version"] = old
+            if old:
+                rows: Any = twin._restriction
+                twin._form = holds.holding("load_state_dict", form, self._factor, rows, twin._probes.z)
             twin._kept = ""
             watch, writes = self._watch, self._writes + 1
             self.__dict__.update(twin.__dict__)
@@ -361,6 +372,8 @@ class ShardedCovarianceState(CovarianceState):
         if op == "update":
             self._watch.look(self)
             self._settle()
+            if isinstance(self._form, holds.HeldRows):
+                self._form.settle()
         return Batch(keys, self.ranks, self.d, self._probes.z)
 
     def _header(self, K: torch.Tensor, keys: BatchKeys) -> dict[str, float]:
@@ -397,13 +410,6 @@ class ShardedCovarianceState(CovarianceState):
         if not self._counters.singular_writes:
             return None
         return self._factor.inward(batch.local.to(torch.float64).mT.contiguous()).square().sum(dim=0)
-
-    def _factored(self, op: str, K: Any, noise: float, forget: float) -> tuple[Any, BatchFactor]:
-        form, products = self._products(K, noise, forget)
-        with self.ranks.confirmed(op) as numbers:
-            factored = self._solved(op, form, products, forget * noise)
-            numbers[_SYSTEM] = digest(factored.G, factored.root)
-        return form, factored
 
     def _removal(self, K: Any, noise: float) -> tuple[Any, torch.Tensor, Change, float]:
         form: Any = self._choose(K, noise)

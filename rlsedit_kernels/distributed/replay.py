@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlsedit_kernels.distributed import held
 from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch import Batch
-from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
+from rlsedit_kernels.distributed.batch_keys import batch_keys
 from rlsedit_kernels.distributed.forms import FORM_CLASSES
 from rlsedit_kernels.distributed.row_probes import RowProbes
 from rlsedit_kernels.ops import _checks
@@ -72,21 +73,14 @@ def replayed(
         counters.largest_inner = max(counters.largest_inner, inner)
     stale = None
     if state._restriction is not None:
-        _restrict(form, Batch(BatchKeys(state._restriction.mT.contiguous(), None, 0.0), state.ranks, state.d, probes.z))
+        bare = form
+        form, change = held.restricted("refactor", bare, state._factor, state._restriction, probes.z, False)
+        if change is not None:
+            bare.change_(change, -1.0)
         counters.singular_writes = counters.restrictions = 1
         stale = 20 + counters.singular_writes
     form.to_(decided.storage)
     return Replayed(form, decided.reason, counters, probes, stale)
-
-
-def _restrict(form: Any, directions: Batch) -> None:
-    """C <- C - C Q (Q'C Q)^-1 Q'C in float64, a hard write of Q' without a target."""
-    products = form.products(form.coordinates(directions, torch.float64))
-    with form.ranks.confirmed("refactor") as numbers:
-        factored = batches.factor(products, 0.0, torch.finfo(torch.float64).eps)
-        numbers["the digest of the restricted system"] = digest(factored.G, factored.root)
-    if factored.rank:  # of what the prior lets change
-        form.change_(factored.change, -1.0)
 
 
 def _checked(

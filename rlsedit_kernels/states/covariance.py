@@ -268,7 +268,7 @@ class CovarianceState(Moving):
         wide = checked_basis("restrict", Q, self.d)
         keys = self._keys("restrict", Q.mT)
         with self._unmoved_by_errors():
-            self._form = restriction.applied(self._choose(keys), self._factor, self._counters, wide)
+            self._form = restriction.applied(self._choose(keys, 0.0), self._factor, self._counters, wide)
         self._restriction = restriction.joined(self._restriction, wide)
         self._restricted()
 

@@ -190,9 +190,14 @@ def free_rows(factor: PriorFactor, Q: torch.Tensor) -> torch.Tensor:
 
     Of other keys for the same directions those that the prior knows far better than others would count as none.
     """
-    _, sizes, V = torch.linalg.svd(unwhiten_transposed(factor, Q), full_matrices=False)
-    keep = sizes > DEPENDENT * factor.smallest**0.5
-    return (V[keep] / sizes[keep, None]) @ Q.mT
+    return free_mix(unwhiten_transposed(factor, Q), factor.smallest) @ Q.mT
+
+
+def free_mix(inner: torch.Tensor, smallest: float) -> torch.Tensor:
+    """A (p, q) with orthonormal A (T'Q)', for T'Q (r, q) float64 and the smallest eigenvalue of C_0."""
+    _, sizes, V = torch.linalg.svd(inner, full_matrices=False)
+    keep = sizes > DEPENDENT * smallest**0.5
+    return (V[keep] / sizes[keep, None]).contiguous()
 
 
 def holding(form: Any, factor: PriorFactor, Q: torch.Tensor | None) -> Any:
@@ -230,28 +235,33 @@ def restored(
     """The form with what was saved of its directions; a state of an earlier version has those of its restrictions."""
     if not isinstance(form, PlainForm | WhitenedForm):
         return form
-    if saved.get("held") is None:
+    if saved.get("held_inner") is None:
         return holding(form, factor, restriction)
-    outer = saved_tensor(saved, "held", (factor.d, None), torch.float64, device)
     rank = factor.rank if form.maps else factor.d
-    inner = saved_tensor(saved, "held_inner", (rank, outer.shape[1]), torch.float64, device)
+    inner = saved_tensor(saved, "held_inner", (rank, None), torch.float64, device)
+    if saved.get("held") is not None:
+        outer = saved_tensor(saved, "held", (factor.d, inner.shape[1]), torch.float64, device)
+    elif form.maps and factor.root_inverse is not None:  # saved by ranks
+        outer = joined(None, factor.root_inverse.to(device).mT @ inner, _DEPENDENT_KEYS)
+    else:
+        outer = inner
     return HeldForm(form, outer, inner)
 
 
 def _extended(form: Any, columns: torch.Tensor, tolerance: float) -> Any:
     """The form that holds these columns (d, w) float64 too."""
     known = form if isinstance(form, HeldForm) else None
-    outer = _joined(None if known is None else known.outer, columns, tolerance)
+    outer = joined(None if known is None else known.outer, columns, tolerance)
     new = outer[:, 0 if known is None else known.count :]
     if new.shape[1] == 0:
         return form
     kept, inner = bare(form), None
     if kept.maps:
-        inner = _joined(None if known is None else known.inner.wide, kept.coordinates64(new.mT).mT, _DEPENDENT_KEYS)
+        inner = joined(None if known is None else known.inner.wide, kept.coordinates64(new.mT).mT, _DEPENDENT_KEYS)
     return HeldForm(kept, outer, inner)
 
 
-def _joined(held: torch.Tensor | None, columns: torch.Tensor, tolerance: float) -> torch.Tensor:
+def joined(held: torch.Tensor | None, columns: torch.Tensor, tolerance: float) -> torch.Tensor:
     """An orthonormal basis that begins with the one held and spans these columns (n, w) too, float64."""
     columns = columns / columns.norm(dim=0).clamp_min(torch.finfo(columns.dtype).tiny)
     columns = _outside(held, columns)

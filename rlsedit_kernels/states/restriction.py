@@ -11,6 +11,7 @@ from rlsedit_kernels.states import batch
 from rlsedit_kernels.states.coordinates import unwhiten_transposed
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.held import DEPENDENT, bare, free_rows, holding
+from rlsedit_kernels.states.products import Products
 
 _ZERO = 1e-12
 _ROOT = 1e3
@@ -42,16 +43,21 @@ def applied(form: Any, factor: PriorFactor, counters: Counters, Q: torch.Tensor)
     Raises:
         BreakdownError: C is indefinite; nothing was written.
     """
-    rows, eps = free_rows(factor, Q), torch.finfo(form.dtype).eps
+    rows = free_rows(factor, Q)
     if not len(rows):
         return form  # the prior lets nothing change there
     products = form.products64(form.coordinates64(rows))
-    if products.F is not None:
-        eps = max(_ROOT * eps * eps, torch.finfo(torch.float64).eps)
+    eps = rounding(products, form.dtype)
     factored = batch.factor(products, 0.0, eps, scale(form, factor, counters, rows))
     if factored.rank:
         form.change64_(factored.change, -1.0)
     return holding(form, factor, Q)
+
+
+def rounding(products: Products, dtype: torch.dtype) -> float:
+    """What rounding C to a dtype, or a root of it, is to be taken for in float64 products."""
+    eps = torch.finfo(dtype).eps
+    return eps if products.F is None else max(_ROOT * eps * eps, torch.finfo(torch.float64).eps)
 
 
 def restricted(C: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
