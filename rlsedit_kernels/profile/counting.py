@@ -8,15 +8,18 @@ triangle are counted with the half of C that they read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rlsedit_kernels.profile.flops import flops_of, known
 from rlsedit_kernels.profile.stages import OTHER, metered
 
 __all__ = ["Count", "Counter", "count"]
@@ -55,91 +58,6 @@ def count(step: Callable[[], object]) -> dict[str, Count]:
     return counter.stages
 
 
-def _batch(shape: torch.Size) -> int:
-    return prod(shape[:-2])
-
-
-def _mm(a: torch.Tensor, b: torch.Tensor) -> float:
-    return 2.0 * a.numel() * b.shape[-1]
-
-
-def _solve(a: torch.Tensor, b: torch.Tensor, *_: Any) -> float:
-    n = a.shape[-1]
-    columns = b.shape[-1] if b.dim() == a.dim() else 1
-    return _batch(a.shape) * (2.0 / 3.0 * n**3 + 2.0 * n * n * columns)
-
-
-def _triangular(a: torch.Tensor, b: torch.Tensor, *_: Any) -> float:
-    return float(a.shape[-1]) * b.numel()
-
-
-def _svd(a: torch.Tensor, *_: Any) -> float:
-    """By way of a QR factorisation, with both kinds of vectors, as eigenvalues are counted with theirs."""
-    n, m = sorted(a.shape[-2:])
-    return _batch(a.shape) * (6.0 * m * n * n + 20.0 * n**3)
-
-
-def _gain_products(C: torch.Tensor, K: torch.Tensor) -> float:
-    d, u = C.shape[-1], K.shape[-2]
-    return _batch(C.shape) * (2.0 * d * d * u + d * u * u)
-
-
-def _gain_solve(Y: torch.Tensor, G: torch.Tensor, *_: Any) -> float:
-    d, u = Y.shape[-2], Y.shape[-1]
-    return _batch(Y.shape) * (u**3 / 3.0 + 2.0 * d * u * u)
-
-
-def _downdate(C: torch.Tensor, Z: torch.Tensor, *_: Any) -> float:
-    return _batch(C.shape) * float(C.shape[-1]) ** 2 * Z.shape[-1]
-
-
-def _qr_append(R: torch.Tensor, K: torch.Tensor, *_: Any) -> float:
-    return _batch(R.shape) * 2.0 * float(R.shape[-1]) ** 2 * K.shape[-2]
-
-
-def _qr_append_rhs(R: torch.Tensor, B: torch.Tensor, K: torch.Tensor, *_: Any) -> float:
-    return _qr_append(R, K) + _batch(R.shape) * 4.0 * R.shape[-1] * K.shape[-2] * B.shape[-1]
-
-
-# By name without its overload. What is not here counts its bytes alone: it is additions, copies and the like.
-_FLOPS: dict[str, Callable[..., float]] = {
-    "aten::mm": lambda a, b, *_: _mm(a, b),
-    "aten::bmm": lambda a, b, *_: _mm(a, b),
-    "aten::mv": lambda a, b: 2.0 * a.numel(),
-    "aten::addmv": lambda c, a, b, *_: 2.0 * a.numel(),
-    "aten::addmv_": lambda c, a, b, *_: 2.0 * a.numel(),
-    "aten::addr": lambda a, *_: 2.0 * a.numel(),
-    "aten::addr_": lambda a, *_: 2.0 * a.numel(),
-    "aten::dot": lambda a, b: 2.0 * a.numel(),
-    "aten::addmm": lambda c, a, b, *_: _mm(a, b),
-    "aten::addmm_": lambda c, a, b, *_: _mm(a, b),
-    "aten::baddbmm": lambda c, a, b, *_: _mm(a, b),
-    "aten::baddbmm_": lambda c, a, b, *_: _mm(a, b),
-    "aten::_linalg_solve_ex": _solve,
-    "aten::linalg_lu_factor_ex": lambda a, *_: _batch(a.shape) * 2.0 / 3.0 * a.shape[-1] ** 3,
-    "aten::linalg_cholesky_ex": lambda a, *_: _batch(a.shape) * a.shape[-1] ** 3 / 3.0,
-    "aten::linalg_inv_ex": lambda a, *_: _batch(a.shape) * 2.0 * a.shape[-1] ** 3,
-    "aten::cholesky_inverse": lambda a, *_: _batch(a.shape) * 2.0 / 3.0 * a.shape[-1] ** 3,
-    "aten::cholesky_solve": lambda b, a, *_: 2.0 * a.shape[-1] * b.numel(),
-    "aten::linalg_solve_triangular": _triangular,
-    "aten::linalg_lu_solve": lambda a, _pivots, b, *_: 2.0 * a.shape[-1] * b.numel(),
-    "aten::_linalg_svd": _svd,
-    "aten::linalg_qr": lambda a, *_: (
-        _batch(a.shape) * (2.0 * a.shape[-2] * a.shape[-1] ** 2 - 2 / 3 * a.shape[-1] ** 3)
-    ),
-    "aten::_linalg_eigh": lambda a, *_: _batch(a.shape) * 9.0 * a.shape[-1] ** 3,
-    "rlsedit_kernels::gain_products": _gain_products,
-    "rlsedit_kernels::cholesky": lambda a: _batch(a.shape) * a.shape[-1] ** 3 / 3.0,
-    "rlsedit_kernels::gain_solve": _gain_solve,
-    "rlsedit_kernels::downdate_": _downdate,
-    "rlsedit_kernels::downdate_gain_products_": lambda C, Z, K, *_: _downdate(C, Z) + _gain_products(C, K),
-    "rlsedit_kernels::rls_update_": lambda C, K, *_: _gain_products(C, K) + _gain_solve(K.mT, K) + _downdate(C, K.mT),
-    "rlsedit_kernels::weight_update_": lambda W, K, V, gain: 2.0 * _mm(K, W),
-    "rlsedit_kernels::qr_append_": _qr_append,
-    "rlsedit_kernels::qr_append_rhs_": _qr_append_rhs,
-    "rlsedit_kernels::qr_gain": lambda R, K: 2.0 * _batch(R.shape) * float(R.shape[-1]) ** 2 * K.shape[-2],
-}
-
 # How often C (R, W) is read and written: one triangle read, all of it written; R has one triangle only. The fused
 # update reads C for the products and one triangle of it for the downdate; W is read for the innovation and changed.
 _PASSES: dict[str, float] = {
@@ -154,6 +72,48 @@ _PASSES: dict[str, float] = {
 
 _VIEWS = frozenset({"aten::detach", "aten::alias", "aten::_unsafe_view", "aten::lift_fresh", "aten::empty"})
 
+# Of what these read no more is needed than what they give.
+_GATHERS = frozenset(
+    {"aten::index", "aten::index_select", "aten::gather", "aten::embedding", "aten::take", "aten::masked_select"}
+)
+
+# These change no more of an argument than the values that they are given (argument, by position); the second number
+# tells how often what is changed is moved: written, or read and written.
+_SCATTERS = {
+    "aten::index_put_": (2, 1.0),
+    "aten::_index_put_impl_": (2, 1.0),
+    "aten::index_copy_": (3, 1.0),
+    "aten::scatter_": (3, 1.0),
+    "aten::index_add_": (3, 2.0),
+    "aten::scatter_add_": (3, 2.0),
+}
+
+_VALUES_ONLY = frozenset(
+    {
+        torch.linalg.svdvals, torch.linalg.eigvalsh, torch.linalg.eigvals, torch.linalg.matrix_norm, torch.linalg.norm,
+        torch.linalg.cond, torch.linalg.matrix_rank, torch.norm, torch.nuclear_norm, torch.Tensor.norm,
+    }
+)  # fmt: skip
+_VALUES_AT = {"aten::_linalg_svd": 1, "aten::_linalg_eigh": 0, "aten::linalg_eig": 0}
+
+
+class _Asked(TorchFunctionMode):
+    """Knows whether the call that is under way asks for eigenvalues or singular values alone.
+
+    Under a dispatch mode torch works out the vectors as well, which it does not do in the step that is timed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        before, self.values = self.values, func in _VALUES_ONLY or self.values
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.values = before
+
 
 class Counter(TorchDispatchMode):
     """Adds up the calls it sees, under the stage that is open."""
@@ -162,6 +122,16 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.stages: dict[str, Count] = {}
         self._stage = OTHER
+        self._asked = _Asked()
+
+    def __enter__(self) -> Counter:
+        self._asked.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._asked.__exit__(*error)
 
     def begin(self, name: str) -> None:
         self._stage = name
@@ -170,37 +140,69 @@ class Counter(TorchDispatchMode):
         self._stage = OTHER
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         name = func.name().split(".")[0]
+        if not known(name):  # in inference mode a composite call comes whole: what it is made of is counted
+            with self._inner():
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
         if name in _VIEWS or func.is_view or name.startswith(("aten::new_empty", "aten::empty_")):
             return out
+        values = self._asked.values and name in _VALUES_AT and not (torch.is_grad_enabled() and args[0].requires_grad)
         entry = self.stages.setdefault(self._stage, Count())
-        if name in _FLOPS:
-            flops = _FLOPS[name](*args)
-            entry.flops += flops
-            if args[0].dtype == torch.float64:
-                entry.wide += flops
-        entry.bytes += self._bytes(name, func, args, kwargs or {}, out)
+        flops = flops_of(name, func, args, kwargs, out, values=values)
+        entry.flops += flops
+        if flops and any(a.dtype in _WIDE for a in tree_leaves(args) if isinstance(a, torch.Tensor)):
+            entry.wide += flops
+        entry.bytes += _bytes(name, args, kwargs, out[_VALUES_AT[name]] if values else out)
         return out
 
-    @staticmethod
-    def _bytes(name: str, func: Any, args: tuple, kwargs: dict, out: Any) -> float:
-        read = [a for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
-        if name in _PASSES:
-            first, rest = read[0], read[1:]
-            moved = _PASSES[name] * _size(first)
-            if name == "rlsedit_kernels::qr_append_rhs_":
-                moved += _size(rest[0])  # read below, written here
-        else:
-            moved, rest = 0.0, read
-            if name.endswith("_"):  # in place: what is written is an argument
-                moved += _size(read[0])
-            if name in ("aten::copy_", "aten::fill_", "aten::zero_"):
-                moved -= _size(read[0])  # written, not read
-        results = [a for a in tree_leaves(out) if isinstance(a, torch.Tensor)]
-        known = {id(a) for a in read}
-        return moved + sum(map(_size, rest)) + sum(_size(a) for a in results if id(a) not in known)
+    @contextlib.contextmanager
+    def _inner(self) -> Iterator[None]:
+        """This mode again, for the calls that one call is made of."""
+        super().__enter__()
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)
+
+
+_WIDE = (torch.float64, torch.complex128)
+
+
+def _bytes(name: str, args: tuple, kwargs: dict, out: Any) -> float:
+    read = _tensors((args, kwargs))
+    results = _tensors(out)
+    known_already = {id(a) for a in read}
+    written = sum(_size(a) for a in results if id(a) not in known_already)
+    if name in _PASSES:
+        first, rest = read[0], read[1:]
+        moved = _PASSES[name] * _size(first)
+        if name == "rlsedit_kernels::qr_append_rhs_":
+            moved += _size(rest[0])  # read below, written here
+        return moved + sum(map(_size, rest)) + written
+    if name in _GATHERS:
+        return 2.0 * written + sum(_size(a) for a in read if not a.is_floating_point())
+    if name in _SCATTERS:
+        at, passes = _SCATTERS[name]
+        values = args[at] if len(args) > at else None
+        touched = _size(values) if isinstance(values, torch.Tensor) else 0.0
+        return passes * touched + sum(map(_size, read[1:]))
+    moved = 0.0
+    if name.endswith("_"):  # in place: what is written is an argument
+        moved += sum(map(_size, _tensors(args[:1])))
+    if name in ("aten::copy_", "aten::fill_", "aten::zero_"):
+        moved -= _size(read[0])  # written, not read
+    return moved + sum(map(_size, read)) + written
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [a for a in tree_leaves(values) if isinstance(a, torch.Tensor)]
 
 
 def _size(a: torch.Tensor) -> float:
-    return float(a.numel() * a.element_size())
+    """Bytes that a tensor holds: what is expanded lies there once."""
+    distinct = prod(n for n, step in zip(a.shape, a.stride(), strict=True) if step != 0 or n == 0)
+    return float(distinct * a.element_size())

@@ -35,7 +35,35 @@ def total(action) -> Count:
         (lambda C, K: torch.linalg.solve_triangular(C, K.mT, upper=True), D * D * U, D * D + 2 * D * U),
         (lambda C, K: torch.linalg.lu_solve(*torch.linalg.lu_factor(C), K.mT), 2 / 3 * D**3 + 2 * D * D * U, None),
         (lambda C, K: torch.linalg.svd(K, full_matrices=False), 6 * D * U * U + 20 * U**3, None),
-        (lambda C, K: torch.linalg.svd(K.mT), 6 * D * U * U + 20 * U**3, None),
+        (lambda C, K: torch.linalg.svd(K.mT), 4 * D * D * U + 22 * U**3, None),
+        (lambda C, K: torch.linalg.svdvals(K), 2 * D * U * U + 2 * U**3, D * U + U),
+        (lambda C, K: torch.linalg.matrix_norm(K, 2), 2 * D * U * U + 2 * U**3, None),
+        (lambda C, K: torch.linalg.eigh(C), 9 * D**3, 2 * D * D + D),
+        (lambda C, K: torch.linalg.eigvalsh(C), 4 / 3 * D**3, D * D + D),
+        (lambda C, K: torch.geqrf(K.mT), 2 * D * U * U - 2 / 3 * U**3, 2 * D * U + U),
+        (lambda C, K: torch.linalg.qr(K.mT), 4 * D * U * U - 4 / 3 * U**3, None),
+        (lambda C, K: torch.linalg.qr(K.mT, mode="r"), 2 * D * U * U - 2 / 3 * U**3, None),
+        (
+            lambda C, K: torch.linalg.qr(K.mT, mode="complete"),
+            2 * D * U * U - 2 / 3 * U**3 + 4 * (D * D * U - D * U * U + U**3 / 3),
+            None,
+        ),
+        (lambda C, K: torch.linalg.qr(K), 2 * D * U * U - 2 / 3 * U**3 + 4 / 3 * U**3, None),
+        (
+            lambda C, K: torch.ormqr(*torch.geqrf(K.mT), C),
+            2 * D * U * U - 2 / 3 * U**3 + 4 * D * D * U - 2 * D * U * U,
+            None,
+        ),
+        (lambda C, K: torch.linalg.lu_factor(K.mT), D * U * U - U**3 / 3, None),
+        (lambda C, K: torch.linalg.solve(C, K, left=False), 2 / 3 * D**3 + 2 * D * D * U, None),
+        (lambda C, K: torch.linalg.solve(C, K.mT.expand(3, D, U)), 2 / 3 * D**3 + 3 * 2 * D * D * U, None),
+        (lambda C, K: torch.cholesky_solve(K.mT, C.expand(3, D, D)), 3 * 2 * D * D * U, D * D + 4 * D * U),
+        (lambda C, K: torch.linalg.slogdet(C), 2 / 3 * D**3, None),
+        (lambda C, K: torch.linalg.pinv(K), 6 * D * U * U + 20 * U**3 + 2 * D * U * U, None),
+        (lambda C, K: C.to(torch.complex64) @ K.mT.to(torch.complex64), 8 * D * D * U, None),
+        (lambda C, K: C.expand(3, D, D) + 1.0, 0, 4 * D * D),
+        (lambda C, K: C.index_select(0, torch.arange(U)), 0, 2 * D * U + 2 * 2 * U),
+        (lambda C, K: C.index_add_(0, torch.arange(U), K), 0, 3 * D * U + 2 * 2 * U),
         (lambda C, K: torch.addmv(K[0], C, K[1]), 2 * D * D, D * D + 3 * D),
         (lambda C, K: C.addr_(K[0], K[1]), 2 * D * D, 2 * D * D + 2 * D),
         (lambda C, K: K[0] @ K[1], 2 * D, None),
@@ -51,6 +79,34 @@ def test_a_call(action, flops, numbers) -> None:
     assert found.wide == 0.0
     if numbers is not None:
         assert found.bytes == pytest.approx(B * numbers)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda C, K: C @ K.mT,
+        lambda C, K: torch.nn.functional.linear(K, C),
+        lambda C, K: torch.linalg.solve(C, K.mT),
+        lambda C, K: torch.linalg.eigvalsh(C),
+        lambda C, K: rk.ops.gain_products(C, K),
+    ],
+)
+def test_inference_mode_hides_no_work(action) -> None:
+    C, K = matrices()
+    usual = total(lambda: action(C, K))
+    with torch.inference_mode():
+        assert total(lambda: action(C, K)) == usual
+    assert usual.flops > 0
+
+
+def test_values_of_a_matrix_that_is_differentiated_need_the_vectors() -> None:
+    C = matrices()[0].requires_grad_()
+    assert total(lambda: torch.linalg.eigvalsh(C)).flops == 9 * D**3
+
+
+def test_convolutions_are_work() -> None:
+    layer, x = torch.nn.Conv1d(4, 8, 3), torch.ones(2, 4, 16)
+    assert total(lambda: layer(x)).flops == 2 * 2 * 8 * 14 * 4 * 3
 
 
 def test_a_leading_dimension_multiplies() -> None:
@@ -92,6 +148,6 @@ def test_ops_outside_the_table_have_bytes_and_no_flops() -> None:
 
 def test_every_op_of_the_package_has_flops() -> None:
     from rlsedit_kernels.ops.schemas import SCHEMAS
-    from rlsedit_kernels.profile import counting
+    from rlsedit_kernels.profile import flops
 
-    assert {f"rlsedit_kernels::{name}" for name in SCHEMAS} <= set(counting._FLOPS)
+    assert all(flops.known(f"rlsedit_kernels::{name}") for name in SCHEMAS)
