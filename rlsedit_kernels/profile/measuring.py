@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ Progress = Callable[[str], None]
 
 _FLUSH = {"cpu": 2**27, "cuda": 2**28}
 _SLOW = 10.0
+_LATER = (GeneratorType, CoroutineType, AsyncGeneratorType)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("repetitions", "check"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"profile: {name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"profile: {name} must be an int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"profile: {name} must be at least 1, got {value}")
         for name in ("seconds", "limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"profile: {name} must be positive, got {getattr(self, name)}")
@@ -106,6 +112,7 @@ def measure(
         progress: called with a line about what is being done.
 
     Raises:
+        TypeError: one of `contenders` is no `Contender`.
         ValueError: no contenders, names that repeat, or a negative history.
     """
     settings = settings or Settings()
@@ -125,6 +132,9 @@ def rows_of(
     progress: Progress | None = None,
 ) -> list[Row]:
     """The rows of `measure`, contender by contender."""
+    for one in contenders:
+        if not isinstance(one, Contender):
+            raise TypeError(f"profile: contenders must be Contender(name, make), got {one!r}")
     names = [one.name for one in contenders]
     if not names:
         raise ValueError("profile: contenders must hold at least one, got none")
@@ -224,8 +234,15 @@ def _together(
     for cell in group:
         tell(f"{cell.contender.name}: first batches")
         try:
-            runs.append(_started(cell, problem, settings, found, flush, exact))
+            run = _started(cell, problem, settings, found, flush, exact)
+            changed = problem.restore()
+            if changed:
+                raise ValueError(
+                    f"the step changed {' and '.join(changed)} in place: others are given it too, use a copy"
+                )
+            runs.append(run)
         except Exception as error:  # whatever a contender does wrong is a row of the table
+            problem.restore()
             failed(cell, error)
     wanted = {id(run): _repetitions(run, settings) for run in runs}
     rounds = max(wanted.values(), default=0)
@@ -289,7 +306,11 @@ def _started(
 def _write(run: _Run, problem: Problem, *, timed: bool = True) -> None:
     K, V = problem.batch(run.written)
     for step in run.steps:
-        (step if timed else getattr(step, "age", step))(K, V)
+        given = (step if timed else getattr(step, "age", step))(K, V)
+        if isinstance(given, _LATER):
+            if isinstance(given, CoroutineType):
+                given.close()
+            raise TypeError(f"a step must do its work when it is called, got a {type(given).__name__} from it")
     run.written += 1
 
 
@@ -306,17 +327,26 @@ def _timed(
 
 def _repetitions(run: _Run, settings: Settings) -> int:
     """How often a contender is still to be timed."""
-    wanted = min(settings.repetitions, max(1, int(settings.seconds / max(run.pace, 1e-9))))
-    return max(0, wanted - len(run.samples))
+    wanted = min(float(settings.repetitions), max(1.0, settings.seconds / max(run.pace, 1e-9)))
+    return max(0, int(wanted) - len(run.samples))
 
 
 def _error(weight: torch.Tensor, exact: torch.Tensor, first: torch.Tensor) -> float:
-    """Relative to the change, in slices: no float64 copy of a large weight more than is needed."""
+    """Relative to the change, in slices: no float64 copy of a large weight more than is needed.
+
+    Raises:
+        ValueError: the weight of the step has another shape, or is not finite.
+    """
+    if weight.shape != exact.shape:
+        raise ValueError(f"weight of a step must have shape (d, v) = {tuple(exact.shape)}, got {tuple(weight.shape)}")
+    weight = weight.detach()
     wrong = change = 0.0
     for rows in range(0, exact.shape[0], 1024):
         part = slice(rows, rows + 1024)
-        wrong += float((weight[part].double() - exact[part]).square().sum())
+        wrong += float((weight[part].to(exact) - exact[part]).square().sum())
         change += float((exact[part] - first[part].double()).square().sum())
+    if not math.isfinite(wrong):
+        raise ValueError("weight of the step is not finite")
     return (wrong / change) ** 0.5
 
 

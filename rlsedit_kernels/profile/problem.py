@@ -22,6 +22,26 @@ _REFLECTIONS = 4
 _BATCHES = 4
 
 
+def _known(device: torch.device | str) -> torch.device:
+    """A device whose clock is read rightly.
+
+    Raises:
+        ValueError: it is neither a CPU nor a CUDA device, or it is not there.
+    """
+    found = torch.device(device)
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"Problem: device must be a CPU or a CUDA device, got {str(device)!r}")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Problem: device {str(device)!r} is not there: torch finds no CUDA device")
+    return found
+
+
+def _mark(a: torch.Tensor) -> int:
+    """The sum of all bits as whole numbers: changes with the values, whoever wrote them."""
+    whole = torch.int32 if a.element_size() == 4 else torch.int64
+    return int(a.detach().view(whole).sum(dtype=torch.int64))
+
+
 class Problem:
     """One edited layer and a stream of batches, the same numbers in every precision and on every device.
 
@@ -38,6 +58,9 @@ class Problem:
         dtype: torch.float32 or torch.float64, of weights, keys and states.
         device: where it all lives.
         seed: of all random numbers.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
 
     Attributes:
         weight: W_0 (d, v) in row form.
@@ -61,16 +84,43 @@ class Problem:
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"Problem: dtype must be torch.float32 or torch.float64, got {dtype}")
         self.d, self.v, self.u, self.layers = d, v, u, layers
-        self.dtype, self.device, self.seed = dtype, torch.device(device), seed
-        generator = torch.Generator().manual_seed(seed)
+        self.dtype, self.device, self.seed = dtype, _known(device), seed
+        self._size = math.sqrt(1.0 / float((1.0 / self.spectrum).sum()))
+        self._mirrors, self.weight, self.batches = self._drawn()
+        self._marks = [_mark(one) for _, one in self._given()]
+
+    def _drawn(self) -> tuple[list[torch.Tensor], torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Reflections, the first weight and the batches, from the seed."""
+        generator = torch.Generator().manual_seed(self.seed)
 
         def randn(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
 
-        self._mirrors = [self._unit(randn(d)) for _ in range(_REFLECTIONS)]
-        self.weight = self._own(randn(d, v) / math.sqrt(d))
-        self._size = math.sqrt(1.0 / float((1.0 / self.spectrum).sum()))
-        self.batches = [(self._own(randn(u, d) * self._size), self._own(randn(u, v))) for _ in range(_BATCHES)]
+        mirrors = [self._unit(randn(self.d)) for _ in range(_REFLECTIONS)]
+        weight = self._own(randn(self.d, self.v) / math.sqrt(self.d))
+        batches = [
+            (self._own(randn(self.u, self.d) * self._size), self._own(randn(self.u, self.v))) for _ in range(_BATCHES)
+        ]
+        return mirrors, weight, batches
+
+    def _given(self) -> list[tuple[str, torch.Tensor]]:
+        """What all contenders are given, by the name that a step knows it by."""
+        return [("problem.weight", self.weight), *((n, a) for b in self.batches for n, a in zip("KV", b, strict=True))]
+
+    def restore(self) -> tuple[str, ...]:
+        """Undo what a step has written to the weight and the batches, which other contenders are given too.
+
+        Returns:
+            Names of what was not as it was drawn: "problem.weight", "K", "V".
+        """
+        given = self._given()
+        changed = [i for i, (_, one) in enumerate(given) if _mark(one) != self._marks[i]]
+        if changed:
+            _, weight, batches = self._drawn()
+            first = [weight, *(one for batch in batches for one in batch)]
+            for i in changed:
+                given[i][1].detach().copy_(first[i])
+        return tuple(dict.fromkeys(given[i][0] for i in changed))
 
     @property
     def spectrum(self) -> torch.Tensor:

@@ -107,7 +107,7 @@ class Clock:
         found: dict[str, float] = {}
         for name, start, stop in self._marks:
             found[name] = found.get(name, 0.0) + self._between(start, stop)
-        found[OTHER] = max(0.0, self.seconds - sum(found.values()))
+        found[OTHER] = found.get(OTHER, 0.0) + max(0.0, self.seconds - sum(found.values()))
         return found
 
     def _now(self) -> object:

@@ -69,6 +69,139 @@ def test_an_error_would_show(problem, found, name) -> None:
     assert row.error == pytest.approx(0.1, rel=1e-3)
 
 
+class Editor:
+    """A right step, to be spoilt in one way."""
+
+    def __init__(self, p: Problem) -> None:
+        self.C, self.weight = p.covariance(), p.weight.clone()
+
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> object:
+        Y = self.C @ K.mT
+        gain = torch.linalg.solve(torch.eye(len(K)) + K @ Y, Y.mT).mT
+        self.C = self.C - gain @ Y.mT
+        self.weight = self.weight + gain @ (V - K @ self.weight)
+        return None
+
+
+class ChangesKeys(Editor):
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        K.mul_(2.0)
+        super().__call__(K, V)
+
+
+class ChangesTargets(Editor):
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        V.numpy()[:] = 0.0
+        super().__call__(K, V)
+
+
+class ChangesTheFirstWeight(Editor):
+    def __init__(self, p: Problem) -> None:
+        super().__init__(p)
+        self.first = p.weight
+
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        super().__call__(K, V)
+        self.first.data.copy_(self.weight)
+
+
+class ChangesAndRaises(ChangesKeys):
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        super().__call__(K, V)
+        raise RuntimeError("in the middle")
+
+
+class Yields(Editor):
+    def __call__(self, K: torch.Tensor, V: torch.Tensor):
+        yield super().__call__(K, V)
+
+
+class Awaits(Editor):
+    async def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        super().__call__(K, V)
+
+
+class Transposed(Editor):
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        self.weight = self.weight[:1]
+
+
+class Diverged(Editor):
+    def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        self.weight = self.weight * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ChangesKeys, "changed K in place"),
+        (ChangesTargets, "changed V in place"),
+        (ChangesTheFirstWeight, "changed problem.weight in place"),
+        (ChangesAndRaises, "in the middle"),
+        (Yields, "got a generator"),
+        (Awaits, "got a coroutine"),
+        (Transposed, r"must have shape \(d, v\) = \(96, 20\), got \(1, 20\)"),
+        (Diverged, "not finite"),
+    ],
+)
+def test_a_step_that_spoils_or_does_no_work_is_a_row_of_its_own(problem, found, kind, message) -> None:
+    cells = [Contender("spoilt", kind, truth="anchor"), Contender("right", Editor, truth="anchor")]
+    spoilt, right = profile.measure(cells, problem, QUICK, found=found).rows
+    assert spoilt.status == "failed"
+    assert re.search(message, spoilt.reason), spoilt.reason
+    assert right.status == "measured"
+    assert right.error is not None
+    assert right.error < 1e-5
+    assert problem.restore() == ()
+
+
+def test_a_stage_may_be_called_other(problem, found) -> None:
+    class Named:
+        def __init__(self, p: Problem) -> None: ...
+
+        def __call__(self, K: torch.Tensor, V: torch.Tensor) -> None:
+            with profile.stage("other"):
+                time.sleep(0.01)
+
+    (row,) = profile.measure([Contender("named", Named)], problem, QUICK, found=found).rows
+    assert row.times is not None
+    assert [stage.name for stage in row.stages] == ["other"]
+    assert row.stages[0].seconds == pytest.approx(row.times.median)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [(("", Editor), TypeError), (("mine", None), TypeError), (("mine", Editor, "", "S0"), ValueError)],
+)
+def test_a_contender_is_checked_when_it_is_made(arguments, kind) -> None:
+    with pytest.raises(kind, match="Contender: "):
+        Contender(*arguments)
+
+
+def test_what_is_no_contender_is_refused(problem, found) -> None:
+    with pytest.raises(TypeError, match="must be Contender"):
+        profile.measure([Editor], problem, QUICK, found=found)
+
+
+def test_seconds_may_be_without_end(problem, found) -> None:
+    settings = Settings(repetitions=2, seconds=float("inf"))
+    (row,) = profile.measure([Contender("mine", Editor)], problem, settings, found=found).rows
+    assert row.times is not None
+    assert row.times.repetitions == 2
+
+
+@pytest.mark.parametrize("name", ["repetitions", "check"])
+def test_counts_are_whole_numbers(name) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be an int, got 2.5"):
+        Settings(**{name: 2.5})
+
+
+@pytest.mark.parametrize("device", ["meta", "xpu"])
+def test_a_device_without_a_clock_of_ours_is_refused(device) -> None:
+    with pytest.raises(ValueError, match="device must be a CPU or a CUDA device"):
+        Problem(8, 1, 1, device=device)
+
+
 def test_rows_have_work_memory_and_ratio(whole) -> None:
     base = next(row for row in whole.rows if row.name == profile.BASELINE)
     assert base.ratio == 1.0

@@ -40,7 +40,7 @@ class Contender:
         at_once: whether one step writes to all layers of the problem; otherwise there is one for each.
 
     Raises:
-        ValueError: no such truth.
+        TypeError, ValueError: a name, maker or truth that does not fit.
     """
 
     name: str
@@ -56,6 +56,10 @@ class Contender:
     at_once: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"Contender: name must be a string that is not empty, got {self.name!r}")
+        if not callable(self.make):
+            raise TypeError(f"Contender: make must be callable with a problem, got {self.make!r}")
         if self.truth not in (*get_args(Truth), None):
             known = ", ".join(map(repr, get_args(Truth)))
             raise ValueError(f"Contender: truth must be one of {known}, or None, got {self.truth!r}")
