@@ -12,12 +12,12 @@ from rlsedit_kernels.diagnostics.truth import Exact
 
 @dataclass(frozen=True)
 class CovarianceError:
-    """Of a covariance C beside the true C*, S* = L L'.
+    """Of a covariance C beside the true C*, S* = R'R.
 
     Attributes:
-        relative: largest |eigenvalue| of L'C L - I: the largest relative error of a quadratic form x'C x.
+        relative: largest |eigenvalue| of R C R' - I: the largest relative error of a quadratic form x'C x.
         plain: |C - C*| / |C*|, Frobenius.
-        smallest: smallest eigenvalue of L'C L; 1 is exact, below 0 C is indefinite.
+        smallest: smallest eigenvalue of R C R'; 1 is exact, below 0 C is indefinite.
         asymmetry: |C - C'| / |C|, Frobenius.
         condition: ratio of the extreme eigenvalues of C; infinite where C is indefinite.
     """
@@ -35,7 +35,13 @@ def on_host(A: torch.Tensor) -> torch.Tensor:
 
 
 def weight_errors(W: torch.Tensor, exact: Exact) -> tuple[float, float]:
-    """|W - W*| / |W* - W_0| in the S-norm and in the Frobenius norm; infinite where W is not finite."""
+    """|W - W*| / |W* - W_0| in the S-norm and in the Frobenius norm; infinite where W is not finite.
+
+    Raises:
+        ValueError: W is not (d, v).
+    """
+    if W.shape != exact.W_0.shape:
+        raise ValueError(f"weight must have shape (d, v) = {tuple(exact.W_0.shape)}, got {tuple(W.shape)}")
     error = on_host(W) - exact.W
     return _ratio(exact.norm(error), exact.norm(exact.shift)), _ratio(float(error.norm()), float(exact.shift.norm()))
 
@@ -47,7 +53,14 @@ def gain_errors(gain: torch.Tensor, true: torch.Tensor, exact: Exact) -> tuple[f
 
 
 def covariance_error(C: torch.Tensor, exact: Exact) -> CovarianceError:
-    """All of `CovarianceError`; infinite (smallest: -inf) where C is not finite."""
+    """All of `CovarianceError`; infinite (smallest: -inf) where C is not finite.
+
+    Raises:
+        ValueError: C is not (d, d).
+    """
+    d = len(exact.W_0)
+    if C.shape != (d, d):
+        raise ValueError(f"covariance must have shape (d, d) = {(d, d)}, got {tuple(C.shape)}")
     wide = on_host(C)
     if not bool(torch.isfinite(wide).all()):
         return CovarianceError(math.inf, math.inf, -math.inf, math.inf, math.inf)

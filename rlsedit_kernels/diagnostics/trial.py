@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import CoroutineType, GeneratorType
 from typing import Any
 
 import torch
@@ -158,16 +159,20 @@ class _Runner:
 
     def make(self, maker: MakeStep, stream: Stream) -> None:
         with self.guarded(0):
-            self.step = maker(stream)
+            self.step = maker(replace(stream, W_0=stream.W_0.clone()))
 
     def write(self, batch: Batch, count: int) -> None:
         if self.step is None or self.ended:
             return
-        _settle(batch.K)
+        K, V = batch.K.clone(), batch.V.clone()  # a step may do with them what it likes
+        _settle(K)
         begin = time.perf_counter()
         with self.guarded(count):
-            self.step.update(batch.K, batch.V, batch.noise, batch.forget)
-        _settle(batch.K)
+            given = self.step.update(K, V, batch.noise, batch.forget)  # type: ignore[func-returns-value]
+            if isinstance(given, (GeneratorType, CoroutineType)):
+                given.close()
+                raise TypeError(f"update must write the batch when it is called, got a {type(given).__name__} from it")
+        _settle(K)
         self.seconds += time.perf_counter() - begin
 
     def look(self, batch: Batch, count: int, exact: Exact, true_gain: torch.Tensor | None, leverage: float) -> None:
@@ -224,7 +229,10 @@ def run_trials(
 
     Returns:
         One trial for each step. A step that raises is left at that batch; other steps go on. What is no refusal is kept
-        apart (`Trial.failed_at`).
+        apart (`Trial.failed_at`). Each step is given copies of the first weight and of the batches.
+
+    Raises:
+        ValueError: `batches` or `at` do not fit, or float64 cannot hold the batch solution of the stream (`Truth`).
     """
     if batches < 1:
         raise ValueError(f"run_trials: batches must be >= 1, got {batches}")
@@ -233,10 +241,10 @@ def run_trials(
         raise ValueError(f"run_trials: at must hold numbers >= 1, got {min(looks)}")
     dense = stream.d <= DENSE_LIMIT if covariances is None else covariances
     given = replace(stream, W_0=stream.W_0.to(device or "cpu"))
+    truth = Truth(stream)
     runners = [_Runner(name) for name in steps]
     for runner, make in zip(runners, steps.values(), strict=True):
         runner.make(make, given)
-    truth = Truth(stream)
 
     def look(batch: Batch, count: int) -> None:
         exact = truth.now()
@@ -293,23 +301,26 @@ def load(path: Path) -> tuple[dict[str, Any], list[Trial]]:
     """What `save` wrote: settings and trials.
 
     Raises:
-        ValueError: the file is not of the schema `SCHEMA`.
+        ValueError: the file is not of the schema `SCHEMA`, or not whole.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"load: {path.name} must be JSON: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"load: {path.name} must have the schema {SCHEMA!r}, got {found!r}")
-    columns = content["columns"]
-    trials = []
-    for entry in content["trials"]:
-        points = tuple(Point(**dict(zip(columns, map(_number, row), strict=True))) for row in entry["points"])
-        trials.append(
-            Trial(points=points, **{key: entry[key] for key in _KEPT if key in entry})
-        )  # older files: no failed_at
-    return content["settings"], trials
+    try:
+        columns = content["columns"]
+        trials = []
+        for entry in content["trials"]:
+            points = tuple(Point(**dict(zip(columns, map(_number, row), strict=True))) for row in entry["points"])
+            trials.append(
+                Trial(points=points, **{key: entry[key] for key in _KEPT if key in entry})
+            )  # older files: no failed_at
+        return content["settings"], trials
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"load: {path.name} is not a whole file of schema {SCHEMA!r}: {error}") from None
 
 
 _KEPT = ("stream", "step", "seconds", "refused_at", "failed_at", "reason")

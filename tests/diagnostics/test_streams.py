@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -160,6 +161,57 @@ class TestTruth:
             truth.add(batch)
         exact, digits = truth.now(), torch.from_numpy(in_digits(stream, 12))
         assert exact.norm(exact.W - digits) / exact.norm(digits) < limit
+
+    @pytest.mark.parametrize(
+        ("lam", "size", "noise"),
+        [
+            (1e-20, 1.0, 1.0), (1.0, 1e18, 1.0), (1.0, 1e-20, 1.0), (1e18, 1.0, 1.0), (1.0, 1.0, 1e-30),
+            (1.0, 1.0, 1e30), (1e-18, 1e-18, 1.0),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("count", [2, 12])
+    def test_sizes_far_from_one_leave_it_right(self, lam, size, noise, count) -> None:
+        """S itself has a condition far beyond float64 here, as long as there are fewer keys than directions."""
+        pytest.importorskip("mpmath")
+        usual = make_stream("easy", 10, 3, 2)
+
+        def batches():
+            for batch in usual.batches():
+                yield replace(batch, K=batch.K * size, noise=noise)
+
+        stream = replace(usual, prior=rk.Prior.ridge(10, lam), batches=batches)
+        truth = Truth(stream)
+        for batch in islice(stream.batches(), count):
+            truth.add(batch)
+        exact, digits = truth.now(), torch.from_numpy(in_digits(stream, count, 120))
+        assert exact.norm(exact.W - digits) < 1e-12 * exact.norm(digits)
+
+    def test_looking_changes_nothing(self) -> None:
+        stream = make_stream("forgetting", D, U)
+        seen, unseen = Truth(stream), Truth(stream)
+        for batch in islice(stream.batches(), 11):
+            for truth in (seen, unseen):
+                truth.add(batch)
+            seen.now()
+        assert torch.equal(seen.now().W, unseen.now().W)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"noise": 0.0}, "noise of a batch must be > 0"),
+            ({"forget": 1.5}, "forget of a batch must be in"),
+            ({"V": torch.zeros(1, 4)}, "must have shapes"),
+        ],
+    )
+    def test_a_batch_without_a_finite_precision_is_refused(self, change, message) -> None:
+        stream = make_stream("easy", D, U)
+        with pytest.raises(ValueError, match=message):
+            Truth(stream).add(replace(first("easy", 1)[0], **change))
+
+    def test_a_solution_that_is_not_determined_is_named(self) -> None:
+        stream = replace(make_stream("easy", D, U), prior=rk.Prior.ridge(D, 0.0))
+        with pytest.raises(ValueError, match="not determined"):
+            Truth(stream).now()
 
     def test_digits_do_not_depend_on_their_number(self) -> None:
         pytest.importorskip("mpmath")

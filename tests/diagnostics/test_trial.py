@@ -160,6 +160,73 @@ def test_checkpoints() -> None:
     assert ratios.max() < 0.25
 
 
+class Right(WoodburyStep):
+    def __init__(self, stream) -> None:
+        super().__init__(stream, None)
+
+
+class SpoilsKeys(Right):
+    def update(self, K, V, noise, forget) -> None:
+        super().update(K, V, noise, forget)
+        K.zero_()
+        V.mul_(2.0)
+
+
+class SpoilsTheFirstWeight(Right):
+    def __init__(self, stream) -> None:
+        super().__init__(stream)
+        self.first = stream.W_0
+
+    def update(self, K, V, noise, forget) -> None:
+        super().update(K, V, noise, forget)
+        self.first.add_(1.0)
+
+
+def test_what_a_step_does_to_its_arguments_is_its_own() -> None:
+    """The pool of the stream "repeated" is handed out again and again."""
+    stream = make_stream("repeated", D, U)
+    makers = {"keys": SpoilsKeys, "weight": SpoilsTheFirstWeight, "right": Right}
+    spoilt = run_trials(stream, makers, 20)[-1]
+    (alone,) = run_trials(make_stream("repeated", D, U), {"right": Right}, 20)
+    assert spoilt.points == alone.points
+    assert alone.points[-1].error_W < 1e-3
+    assert float(stream.W_0.abs().max()) == 0.0
+
+
+def test_a_step_of_another_shape_or_that_does_nothing_is_an_error() -> None:
+    class Flat(Bare):
+        def update(self, K, V, noise, forget) -> None:
+            self.weight = self.weight[:1]
+
+    class Later(Bare):
+        def update(self, K, V, noise, forget):
+            yield K
+
+    flat, later = run_trials(make_stream("easy", D, U), {"flat": Flat, "later": Later}, 3)
+    assert flat.failed_at == later.failed_at == 1
+    assert "weight must have shape (d, v) = (24, 4), got (1, 4)" in str(flat.reason)
+    assert "got a generator" in str(later.reason)
+
+
+def test_steps_are_followed_where_the_precision_is_beyond_float64() -> None:
+    whole = make_stream("easy", D, U)
+    huge = replace(whole, batches=lambda: (replace(batch, K=batch.K * 1e10) for batch in whole.batches()))
+    (trial,) = run_trials(huge, {"root": filter_step("square-root", "float64")}, 2)
+    assert trial.refused_at is None
+    assert trial.points[-1].error_W < 1e-4
+
+
+@pytest.mark.parametrize("part", ["settings", "columns", "trials"])
+def test_a_file_that_is_not_whole_is_named(tmp_path, part, trials) -> None:
+    path = tmp_path / "results.json"
+    save(path, {}, list(trials.values()))
+    content = json.loads(path.read_text())
+    del content[part]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"results\.json is not a whole file"):
+        load(path)
+
+
 def test_a_stream_that_ends_sooner_is_looked_at_at_its_end() -> None:
     whole = make_stream("easy", D, U)
     short = replace(whole, batches=lambda: islice(whole.batches(), 13))
