@@ -207,10 +207,13 @@ class RLSFilter:
             thorough: as for `CovarianceState.health`.
         """
         found = self.state.health(thorough=thorough)
-        size = math.sqrt(max(self._errors - self._objective, 0.0)) if self._track_bounds else 0.0
+        size = self._shift() if self._track_bounds else 0.0
         if size == 0.0 or not math.isfinite(size) or self.state.steps == 0:  # with no batch left W is W_0
             return found
-        error = self._rounding.error(self._current(), self._solution.rounds) / size
+        W = self._current()
+        error = self._rounding.error(W, self._solution.rounds) / size
+        if error > WEIGHT_WARNING and self._initial is not None and torch.equal(W, self._initial):
+            return found  # nothing that was written has changed it
         found = replace(found, weight_error=error)
         if not error > WEIGHT_WARNING:
             return found
@@ -393,6 +396,15 @@ class RLSFilter:
             return
         error = (self._misfit(K, V, self._initial) if initial is None else initial) ** 2
         self._errors = forget * self._errors + sign * (error / noise if noise > 0.0 else math.inf if error else 0.0)
+
+    def _shift(self) -> float:
+        """|W - W_0| in the S-norm, as far as the difference of two sums tells it.
+
+        Where the weight is off by more than it has moved, J is too large by the square of that, and the difference
+        is negative: it is not known, and not zero.
+        """
+        least = 4.0 * torch.finfo(self.state.dtype).eps * self._errors
+        return math.sqrt(max(self._errors - self._objective, least, 0.0))
 
     def _step(self, outcome: Outcome) -> Step:
         return Step(

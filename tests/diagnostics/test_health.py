@@ -124,6 +124,25 @@ class TestWeight:
             assert estimate is not None
             assert error / 6 < estimate < 6 * error, name
 
+    def test_a_change_that_is_lost_in_rounding_is_not_taken_for_none(self) -> None:
+        """The weight is off by more than it should move, so that J, which knows its errors, exceeds |V - K W_0|^2."""
+        stream, W_0 = (
+            make_stream("easy", 24, 4, 3),
+            100.0 * torch.randn(24, 3, generator=torch.Generator().manual_seed(5)),
+        )
+        rls = rk.RLSFilter(W_0, rk.Prior.ridge(24, 1.0), layout="in_out")
+        for batch in islice(stream.batches(), 200):
+            rls.update(batch.K, (batch.K.double() @ W_0.double() + 1e-3 * batch.V).float())
+        assert rls.health().status == "warning"
+
+    @pytest.mark.parametrize("size", [0.0, 1e-20])
+    def test_keys_that_tell_nothing_are_no_error(self, size) -> None:
+        stream = make_stream("easy", 24, 4, 3)
+        rls = rk.RLSFilter(torch.full((24, 3), 100.0), rk.Prior.ridge(24, 1.0), layout="in_out")
+        for batch in islice(stream.batches(), 5):
+            rls.update(batch.K * size, batch.V)
+        assert rls.health().status == "ok"
+
     def test_a_large_first_weight_is_seen(self) -> None:
         """A model's weight beside a small change of it: the state is perfect, the change is lost in rounding."""
         stream = make_stream("weak-1", D, U)
