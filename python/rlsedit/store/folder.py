@@ -185,7 +185,7 @@ class Folder:
             self.ledger.failed(facts, reason)
 
     def append(self, record: Record) -> None:
-        """Make a step durable, then enter it in the ledger, which may stay behind when the disk is full.
+        """Make a step durable, then enter it in the ledger, which may stay behind when the disk is full or unreadable.
 
         Raises:
             OSError: nothing has been changed.
@@ -193,7 +193,7 @@ class Folder:
         self.journal.append(record)
         try:
             self._sync()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StoreError, OSError) as error:
             logger.warning("%s: stays behind for now: %s", self.ledger.path, error)
         self.disk.reached("ledger")
 

@@ -188,3 +188,29 @@ def test_a_step_does_not_read_all_steps_before_it(tmp_path: Path, monkeypatch: p
     assert one.folder is not None
     assert one.folder.ledger.counts() == {"applied": 2}
     one.close()
+
+
+@pytest.mark.parametrize("error", [StoreError("cannot be read"), OSError(5, "Input/output error")])
+def test_a_durable_step_that_cannot_be_read_back_is_kept(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is there: weights, index and a resumed run have it, and the ledger follows with the next step."""
+    one = editor()
+    one.save(tmp_path / "out")
+    one.edit(facts(1))
+    assert one.folder is not None
+
+    def unreadable(_number: int) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one.folder.journal, "header", unreadable)
+        one.edit(facts(1, 1))
+    assert one.folder.ledger.counts() == {"applied": 1, "planned": 1}
+    expected = everything(one)
+    one.close()
+    again = resumed(tmp_path / "out")
+    assert differing(everything(again), expected) == []
+    again.edit(facts(1, 2))
+    assert again.folder is not None
+    assert again.folder.ledger.counts() == {"applied": 3}
