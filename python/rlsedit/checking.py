@@ -50,7 +50,12 @@ def check_layers(adapter: Adapter, method: Method, config: EditConfig, states: s
         raise ValueError(
             f"Editor: adapter does not fit {method.name!r}: {adapter.indirect}; 'ultraedit' and 'ft' have none"
         )
-    if adapter.post is not None and len(layers) > 1 and method.residuals:
+    if method.residuals and (unlike := sorted(adapter.unlike.intersection(layers))):
+        raise ValueError(
+            f"Editor: config.layers must not have {unlike}, got {layers}: the output of these layers does not move "
+            f"with {adapter.module!r} as that of others does (a norm or a gate behind it?), so it takes no residual"
+        )
+    if len(layers) > 1 and method.residuals and any(adapter.behind(n) for n in layers):
         raise ValueError(
             f"Editor: config.layers must be one layer where a norm follows the MLP ({adapter.post}): a change "
             f"of a lower layer does not reach the target linearly; got {layers}"

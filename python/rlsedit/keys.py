@@ -1,7 +1,7 @@
 """Keys of edited modules and hidden states at the last subject token, layer by layer while lower ones are edited.
 
-Only tokens up to the last subject token matter, and only layers from the first edited one upward change: rows are
-lined up so that this token stands in the last column, the layers below run once, and each further layer starts from
+Only tokens up to the last subject token matter, and only layers from the first edited one upward change: rows end
+with this token, the layers below run once, and each further layer starts from
 the hidden states kept behind the last layer that is final.
 """
 
@@ -88,17 +88,17 @@ class _Chunk:
     def __init__(self, adapter: Adapter, rows: Sequence[Row], part: Sequence[int]) -> None:
         pivots = [rows[i].pivot for i in part]
         ids = [rows[i].inputs[: rows[i].pivot + 1] for i in part]
-        batch = align(ids, pivots, adapter.device)
+        self.batch = batch = align(ids, pivots, adapter.device, front=adapter.cached)
         self.index = torch.tensor(part, device=adapter.device)
         self.calls: Calls = capture(adapter, batch.ids, batch.mask, batch.positions)
         self.states = self.calls.hidden
 
     def inputs_of(self, adapter: Adapter, layer: int) -> Tensor:
-        """Inputs (n, d) of the edited module of `layer` in the last column."""
+        """Inputs (n, d) of the edited module of `layer` at the last subject tokens."""
         seen: list[Tensor] = []
 
         def look(_module: Any, args: tuple[Tensor, ...]) -> None:
-            seen.append(args[0][:, -1].detach())
+            seen.append(self.batch.chosen(args[0]).detach())
 
         handle = adapter.edited(layer).register_forward_pre_hook(look)
         try:
@@ -108,10 +108,10 @@ class _Chunk:
         return _wide(seen[0])
 
     def output_of(self, adapter: Adapter, start: int, layer: int, module: nn.Module) -> Tensor:
-        """Outputs (n, d) of a module of `layer` in the last column."""
+        """Outputs (n, d) of a module of `layer` at the last subject tokens."""
         with outputs_of(module) as seen:
             self.calls.run(adapter, self.states, start, layer + 1)
-        return _wide(seen[0][:, -1])
+        return _wide(self.batch.chosen(seen[0]))
 
 
 def _split(rows: Sequence[Row], part: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from ..models.adapter import Adapter
-from ..models.replay import capture
-from ..prompts import align, encode
+from ..prompts import Growing, encode
 
 __all__ = ["end_tokens", "generate"]
 
@@ -102,27 +100,20 @@ def _continue(
 ) -> list[list[int]]:
     rows = [list(row) for row in rows]
     steps = [max(1, length - len(row)) for row in rows]
-    batch = align(rows, [len(row) - 1 for row in rows], adapter.device)
-    ids, mask, positions = batch.ids, batch.mask, batch.positions
-    longest, ends = adapter.positions, end_tokens(adapter, tokenizer)
-    cache, ended = DynamicCache(), [False] * len(rows)
+    growing, ends, ended = Growing(adapter, rows), end_tokens(adapter, tokenizer), [False] * len(rows)
     for step in range(max(steps)):
-        calls = capture(adapter, ids, mask, positions, cache)
-        logits = adapter.logits(calls.run(adapter, calls.hidden, 0, adapter.num_layers)[:, -1])
+        logits = growing.logits()
         best, index = logits.double().cpu().topk(min(top_k, logits.shape[-1]), dim=-1)
         bounds = best.softmax(-1).cumsum(-1)
         drawn = torch.stack([number[min(step, len(number) - 1)] for number in numbers])[:, None]
         place = (bounds < drawn).sum(1, keepdim=True).clamp_max(index.shape[1] - 1)
         (chosen,) = adapter.processes.same(index.gather(1, place))
-        for i, token in enumerate(chosen.flatten().tolist()):
+        tokens = chosen.flatten().tolist()
+        for i, token in enumerate(tokens):
             ended[i] = ended[i] or step >= steps[i] or token in ends
             if not ended[i]:
                 rows[i].append(token)
         if all(ended):
             break
-        ids = chosen.to(adapter.device)
-        mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        positions = positions[:, -1:] + 1
-        if longest is not None:
-            positions = positions.clamp_max(longest - 1)  # of rows that have ended, while shorter ones go on
+        growing.append(tokens)
     return rows

@@ -1,7 +1,8 @@
 """Log-probabilities of answers after prompts, batched: each prompt is read once, whatever the number of its answers.
 
 The logits behind a prompt give the first token of all its answers; further tokens are read on top of the prompt's keys
-and values. Logits are formed for these positions only.
+and values. Where layers cannot be run on these, a prompt is read with each answer. Logits are formed for these
+positions only.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def score_answers(
     with adapter.frozen(), torch.no_grad():
         for group in _groups(prompts, max_tokens):
             wanted = [[(query, encodings[query]) for query in by_prompt[prompt]] for prompt in group]
-            found |= _score_group(adapter, group, wanted)
+            if adapter.cached:
+                found |= _score_group(adapter, group, wanted)
+            else:
+                found |= _score_whole(adapter, [pair for part in wanted for pair in part], max_tokens)
             done += len(group)
             if progress is not None:
                 progress(done, len(prompts))
@@ -107,6 +111,31 @@ def _score_group(
         for query, t, r in _continue(adapter, batch, cache, longer):
             sums[query] = (sums[query][0] + t, sums[query][1] + r)
     return {query: _answer(*sums[query], len(enc.target)) for _, query, enc in pairs}
+
+
+def _score_whole(adapter: Adapter, wanted: Sequence[tuple[Query, Encoding]], max_tokens: int) -> dict[Query, Answer]:
+    """The same by reading prompts with their answers from the first token on; equal tokens once."""
+    rows: dict[tuple[int, ...], list[tuple[Query, Encoding]]] = {}
+    for query, enc in wanted:
+        rows.setdefault(enc.ids[:-1], []).append((query, enc))
+    found: dict[Query, Answer] = {}
+    for group in _groups(sorted(rows, key=len), max_tokens):
+        batch = align(group, [0] * len(group), adapter.device, front=False)
+        calls = capture(adapter, batch.ids, batch.mask, batch.positions)
+        hidden = calls.run(adapter, calls.hidden, 0, adapter.num_layers)
+        owners = [(b, query, enc) for b, ids in enumerate(group) for query, enc in rows[ids]]
+        places = [
+            (b, at, enc.ids[at + 1]) for b, _, enc in owners for at in range(enc.prompt_len - 1, len(enc.ids) - 1)
+        ]
+        index = {place: i for i, place in enumerate(dict.fromkeys((b, at) for b, at, _ in places))}
+        picked = hidden[[b for b, _ in index], [at for _, at in index]]
+        logs, likeliest = _read(adapter, picked, [index[b, at] for b, at, _ in places], [token for *_, token in places])
+        start = 0
+        for _, query, enc in owners:
+            n = len(enc.target)
+            found[query] = _answer(sum(logs[start : start + n]), sum(likeliest[start : start + n]), n)
+            start += n
+    return found
 
 
 def _answer(log_probability: float, right: int, tokens: int) -> Answer:

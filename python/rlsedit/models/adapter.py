@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..parallel import OneProcess, Part, holders, plain_class
 from .detect import detect
 from .families import FAMILIES, Family
-from .probe import check_logits, check_replay, probe, same_factor
+from .probe import check_logits, check_replay, probe, same_factor, unlike
 from .quantised import advice, check_config, is_subclass
 
 if TYPE_CHECKING:
@@ -38,11 +38,14 @@ class Adapter:
             module, never from shapes.
         scale: factor of the logits (Cohere, Granite).
         softcap: bound of the logits (c tanh(x / c)) or None.
-        post: path, inside a layer, of a norm behind the MLP, or None. With one, targets are outputs of the MLP.
+        post: path, inside a layer, of a norm behind the MLP, or None. Behind one targets are outputs of the MLP.
         tuples: whether a decoder layer returns a tuple rather than a tensor.
         direct: whether what targets replace moves with the output of the edited module by one factor, as a residual
             takes for granted.
         factor: that factor, 1 in most models (Granite's `residual_multiplier`).
+        unlike: layers in which it does not move so, where others do.
+        cached: whether layers can be run on a cache of keys and values. Where a layer keeps another state (a linear
+            attention, a state space, a short convolution), rows are run whole, padded on the right.
         attention_path: path of the attention inside a layer, or None where it is not known (only PMET reads it).
         processes: those that hold the model (docs/distributed.md).
     """
@@ -60,6 +63,8 @@ class Adapter:
     tuples: bool = False
     direct: bool = True
     factor: float = 1.0
+    unlike: frozenset[int] = frozenset()
+    cached: bool = True
     attention_path: str | None = None
     processes: OneProcess = field(default_factory=OneProcess)
 
@@ -81,7 +86,7 @@ class Adapter:
         Raises:
             ValueError: an architecture whose parts are not found, a path that does not exist, a family or module that
                 cannot be edited, a quantised model, parts that do not give the model's logits, layers that cannot be
-                run one by one on a cache of keys and values.
+                run one by one, neither on a cache of keys and values nor on whole rows.
             TypeError: unknown override.
         """
         names = {"layers", "module", "norm", "head"}
@@ -119,25 +124,26 @@ class Adapter:
             norm=_part(model, family.norm, "norm"),
             head=_part(model, family.head, "head"),
             layout=_layout(first, family.module, processes),
-            scale=float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)),
-            softcap=getattr(config, "final_logit_softcapping", None),
+            scale=_scale(config),
+            softcap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
             post=family.post,
             attention_path=family.attention,
             processes=processes,
         )
-        if family.attention is not None:
+        if family.attention is not None and not any(_has(layer, family.attention) for layer in layers):
             _part(layers[0], family.attention, "attention")
         tuples, factor = probe(adapter, edit)
-        if adapter.post is not None and processes.many:  # the probe has no norm in one piece there
+        if adapter.behind(0) is not None and processes.many:  # the probe has no norm in one piece there
             factor = 1.0 if usual is not None and family.module == usual.module else None
         if factor not in (None, 1.0):
             factor = same_factor(adapter, [len(layers) // 2, len(layers) - 1], factor)
         if edit and factor is None and "module" not in overrides:
             raise ValueError(f"Adapter.for_model: {adapter.indirect}")
         adapter = replace(adapter, tuples=tuples, direct=factor is not None, factor=factor or 1.0)
+        adapter = replace(adapter, unlike=unlike(adapter))
         if kind not in FAMILIES or set(overrides) - {"module", "attention"}:
             check_logits(adapter)
-            check_replay(adapter)
+            adapter = replace(adapter, cached=check_replay(adapter))
         return adapter
 
     @property
@@ -186,7 +192,11 @@ class Adapter:
 
     def target(self, layer: int) -> nn.Module:
         """The module of `layer` whose output a target z* replaces: the layer, or the MLP where a norm follows it."""
-        return self.layers[layer] if self.post is None else self.edited(layer)
+        return self.layers[layer] if self.behind(layer) is None else self.edited(layer)
+
+    def behind(self, layer: int) -> str | None:
+        """Path, inside `layer`, of the norm behind its MLP, None where it has none."""
+        return self.post if self.post is not None and _has(self.layers[layer], self.post) else None
 
     def attention(self, layer: int) -> nn.Module:
         """The attention of `layer`.
@@ -208,10 +218,11 @@ class Adapter:
             hidden: those at delta = 0.
             inner: the MLP's output at delta = 0, where a norm follows it.
         """
-        if self.post is None:
+        post = self.behind(layer)
+        if post is None:
             return hidden + delta
         assert inner is not None
-        norm = _part(self.layers[layer], self.post, "post")
+        norm = _part(self.layers[layer], post, "post")
         moved: Tensor = norm(inner + delta) - norm(inner)
         return hidden + moved
 
@@ -224,7 +235,10 @@ class Adapter:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode and no weight gradients inside; the former flags come back on exit."""
+        """Evaluation mode and no weight gradients inside; the former flags come back on exit.
+
+        A module that keeps its last state as an attribute (RecurrentGemma) keeps no graph of it.
+        """
         training = [m for m in self.model.modules() if m.training]
         wanted = [p for p in self.model.parameters() if p.requires_grad]
         for m in training:
@@ -238,6 +252,10 @@ class Adapter:
                 m.training = True
             for p in wanted:
                 p.requires_grad_(True)
+            for m in [] if self.cached else self.model.modules():
+                kept = {name: value for name, value in vars(m).items() if isinstance(value, Tensor) and value.grad_fn}
+                for name, value in kept.items():
+                    setattr(m, name, value.detach())
 
 
 def _part(root: nn.Module, path: str, name: str) -> nn.Module:
@@ -248,6 +266,19 @@ def _part(root: nn.Module, path: str, name: str) -> nn.Module:
         raise ValueError(
             f"Adapter: {name}={path!r} is not in {type(root).__name__} ({error}); its children are {children}"
         ) from None
+
+
+def _has(layer: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(layer.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False
+
+
+def _scale(config: Any) -> float:
+    """Factor of the logits, by the name that Cohere, Falcon-H1 or Granite has for it."""
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    return float(scale or 1 / (getattr(config, "logits_scaling", None) or 1))
 
 
 def _layout(module: nn.Module, name: str, processes: OneProcess) -> str:

@@ -48,7 +48,7 @@ def detect(model: nn.Module) -> Family:
     Returns:
         Family whose `module` is that linear map of the first decoder layer, outside of its attention, that gives hidden
         states and reads the widest rows (of several the last), and whose `post` is the norm that reads what this map
-        gives, if one does. `attention` is None.
+        gives, if one does in any layer. `attention` is None.
 
     Raises:
         ValueError: a part that was not found; the message says which.
@@ -69,16 +69,15 @@ def detect(model: nn.Module) -> Family:
     norms = [call.path for call in beside if _same(call.given, behind[-1]) and _same(call.gave, before[-1])]
     if not norms:
         raise ValueError(f"no norm alone stands between {layers} and the head")
-    first = f"{layers}.0."
-    inside = [call for call in calls if call.path.startswith(first)]
-    module, post = _module(inside, behind[-1].shape[-1])
+    parts = [_module(calls, f"{layers}.{n}.", behind[-1].shape[-1]) for n in range(len(stack))]
+    module = parts[0][0]
     if module is None:
         raise ValueError(
             f"{type(stack[0]).__name__} has no plain nn.Linear or Conv1D beside its attention that gives hidden states "
             "(experts, a state space?)"
         )
-    reader = None if post is None else post.removeprefix(first)
-    return Family(layers, module.removeprefix(first), norms[-1], _path(model, head), reader, None)
+    post = next((post for path, post in parts if path == module and post is not None), None)
+    return Family(layers, module, norms[-1], _path(model, head), post, None)
 
 
 def _watched(model: nn.Module) -> list[_Call]:
@@ -119,8 +118,9 @@ def _layers(model: nn.Module, calls: Sequence[_Call]) -> tuple[str, nn.ModuleLis
     raise ValueError(f"no nn.ModuleList of {count} layers, as many as the configuration names, is called")
 
 
-def _module(calls: Sequence[_Call], size: int) -> tuple[str | None, str | None]:
-    """Path of the MLP's output projection, given the calls inside of a layer, and of the norm that reads its output."""
+def _module(calls: Sequence[_Call], layer: str, size: int) -> tuple[str | None, str | None]:
+    """Path, inside of a layer, of the MLP's output projection, and of the norm that reads its output."""
+    calls = [call for call in calls if call.path.startswith(layer)]
     mixers = tuple(f"{call.path}." for call in calls if call.names & _MIXERS)
     calls = [call for call in calls if not f"{call.path}.".startswith(mixers)] if mixers else calls
     maps = [call for call in calls if plain_class(call.module) in (nn.Linear, Conv1D) and call.gave.shape[-1] == size]
@@ -129,7 +129,8 @@ def _module(calls: Sequence[_Call], size: int) -> tuple[str | None, str | None]:
     widest = max(call.given.shape[-1] for call in maps)
     last = [call for call in maps if call.given.shape[-1] == widest][-1]
     readers = (call for call in calls if _same(call.given, last.gave) and "norm" in type(call.module).__name__.lower())
-    return last.path, next((call.path for call in readers), None)
+    post = next((call.path.removeprefix(layer) for call in readers), None)
+    return last.path.removeprefix(layer), post
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

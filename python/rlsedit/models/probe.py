@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
+from ..parallel import plain_class
 from .replay import capture, frozen_cache, outputs_of
 
 if TYPE_CHECKING:
@@ -70,12 +71,13 @@ def probe(adapter: Adapter, edit: bool = True, layer: int = 0) -> tuple[bool, fl
         for handle in handles:
             handle.remove()
     plain, moved = seen[0][1], seen[1][1]
-    whole = adapter.post is None or not adapter.processes.many
+    post = adapter.behind(layer)
+    whole = post is None or not adapter.processes.many
     wanted = (adapter.shifted(layer, plain, inner[0], shift[0]) if whole else plain + shift[0]).float() - plain.float()
     found = moved.float() - plain.float()
     if not bool(found.isfinite().all()):
         raise ValueError(f"Adapter.for_model: model must have finite activations, got NaN or Inf in layer {layer}")
-    return seen[0][0], _factor(found, wanted, adapter.post is None)
+    return seen[0][0], _factor(found, wanted, post is None)
 
 
 def _factor(found: Tensor, wanted: Tensor, free: bool) -> float | None:
@@ -106,6 +108,30 @@ def same_factor(adapter: Adapter, layers: Sequence[int], factor: float) -> float
     return float(named) if isinstance(named, float) and abs(named - factor) <= ALIKE * factor else factor
 
 
+def unlike(adapter: Adapter) -> frozenset[int]:
+    """Layers in which the hidden state does not move with the edited module as in layer 0, where it does so there.
+
+    Layers that are made of the same parts are taken to be alike: the first of each kind is looked at. One without the
+    edited module is refused when it is edited.
+    """
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for n, layer in enumerate(adapter.layers):
+        parts = tuple((name, plain_class(part)) for name, part in layer.named_modules())
+        kinds.setdefault(parts, []).append(n)
+    found: set[int] = set()
+    for first, *others in list(kinds.values())[1:] if adapter.direct else ():
+        try:
+            adapter.edited(first)
+        except ValueError:
+            continue
+        if adapter.processes.many and adapter.behind(first) is not None:
+            continue  # no norm in one piece there
+        factor = probe(adapter, False, first)[1]
+        if factor is None or abs(factor - adapter.factor) > ALIKE * adapter.factor:
+            found |= {first, *others}
+    return frozenset(found)
+
+
 @torch.no_grad()
 def check_logits(adapter: Adapter) -> None:
     """Refuse parts that do not give the model's own logits: a factor or a map behind the head would be left out.
@@ -125,7 +151,7 @@ def check_logits(adapter: Adapter) -> None:
         found, wanted = adapter.logits(last[0]).float().to(wanted.device), wanted.float()
     same = found.shape == wanted.shape
     error = (found - wanted).norm() / wanted.norm() if same else torch.tensor(torch.inf)
-    if not bool(error <= TOLERANCE):
+    if not bool(error <= _bound(adapter)):
         raise ValueError(
             "Adapter.for_model: head= of norm= of the last of layers= must be the logits of the model; they differ by "
             f"{error:.2g} of their norm (a factor or a map in front of or behind the head?)"
@@ -133,51 +159,98 @@ def check_logits(adapter: Adapter) -> None:
 
 
 @torch.no_grad()
-def check_replay(adapter: Adapter) -> None:
-    """Refuse layers that do not give the model's logits when they are run one by one, as the editor runs them.
+def check_replay(adapter: Adapter) -> bool:
+    """Whether layers give the model's logits when they are run one by one on a cache of keys and values.
 
-    Two rows of four and two tokens are lined up at their third and first; what stands before goes into a cache of
-    keys and values, the rest is read on top of it. A layer that carries another state (a state space, a linear
-    attention) cannot be run so. Not looked at where several processes hold the model.
+    Two rows of four and two tokens are lined up at their third and first; what stands before goes into the cache, the
+    rest is read on top of it. A layer that carries another state (a state space, a linear attention, a convolution)
+    cannot be run so: then whole rows, padded on the right, have to give the logits of each row alone, each layer with
+    arguments of its own, since the editor runs those above the last edited one without the others; and the logits may
+    not depend on what follows. Where several processes hold the model, the configuration alone says which it is.
 
     Raises:
-        ValueError: the logits differ from those of each row alone, or the layers cannot be run so.
+        ValueError: neither does; the message says why not.
     """
     if adapter.processes.many:
-        return
-    device, count = adapter.device, adapter.num_layers
+        return not _other_states(adapter)
+    device = adapter.device
     rows = [torch.arange(1, 5, device=device), torch.arange(5, 7, device=device)]
-    ids, mask, positions = torch.zeros(3, 2, 4, dtype=torch.long, device=device)
-    for n, row in enumerate(rows):
-        part = slice(2 * n, 2 * n + len(row))
-        ids[n, part], mask[n, part], positions[n, part] = row, 1, torch.arange(len(row), device=device)
-    cause: Exception | None = None
-    error = torch.tensor(torch.inf)
     with adapter.frozen():
         alone = [getattr(adapter.model(input_ids=row[None], use_cache=False), "logits", None) for row in rows]
         if alone[0] is None or alone[1] is None:
-            return
-        try:
-            cache = DynamicCache()
-            first = capture(adapter, ids[:, :2], mask[:, :2], positions[:, :2], cache)
-            first.run(adapter, first.hidden, 0, count)
-            if empty := [n for n in range(count) if not _holds(cache, n, 2)]:
-                raise ValueError(f"layers {empty} keep no keys and values")
-            second = capture(adapter, ids[:, 2:], mask, positions[:, 2:], frozen_cache(cache, 2, count))
-            found = adapter.logits(second.run(adapter, second.hidden, 0, count)).float()
-            wanted = torch.cat([alone[0][:, 2:], alone[1]]).to(found.device, torch.float32)
-            error = (found - wanted).norm() / wanted.norm()
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as reason:
-            cause = reason
-    bound = TOLERANCE if adapter.edited(0).weight.element_size() == 2 else 1e-3  # type: ignore[operator]
-    if not bool(error <= bound):
-        what = f"{type(cause).__name__}: {cause}" if cause else f"the logits differ by {error:.2g} of their norm"
-        raise ValueError(
-            f"Adapter.for_model: the layers of {type(adapter.model).__name__} cannot be run one by one on a cache of "
-            f"keys and values (a state of another kind, as of a state space or a linear attention?): {what}"
-        ) from cause
+            return True
+        first, second = alone[0][0], alone[1][0]
+        cached = _differs(lambda: _on_cache(adapter, rows), torch.cat([first[None, 2:], second[None]]), adapter)
+        if cached is None:
+            return True
+        wanted = torch.cat([first, second, first[:2]])
+        whole = _differs(lambda: _on_rows(adapter, [*rows, rows[0][:2]]), wanted, adapter)
+    if whole is None:
+        return False
+    raise ValueError(
+        f"Adapter.for_model: the layers of {type(adapter.model).__name__} cannot be run one by one, neither on a cache "
+        f"of keys and values ({cached}) nor on whole rows ({whole})"
+    )
+
+
+def _differs(run: Callable[[], Tensor], wanted: Tensor, adapter: Adapter) -> str | None:
+    """How logits that are run differ from the wanted ones, None where they do not."""
+    try:
+        found = run().float()
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    wanted = wanted.to(found.device, torch.float32)
+    apart = (found - wanted).norm() / wanted.norm()
+    return None if bool(apart <= _bound(adapter)) else f"the logits differ by {apart:.2g} of their norm"
+
+
+def _on_cache(adapter: Adapter, rows: Sequence[Tensor]) -> Tensor:
+    """Logits (2, 2, vocabulary) of the last two tokens of two rows, run on a cache of what stands before."""
+    count = adapter.num_layers
+    ids, mask, positions = torch.zeros(3, 2, 4, dtype=torch.long, device=adapter.device)
+    for n, row in enumerate(rows):
+        part = slice(2 * n, 2 * n + len(row))
+        ids[n, part], mask[n, part], positions[n, part] = row, 1, torch.arange(len(row), device=adapter.device)
+    cache = DynamicCache()
+    first = capture(adapter, ids[:, :2], mask[:, :2], positions[:, :2], cache)
+    first.run(adapter, first.hidden, 0, count)
+    if empty := [n for n in range(count) if not _holds(cache, n, 2)]:
+        raise ValueError(f"layers {empty} keep no keys and values")
+    second = capture(adapter, ids[:, 2:], mask, positions[:, 2:], frozen_cache(cache, 2, count))
+    return adapter.logits(second.run(adapter, second.hidden, 0, count))
+
+
+def _on_rows(adapter: Adapter, rows: Sequence[Tensor]) -> Tensor:
+    """Logits (tokens, vocabulary) of all tokens of rows that are padded on the right, layer by layer."""
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    positions = torch.arange(mask.shape[1], device=mask.device) * mask
+    hidden: Tensor | None = None
+    for n in range(adapter.num_layers):
+        calls = capture(adapter, ids, mask, positions)
+        hidden = calls.run(adapter, calls.hidden if hidden is None else hidden, n, n + 1)
+    assert hidden is not None
+    real = mask.bool().to(hidden.device)
+    return adapter.logits(hidden[real])
+
+
+def _other_states(adapter: Adapter) -> bool:
+    """Whether a layer keeps another state than keys and values, by the configuration."""
+    try:
+        cache = DynamicCache(config=adapter.model.config)  # type: ignore[arg-type]
+    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that tells nothing of its layers
+        return False
+    return any(
+        isinstance(layer, LinearAttentionCacheLayerMixin) or not isinstance(layer, DynamicLayer)
+        for layer in cache.layers
+    )
+
+
+def _bound(adapter: Adapter) -> float:
+    """Relative difference of logits that rounding explains."""
+    return TOLERANCE if adapter.edited(0).weight.element_size() == 2 else 1e-3  # type: ignore[operator]
 
 
 def _holds(cache: DynamicCache, layer: int, length: int) -> bool:

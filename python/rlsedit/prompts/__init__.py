@@ -3,5 +3,6 @@
 from .align import Aligned, align
 from .contexts import Context, make_contexts
 from .encode import Encoding, encode
+from .growing import Growing
 
-__all__ = ["Aligned", "Context", "Encoding", "align", "encode", "make_contexts"]
+__all__ = ["Aligned", "Context", "Encoding", "Growing", "align", "encode", "make_contexts"]

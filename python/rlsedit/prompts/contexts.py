@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
 
 from ..models.adapter import Adapter
-from ..models.replay import capture
-from .align import align
 from .encode import encode
+from .growing import Growing
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
@@ -60,20 +58,16 @@ def sample(adapter: Adapter, tokenizer: Any, openings: list[str], length: int, s
             f"tokens, got {length}"
         )
     generator = torch.Generator().manual_seed(seed)
-    batch = align(rows, [len(row) - 1 for row in rows], adapter.device)
-    ids, mask, positions = batch.ids, batch.mask, batch.positions
-    cache = DynamicCache()
+    growing = Growing(adapter, rows)
     with adapter.frozen():
         for _ in range(length):
-            calls = capture(adapter, ids, mask, positions, cache)
-            logits = adapter.logits(calls.run(adapter, calls.hidden, 0, adapter.num_layers)[:, -1])
+            logits = growing.logits()
             best, index = logits.float().cpu().topk(min(top_k, logits.shape[-1]), dim=-1)
             drawn = index.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator))
             (chosen,) = adapter.processes.same(drawn)
-            for row, token in zip(rows, chosen.flatten().tolist(), strict=True):
+            tokens = chosen.flatten().tolist()
+            for row, token in zip(rows, tokens, strict=True):
                 row.append(token)
-            ids = chosen.to(adapter.device)
-            mask = torch.cat([mask, torch.ones_like(ids)], 1)
-            positions = positions[:, -1:] + 1
+            growing.append(tokens)
     special = set(tokenizer.all_special_ids)
     return [tokenizer.decode([t for t in row if t not in special]) for row in rows]

@@ -1,6 +1,7 @@
 """Rows of similar length whose objective is evaluated together.
 
-A step runs the layers above L on the tokens p, p+1, .. of each row only, and forms logits where the objective looks.
+A step runs the layers above L on the tokens p, p+1, .. of each row only (on all where these layers cannot be run on a
+cache), and forms logits where the objective looks.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ class Bucket:
     @torch.no_grad()
     def __init__(self, adapter: Adapter, rows: Sequence[Prepared], layer: int, nll_weight: float) -> None:
         self._adapter, self._layer, self._rows = adapter, layer, list(rows)
-        batch = align([p.row.inputs for p in rows], [p.row.pivot for p in rows], adapter.device)
-        start = batch.column
-        past = _past(rows, start, layer, adapter.num_layers)
+        pivots = [p.row.pivot for p in rows]
+        self._batch = batch = align([p.row.inputs for p in rows], pivots, adapter.device, front=adapter.cached)
+        start = batch.column if adapter.cached else 0
+        past = _past(rows, start, layer, adapter.num_layers) if adapter.cached else None
         self._calls = capture(adapter, batch.ids[:, start:], batch.mask, batch.positions[:, start:], past)
         self._hidden = torch.nn.utils.rnn.pad_sequence([p.hidden for p in rows], batch_first=True)
         inner = [p.inner for p in rows if p.inner is not None]
         self._inner = torch.stack(inner) if inner else None
         answers = [
-            (b, at - p.row.pivot, p.row.encoding.ids[at + 1], nll_weight / len(p.row.wanted))
+            (b, at - p.row.pivot + p.at, p.row.encoding.ids[at + 1], nll_weight / len(p.row.wanted))
             for b, p in enumerate(rows)
             if p.row.kind == "nll"
             for at in p.row.wanted
@@ -62,8 +64,12 @@ class Bucket:
     def terms(self, delta: Tensor) -> Terms:
         """The terms of the loss for each fact, differentiable in `delta` (F, d); zero for facts not in here."""
         moves = delta[self._facts].to(self._hidden.dtype)
-        shifted = self._adapter.shifted(self._layer, self._hidden[:, 0], self._inner, moves).unsqueeze(1)
-        hidden = torch.cat([shifted, self._hidden[:, 1:]], 1)
+        if self._adapter.cached:
+            shifted = self._adapter.shifted(self._layer, self._hidden[:, 0], self._inner, moves).unsqueeze(1)
+            hidden = torch.cat([shifted, self._hidden[:, 1:]], 1)
+        else:
+            start = self._batch.chosen(self._hidden)
+            hidden = self._batch.replaced(self._hidden, self._adapter.shifted(self._layer, start, self._inner, moves))
         hidden = self._calls.run(self._adapter, hidden, self._layer + 1, self._adapter.num_layers)
         at = self._at.to(hidden.device)  # layers may lie on several devices
         logits = self._adapter.logits(hidden[at[0], at[1]]).to(delta.device)

@@ -56,19 +56,20 @@ class Joint:
     @torch.no_grad()
     def __init__(self, adapter: Adapter, rows: Sequence[Row], layer: int, contexts: int) -> None:
         self._adapter, self._layer, self._rows = adapter, layer, rows
-        batch = align([row.inputs for row in rows], [row.pivot for row in rows], adapter.device)
-        self._column = batch.column
+        pivots = [row.pivot for row in rows]
+        self._batch = batch = align([row.inputs for row in rows], pivots, adapter.device, front=adapter.cached)
+        first = [column - pivot for column, pivot in zip(batch.at.tolist(), pivots, strict=True)]
         self._calls = capture(adapter, batch.ids, batch.mask, batch.positions)
         self._hidden = self._calls.run(adapter, self._calls.hidden, 0, layer)
         device = self._hidden.device
         self._facts = torch.tensor([row.fact for row in rows], device=device)
         answers = [
-            (b, at + batch.column - row.pivot, row.encoding.ids[at + 1], 1 / (contexts * len(row.wanted)))
+            (b, first[b] + at, row.encoding.ids[at + 1], 1 / (contexts * len(row.wanted)))
             for b, row in enumerate(rows)
             if row.kind == "nll"
             for at in row.wanted
         ]
-        ends = [(b, len(row.inputs) - 1 + batch.column - row.pivot) for b, row in enumerate(rows) if row.kind == "kl"]
+        ends = [(b, first[b] + len(row.inputs) - 1) for b, row in enumerate(rows) if row.kind == "kl"]
         self._count = len(answers)
         self._at = torch.tensor([a[:2] for a in answers] + ends, device=device).T
         self._tokens = torch.tensor([a[2] for a in answers], dtype=torch.long, device=device)
@@ -85,7 +86,7 @@ class Joint:
         mlp, attention = self._adapter.edited(self._layer), self._adapter.attention(self._layer)
         with outputs_of(mlp) as first, outputs_of(attention) as second:
             self._calls.run(self._adapter, self._hidden, self._layer, self._layer + 1)
-        both = torch.stack([first[0][:, self._column], second[0][:, self._column]], 1)
+        both = torch.stack([self._batch.chosen(first[0]), self._batch.chosen(second[0])], 1)
         return {row.fact: both[b] for b, row in enumerate(self._rows) if row.kind == "nll" and row.context == 0}
 
     def terms(self, delta: Tensor) -> Terms:
@@ -117,8 +118,7 @@ class Joint:
     def _shift(self, moves: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, tuple) else output
-            before, at, after = first.split([self._column, 1, first.shape[1] - self._column - 1], 1)
-            moved = torch.cat([before, at + moves[:, None], after], 1)
+            moved = self._batch.replaced(first, self._batch.chosen(first) + moves)
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         return hook

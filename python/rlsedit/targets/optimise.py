@@ -54,7 +54,7 @@ def optimise_targets(
             wanted = [p for p in prepared if active[p.row.fact]]
             return make_buckets(adapter, wanted, layer, len(contexts), config.max_tokens)
 
-        start = _starts(prepared, len(facts), adapter.post is not None)
+        start = _starts(prepared, len(facts), adapter.behind(layer) is not None)
         size = adapter.factor * _starts(prepared, len(facts), True) if module else start
         return descend(divide, start, facts, config, progress, stopping, adapter.processes, size)
 
@@ -65,7 +65,7 @@ def _starts(prepared: Sequence[Prepared], count: int, inside: bool) -> Tensor:
     start = torch.empty(count, first.shape[1], dtype=wide(first.dtype), device=first.device)
     for p in prepared:
         if p.row.kind == "nll" and p.row.context == 0:
-            found = p.inner if inside else p.hidden[0]
+            found = p.inner if inside else p.hidden[p.at]
             assert found is not None
             start[p.row.fact] = found.to(start.dtype)
     return start

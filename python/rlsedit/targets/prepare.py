@@ -4,6 +4,8 @@ Let L be the last edited layer and p the last subject token, where delta is adde
  - hidden states behind layer L do not depend on delta: layers 0 .. L run once;
  - tokens before p do not depend on it in any layer: their keys and values above L are computed once;
  - rows of one context begin with the same tokens: these are read once for all of them.
+
+Layers that keep another state than keys and values run on whole rows: of these only the first holds.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ class Prepared:
 
     Attributes:
         row: the row.
-        hidden: (S, d) hidden states behind layer L of the tokens p, p+1, ...
-        past: for each layer above L, keys and values (heads, p, head size) of the tokens before p.
+        hidden: (S, d) hidden states behind layer L of the tokens p, p+1, ..., or of all where nothing is cached.
+        past: for each layer above L, keys and values (heads, p, head size) of the tokens before p, if they are cached.
+        at: place of p in `hidden`.
         inner: (d,) output of the edited module of layer L at p, where it was asked for.
         log_start: for a KL row, log-probabilities (vocabulary,) at delta = 0, known after the first step.
     """
@@ -38,12 +41,13 @@ class Prepared:
     row: Row
     hidden: Tensor
     past: list[tuple[Tensor, Tensor]]
+    at: int = 0
     inner: Tensor | None = None
     log_start: Tensor | None = None
 
     @property
     def length(self) -> int:
-        """Number of tokens that change with delta."""
+        """Number of tokens that a step reads."""
         return len(self.hidden)
 
 
@@ -55,20 +59,23 @@ def prepare_rows(
 
     `inside` asks for the outputs of the edited module too, as a norm behind it does.
     """
-    inside = inside or adapter.post is not None
+    inside = inside or adapter.behind(layer) is not None
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.context), []).append(row)
     found: list[Prepared] = []
     for group in groups.values():
-        shared = _common_length([row.inputs[: row.pivot] for row in group])
-        cache = _read_shared(adapter, group[0].inputs[:shared])
+        shared = _common_length([row.inputs[: row.pivot] for row in group]) if adapter.cached else 0
+        cache = _read_shared(adapter, group[0].inputs[:shared]) if adapter.cached else None
         group = sorted(group, key=lambda row: len(row.inputs))
         while group:
             take = len(group)
             while take > 1 and take * (len(group[take - 1].inputs) - shared) > max_tokens:
                 take -= 1
-            found += _prepare_group(adapter, group[:take], layer, shared, cache, inside)
+            if cache is None:
+                found += _prepare_whole(adapter, group[:take], layer, inside)
+            else:
+                found += _prepare_group(adapter, group[:take], layer, shared, cache, inside)
             group = group[take:]
     return found
 
@@ -97,8 +104,21 @@ def _prepare_group(
             row,
             hidden[b, row.pivot - shared : len(row.inputs) - shared].clone(),
             [_states(growing, n, b, row.pivot) for n in range(layer + 1, layers)] if row.pivot > 0 else [],
-            outputs[0][b, row.pivot - shared].clone() if inside else None,
+            inner=outputs[0][b, row.pivot - shared].clone() if inside else None,
         )
+        for b, row in enumerate(rows)
+    ]
+
+
+def _prepare_whole(adapter: Adapter, rows: Sequence[Row], layer: int, inside: bool) -> list[Prepared]:
+    """Rows padded on the right, of which all tokens are kept."""
+    batch = align([row.inputs for row in rows], [row.pivot for row in rows], adapter.device, front=False)
+    lower = capture(adapter, batch.ids, batch.mask, batch.positions)
+    with outputs_of(adapter.edited(layer) if inside else adapter.layers[layer]) as outputs:
+        hidden = lower.run(adapter, lower.hidden, 0, layer + 1)
+    inner = batch.chosen(outputs[0])
+    return [
+        Prepared(row, hidden[b, : len(row.inputs)].clone(), [], row.pivot, inner[b].clone() if inside else None)
         for b, row in enumerate(rows)
     ]
 

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from ..metrics.generation import end_tokens
 from ..models.adapter import Adapter
-from ..models.replay import capture
-from ..prompts import align, encode
+from ..prompts import Growing, encode
 from .choices import context_length
 from .task import Progress
 
@@ -96,13 +94,10 @@ def _numbers(prompt: str, seed: int, sample: int, steps: int) -> np.ndarray:
 
 
 def _write(adapter: Adapter, tokenizer: Any, batch: list[_Row], stop: Sequence[str], temperature: float, top_p: float):  # type: ignore[no-untyped-def]  # a generator of (place, text)
-    aligned = align([row.prompt for row in batch], [len(row.prompt) - 1 for row in batch], adapter.device)
-    ids, mask, positions, cache = aligned.ids, aligned.mask, aligned.positions, DynamicCache()
+    growing = Growing(adapter, [row.prompt for row in batch])
     ends = end_tokens(adapter, tokenizer)
     while batch:
-        calls = capture(adapter, ids, mask, positions, cache)
-        logits = adapter.logits(calls.run(adapter, calls.hidden, 0, adapter.num_layers)[:, -1])
-        chosen = _choose(logits, batch, temperature, top_p)
+        chosen = _choose(growing.logits(), batch, temperature, top_p)
         kept = []
         for i, (row, token) in enumerate(zip(batch, chosen, strict=True)):
             ended = token in ends
@@ -116,13 +111,10 @@ def _write(adapter: Adapter, tokenizer: Any, batch: list[_Row], stop: Sequence[s
                 kept.append(i)
         if len(kept) < len(batch):
             batch = [batch[i] for i in kept]
-            index = torch.tensor(kept, device=adapter.device, dtype=torch.long)
-            mask, positions = mask[index], positions[index]
             if batch:
-                cache.batch_select_indices(index)
-        ids = torch.tensor([[row.written[-1]] for row in batch], device=adapter.device, dtype=torch.long)
-        mask = torch.cat([mask, torch.ones_like(ids)], 1) if batch else mask
-        positions = positions[:, -1:] + 1
+                growing.keep(kept)
+        if batch:
+            growing.append([row.written[-1] for row in batch])
 
 
 def _choose(logits: Tensor, batch: Sequence[_Row], temperature: float, top_p: float) -> list[int]:
