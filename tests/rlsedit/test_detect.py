@@ -17,7 +17,7 @@ from rlsedit.editor import Editor
 from rlsedit.facts import Fact
 from rlsedit.models import FAMILIES, Adapter
 from rlsedit.models.detect import detect
-from rlsedit.models.probe import check_replay
+from rlsedit.models.probe import check_replay, other_states
 from rlsedit.models.replay import outputs_of
 from rlsedit.targets import Targets, optimise_targets
 
@@ -106,6 +106,7 @@ def test_parts_of_architectures_beyond_the_table(kind: str) -> None:
     adapter = Adapter.for_model(model)
     assert kind not in FAMILIES
     assert (adapter.module, adapter.post) == (module, post)
+    assert (adapter.cached, other_states(model.config)) == (True, False)
     ids = torch.tensor([[5, 9, 40, 41, 7, 300]])
     with torch.no_grad():
         hidden = model(ids, output_hidden_states=True).hidden_states

@@ -23,6 +23,7 @@ from rlsedit.keys import KeyStream
 from rlsedit.metrics import score_answers
 from rlsedit.metrics.generation import generate
 from rlsedit.models import Adapter
+from rlsedit.models.probe import other_states
 from rlsedit.models.replay import capture
 from rlsedit.moments import second_moments
 from rlsedit.prompts import Context, align, encode, make_contexts
@@ -94,7 +95,7 @@ def inputs_of(module: nn.Module, seen: list[torch.Tensor]) -> Iterator[None]:
 @pytest.mark.parametrize("kind", HYBRID)
 def test_logits_are_those_of_the_model(kind: str) -> None:
     adapter = adapter_of(kind)
-    assert not adapter.cached
+    assert (adapter.cached, other_states(adapter.model.config)) == (False, True)
     rows = [[5, 9, 40, 41, 7, 300, 8, 13], [7, 6], [50, 60, 70]]
     batch = align(rows, [0] * 3, front=False)
     with adapter.frozen(), torch.no_grad():

@@ -172,7 +172,7 @@ def check_replay(adapter: Adapter) -> bool:
         ValueError: neither does; the message says why not.
     """
     if adapter.processes.many:
-        return not _other_states(adapter)
+        return not other_states(adapter.model.config)
     device = adapter.device
     rows = [torch.arange(1, 5, device=device), torch.arange(5, 7, device=device)]
     with adapter.frozen():
@@ -236,16 +236,13 @@ def _on_rows(adapter: Adapter, rows: Sequence[Tensor]) -> Tensor:
     return adapter.logits(hidden[real])
 
 
-def _other_states(adapter: Adapter) -> bool:
-    """Whether a layer keeps another state than keys and values, by the configuration."""
+def other_states(config: Any) -> bool:
+    """Whether a layer keeps another state than keys and values, as far as a configuration tells."""
     try:
-        cache = DynamicCache(config=adapter.model.config)  # type: ignore[arg-type]
-    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that tells nothing of its layers
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):  # it tells nothing of its layers
         return False
-    return any(
-        isinstance(layer, LinearAttentionCacheLayerMixin) or not isinstance(layer, DynamicLayer)
-        for layer in cache.layers
-    )
+    return any(isinstance(n, LinearAttentionCacheLayerMixin) or not isinstance(n, DynamicLayer) for n in layers)
 
 
 def _bound(adapter: Adapter) -> float:
