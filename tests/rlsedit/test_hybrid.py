@@ -10,11 +10,9 @@ from functools import lru_cache
 
 import pytest
 import torch
-from support.language_models import CONFIG, FACTS, ROTARY, random_moments, tiny, tokenizer
+from support.language_models import CONFIG, FACTS, HYBRID, random_moments, tiny, tokenizer
 from support.plain_editing import joint_targets, mean_keys
 from torch import nn
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rlsedit.config import EditConfig
 from rlsedit.editor import Editor
@@ -31,23 +29,6 @@ from rlsedit.targets import component_targets, optimise_targets, plain_targets
 from rlsedit.targets.rows import fact_rows
 from rlsedit.tasks.completing import complete
 
-SIZES = dict(ROTARY, num_hidden_layers=4)
-MIXED = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
-DELTA = dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2)
-MAMBA = dict(mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=4)
-
-# kind -> configuration
-HYBRID: dict[str, dict[str, object]] = {
-    "qwen3_5_text": dict(SIZES, **DELTA, layer_types=MIXED),
-    "lfm2": dict(SIZES, layer_types=["conv", "full_attention"] * 2, block_auto_adjust_ff_dim=False, conv_bias=True),
-    "olmo_hybrid": dict(SIZES, **DELTA, layer_types=MIXED),
-    "falcon_h1": dict(SIZES, **MAMBA, mamba_d_ssm=64, lm_head_multiplier=0.5, mlp_multipliers=[0.7, 0.6]),
-    "recurrent_gemma": dict(SIZES, lru_width=32, attention_window_size=6, logits_soft_cap=2.0),
-    "granitemoehybrid": dict(
-        SIZES, **MAMBA, layer_types=MIXED, shared_intermediate_size=48, num_local_experts=0, num_experts_per_tok=0,
-        residual_multiplier=0.4, logits_scaling=2.0,
-    ),
-}  # fmt: skip
 CONTEXTS = [Context("", 0.5), Context("The yen is. ", 0.25), Context("Because you and I think Oslo is. ", 0.25)]
 ROUNDING = dict(rtol=1e-4, atol=2e-5)
 """The recurrences are computed in float32 whatever the model's dtype, in chunks."""
@@ -63,16 +44,13 @@ QUERIES = [
 
 
 def model_of(kind: str) -> nn.Module:
-    config = CONFIG_MAPPING[kind](**{**dict(vocab_size=400, bos_token_id=1, eos_token_id=2), **HYBRID[kind]})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    """With biases, which tokens that are padded get too."""
+    model = tiny(kind)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.15)
-            elif parameter.ndim == 1 and float(parameter.std()) == 0 and float(parameter[0]) == 0:
-                parameter.normal_(std=0.1)  # biases, which what is padded gets too
-    return model.double().eval()
+            if parameter.ndim == 1 and not parameter.any():
+                parameter.normal_(std=0.1)
+    return model
 
 
 @lru_cache

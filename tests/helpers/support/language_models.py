@@ -39,6 +39,23 @@ FAMILIES: dict[str, dict[str, object]] = {
 # A norm follows the MLP: targets are outputs of the MLP, and one layer is edited.
 POST_NORM: dict[str, dict[str, object]] = {"gemma2": ROTARY, "gemma3_text": dict(ROTARY, sliding_window=6)}
 
+FOUR = dict(ROTARY, num_hidden_layers=4)
+MIXED = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+DELTA = dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2)
+MAMBA = dict(mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=4)
+# Layers that keep another state than keys and values.
+HYBRID: dict[str, dict[str, object]] = {
+    "qwen3_5_text": dict(FOUR, **DELTA, layer_types=MIXED),
+    "lfm2": dict(FOUR, layer_types=["conv", "full_attention"] * 2, block_auto_adjust_ff_dim=False, conv_bias=True),
+    "olmo_hybrid": dict(FOUR, **DELTA, layer_types=MIXED),
+    "falcon_h1": dict(FOUR, **MAMBA, mamba_d_ssm=64, lm_head_multiplier=0.5, mlp_multipliers=[0.7, 0.6]),
+    "recurrent_gemma": dict(FOUR, lru_width=32, attention_window_size=6, logits_soft_cap=2.0),
+    "granitemoehybrid": dict(
+        FOUR, **MAMBA, layer_types=MIXED, shared_intermediate_size=48, num_local_experts=0, num_experts_per_tok=0,
+        residual_multiplier=0.4, logits_scaling=2.0,
+    ),
+}  # fmt: skip
+
 CONFIG = EditConfig(layers=(1, 2), steps=8, lr=0.2, contexts=2, context_length=4, mom2_weight=20.0, max_tokens=64)
 
 SMALL_EDITS = [
@@ -83,7 +100,7 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 def tiny(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> torch.nn.Module:
     """A model of `family` with weights large enough that attention and MLP matter."""
-    values = {**{**FAMILIES, **POST_NORM}[family], **changes}
+    values = {**{**FAMILIES, **POST_NORM, **HYBRID}[family], **changes}
     config = CONFIG_MAPPING[family](vocab_size=400, bos_token_id=1, eos_token_id=2, **values)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)

@@ -33,6 +33,8 @@ CASES: list[tuple[str, int, str, dict[str, Any]]] = [
     ("fsdp", 2, "columns", {"method": "alphaedit", "states": "layers"}),
     ("fsdp", 3, "columns", {"family": "phi", "method": "memit"}),
     ("fsdp", 3, "rows", {"family": "gpt2", "dtype": torch.float32}),
+    ("tp", 2, "rows", {"family": "qwen3_5_text", "dtype": torch.float32}),
+    ("fsdp", 2, "columns", {"family": "lfm2"}),
     ("fsdp root", 2, "columns", {"method": "encore", "dtype": torch.bfloat16}),
     ("copy", 2, "whole", {"states": "layers"}),
     ("tp", 2, "rows", {"states": "sharded", "dtype": torch.float32}),
