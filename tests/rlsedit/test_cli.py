@@ -237,15 +237,16 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
 def test_an_unknown_architecture_says_what_it_needs(
     models: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import MixtralConfig, MixtralForCausalLM
 
-    config = OPTConfig(
-        vocab_size=400, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
-    )
-    OPTForCausalLM(config).save_pretrained(files / "opt")
-    lm.tokenizer().save_pretrained(files / "opt")
+    config = MixtralConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(files / "mixtral")
+    lm.tokenizer().save_pretrained(files / "mixtral")
     capsys.readouterr()
-    fails(capsys, edit(files / "opt", files), "'opt'", "unknown", "module=")
+    fails(capsys, edit(files / "mixtral", files), "'mixtral'", "unknown", "experts", "module=")
 
 
 def test_interrupt_and_bugs(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
