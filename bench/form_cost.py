@@ -47,7 +47,7 @@ def main() -> None:
         states = {}
         for form in choice.SAFETY:
             for name, dtype in DTYPES.items():
-                state = states[form, name] = rk.CovarianceState(prior, form=form, dtype=dtype)
+                state = states[form, name] = rk.CovarianceState(prior, form=form, dtype=dtype, guard="off")
                 while not state.health().dense or state.steps < 1:
                     state.commit(batches[state.steps % 4])
         seconds = in_turns(

@@ -19,6 +19,7 @@ from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.solutions import _HEADROOM, RESTRICTED, Check, Outcome, _after
 from rlsedit_kernels.states import SquareRootState, triangular
+from rlsedit_kernels.states.reading import norm
 from rlsedit_kernels.states.restriction import held_step, require_directions
 
 __all__ = ["ShardedCarriedSolution", "ShardedGainSolution"]
@@ -294,8 +295,10 @@ def carried64(
 
 def squared(A: torch.Tensor) -> float:
     """|A|^2, infinite where it is too large; 0 for a matrix without elements."""
-    norm = float(torch.linalg.vector_norm(A, dtype=torch.float64)) if A.numel() else 0.0
-    return norm * norm
+    if A.numel() == 0:
+        return 0.0
+    size = norm(A) if A.dim() == 2 else float(torch.linalg.vector_norm(A, dtype=torch.float64))
+    return size * size
 
 
 def _sums_of(ranks: Ranks, *parts: float) -> list[float]:

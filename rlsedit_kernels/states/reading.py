@@ -36,7 +36,12 @@ class Norms:
 
     def add(self, place: int, A: torch.Tensor) -> None:
         """Make the norm at `place` one of A as well."""
-        self._parts[place] += [torch.linalg.vector_norm(part, dtype=torch.float64) for part in blocks(A)]
+        parts = blocks(A)
+        if A.device.type != "cpu" or A.dtype == torch.float64 or len(parts) == 1:  # a CPU makes a float64 copy of each
+            self._parts[place] += [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+            return
+        wide = torch.empty_like(parts[0], dtype=torch.float64)
+        self._parts[place] += [torch.linalg.vector_norm(wide[: len(part)].copy_(part)) for part in parts]
 
     def read(self, *more: torch.Tensor) -> tuple[list[float], list[float]]:
         """The norms, and the numbers in these tensors, all in one reading."""
@@ -54,5 +59,7 @@ def norm(A: torch.Tensor) -> float:
 
 
 def squared_norm(A: torch.Tensor) -> float:
-    """|A|^2 in the Frobenius norm, accumulated in float64."""
+    """|A|^2 in the Frobenius norm, accumulated in float64, without a float64 copy of a large matrix A."""
+    if A.dim() == 2 and A.numel() > _ELEMENTS:
+        return norm(A) ** 2
     return float(torch.linalg.vector_norm(A, dtype=torch.float64)) ** 2

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rlsedit_kernels as rk
 from rlsedit_kernels.backends import fallback
 from rlsedit_kernels.states import wide
+from rlsedit_kernels.states.reading import squared_norm
 
 D, U = 1536, 8
 
@@ -83,3 +84,14 @@ def test_inverse_root(careful) -> None:
         state.remove(K, 2.0)  # float64 arithmetic in either case
     assert state.health().careful_steps == careful
     assert 0 < seen.elements <= D * D // 2.9
+
+
+def test_a_norm_makes_no_float64_copy() -> None:
+    """Nor one block after the other: what was freed in between was not used again, and the peak that of a copy."""
+    W = torch.randn(2100, 2048)
+    expected = float(W.double().norm()) ** 2
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        found = squared_norm(W)
+    taken = sum(max(event.self_cpu_memory_usage, 0) for event in seen.events())
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert 0 < taken < W.numel()
