@@ -17,7 +17,7 @@ from rlsedit_kernels.distributed.covariance import ShardedCovarianceState
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.right_hand_side import targets
 from rlsedit_kernels.distributed.session import session
-from rlsedit_kernels.distributed.solutions import ShardedCarriedSolution, ShardedGainSolution, squared
+from rlsedit_kernels.distributed.solutions import ShardedCarriedSolution, ShardedGainSolution
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets, check_part, local_part, place_of
 from rlsedit_kernels.filter import LAYOUTS, STATES, FilterHistory, RLSFilter, Step, checked_arguments
@@ -26,6 +26,7 @@ from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.states import Health
 from rlsedit_kernels.states.keys import triples
+from rlsedit_kernels.states.reading import squared_norm
 
 __all__ = ["ShardedRLSFilter"]
 
@@ -220,7 +221,7 @@ class ShardedRLSFilter(RLSFilter):
 
     def _misfit(self, K: Any, V: Any, W: Any) -> float:  # type: ignore[override]
         with self.ranks.guarded("RLSFilter"):
-            return float(self._part.sent_totals(squared(W.sent_error(K, V)))[0]) ** 0.5
+            return float(self._part.sent_totals(squared_norm(W.sent_error(K, V)))[0]) ** 0.5
 
     def _row_form(self) -> Any:
         return self._part
@@ -235,11 +236,11 @@ class ShardedRounding(Rounding):
     def error(self, W: Any, summed: bool) -> float:
         """See `Rounding.error`; all ranks together."""
         tau = self._trace / self._d
-        total, size = W.sent_sums(self._sum, squared(W.W))
+        total, size = W.sent_sums(self._sum, squared_norm(W.W))
         once = tau * self._unit**2 * size
         return math.sqrt(max(total / tau, once) if summed and tau > 0.0 else once)
 
 
 def _size(value: BatchKeys | ShardedWeight) -> float:
     """|K|^2, or of a weight the part of this rank."""
-    return squared(value.W) if isinstance(value, ShardedWeight) else value.size
+    return squared_norm(value.W) if isinstance(value, ShardedWeight) else value.size

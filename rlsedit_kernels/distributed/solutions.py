@@ -19,7 +19,7 @@ from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.solutions import _HEADROOM, RESTRICTED, Check, Outcome, _after
 from rlsedit_kernels.states import SquareRootState, triangular
-from rlsedit_kernels.states.reading import norm
+from rlsedit_kernels.states.reading import squared_norm
 from rlsedit_kernels.states.restriction import held_step, require_directions
 
 __all__ = ["ShardedCarriedSolution", "ShardedGainSolution"]
@@ -61,8 +61,8 @@ class ShardedGainSolution:
             else:
                 whitened, residual = _after(prepared.factored, E)
                 cost = forget * whitened * whitened
-            size, residual, cost = weight.sent_totals(squared(E), residual * residual, cost)
-            reach = float(_sum_of(ranks, squared(prepared.gain.to_local())))
+            size, residual, cost = weight.sent_totals(squared_norm(E), residual * residual, cost)
+            reach = float(_sum_of(ranks, squared_norm(prepared.gain.to_local())))
         with ranks.confirmed("update") as agreed:
             limit = 0.25 * torch.finfo(E.dtype).max
             if not math.sqrt(reach) * math.sqrt(size) < limit:
@@ -85,7 +85,7 @@ class ShardedGainSolution:
             hat = ranks.ordered_sum(K.local.to(torch.float64) @ gain.to_local().to(torch.float64))
             wide = residual.to(torch.float64)
             innovation = wide + hat @ wide  # V - K (W - g (V - K W))
-            figures = weight.sent_totals(squared(innovation), squared(wide), float((innovation * wide).sum()))
+            figures = weight.sent_totals(squared_norm(innovation), squared_norm(wide), float((innovation * wide).sum()))
         with ranks.confirmed("remove") as agreed:
             check(math.sqrt(figures[0]), math.sqrt(figures[1]), figures[2] / noise)
             agreed.update({"the size of the residual": figures[1]})
@@ -140,7 +140,7 @@ class ShardedGainSolution:
     def _sent_initial(self, K: BatchKeys, V: Targets) -> float | None:
         if self.W_0 is None or not self._track:
             return None
-        return math.sqrt(self.weight.sent_totals(squared(self.W_0.sent_error(K, V)))[0])
+        return math.sqrt(self.weight.sent_totals(squared_norm(self.W_0.sent_error(K, V)))[0])
 
 
 class ShardedCarriedSolution:
@@ -189,7 +189,7 @@ class ShardedCarriedSolution:
         keys = K.tensor(ranks, state.d)
         with ranks.guarded("update"):
             D = self.W_0.sent_columns(self.W_0.sent_error(K, V))
-            initial = _sum_of(ranks, squared(D))
+            initial = _sum_of(ranks, squared_norm(D))
         size = forget * self._size + initial / noise if noise > 0.0 else math.inf
         with ranks.confirmed("update"):
             state.refuse_hard_write("update", noise)
@@ -203,7 +203,7 @@ class ShardedCarriedSolution:
             innovation = torch.addmm(D, H.mT, B, alpha=-1.0)
             cost, residual = triangular.after(triangular.system(H, forget * noise), innovation, noise, forget).tolist()
             with ranks.guarded("update"):
-                totals = _sums_of(ranks, squared(innovation), cost, residual * residual)
+                totals = _sums_of(ranks, squared_norm(innovation), cost, residual * residual)
             state.append_with(self.B, keys, targets, noise, forget)
             outcome = Outcome(math.sqrt(totals[0]), math.sqrt(totals[2]), totals[1], math.sqrt(initial))
         else:
@@ -211,8 +211,8 @@ class ShardedCarriedSolution:
             twin.append_with(new_B, keys, targets, noise, forget)
             error = self._sent_error(twin, keys, D, new_B) if twin.determined else None
             with ranks.guarded("update"):
-                sizes = _sums_of(ranks, squared(self.B.to_local()), squared(new_B.to_local()))
-                missed = math.nan if error is None else math.sqrt(_sum_of(ranks, squared(error)))
+                sizes = _sums_of(ranks, squared_norm(self.B.to_local()), squared_norm(new_B.to_local()))
+                missed = math.nan if error is None else math.sqrt(_sum_of(ranks, squared_norm(error)))
             with ranks.confirmed("update"):
                 pass
             self.B = new_B
@@ -237,7 +237,12 @@ class ShardedCarriedSolution:
         inner = float((innovation.double() * residual.double()).sum())
         with ranks.guarded("remove"):
             totals = _sums_of(
-                ranks, squared(innovation), squared(residual), inner, squared(D), squared(new_B.to_local())
+                ranks,
+                squared_norm(innovation),
+                squared_norm(residual),
+                inner,
+                squared_norm(D),
+                squared_norm(new_B.to_local()),
             )
         with ranks.confirmed("remove"):
             check(math.sqrt(totals[0]), math.sqrt(totals[1]), totals[2] / noise)
@@ -253,7 +258,7 @@ class ShardedCarriedSolution:
         fresh, B, objective = carried64(self.state.prior, self.ranks, self.W_0, written)
         local = B.to_local().to(self.state.dtype)
         with self.ranks.guarded("refactor"):
-            size = _sum_of(self.ranks, squared(local))
+            size = _sum_of(self.ranks, squared_norm(local))
         with self.ranks.confirmed("refactor"):
             pass
         self.state.adopt(fresh)
@@ -286,19 +291,11 @@ def carried64(
     for K, V, noise in written:
         with ranks.guarded("refactor"):
             D = wide.sent_columns(wide.sent_error(K, V))
-            total += _sum_of(ranks, squared(D)) / noise
+            total += _sum_of(ranks, squared_norm(D)) / noise
         fresh.append_with(B, K.tensor(ranks, fresh.d), ranks.dtensor(D, v, dim=1), noise)
     with ranks.guarded("refactor"):
-        taken = _sum_of(ranks, squared(B.to_local()))
+        taken = _sum_of(ranks, squared_norm(B.to_local()))
     return fresh, B, max(total - taken, 0.0)
-
-
-def squared(A: torch.Tensor) -> float:
-    """|A|^2, infinite where it is too large; 0 for a matrix without elements."""
-    if A.numel() == 0:
-        return 0.0
-    size = norm(A) if A.dim() == 2 else float(torch.linalg.vector_norm(A, dtype=torch.float64))
-    return size * size
 
 
 def _sums_of(ranks: Ranks, *parts: float) -> list[float]:

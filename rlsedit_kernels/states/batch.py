@@ -195,8 +195,7 @@ def removal(
     """
     values, vectors = torch.linalg.eigh(products.G)
     leverage = float(values[-1]) / noise
-    margin = LEVERAGE_MARGIN * eps
-    if float(values[0]) < -margin * noise:  # no leverage is negative: this one is the rounding error of C
+    if float(values[0]) < -LEVERAGE_MARGIN * eps * noise:  # no leverage is negative: this is the rounding error of C
         raise LeverageError(
             f"K C K' has the eigenvalue {float(values[0]):.3e} where 0 to noise = {noise:.3e} is possible: the batch "
             "is lost in the rounding errors of the state; nothing was changed. Rebuild with refactor(batches that stay)"

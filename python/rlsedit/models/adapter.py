@@ -16,6 +16,7 @@ from .detect import detect
 from .families import FAMILIES, Family
 from .probe import check_logits, check_replay, probe, same_factor, unlike
 from .quantised import advice, check_config, is_subclass
+from .replay import evaluating
 
 if TYPE_CHECKING:
     from rlsedit_kernels.distributed import Ranks
@@ -239,17 +240,13 @@ class Adapter:
 
         A module that keeps its last state as an attribute (RecurrentGemma) keeps no graph of it.
         """
-        training = [m for m in self.model.modules() if m.training]
         wanted = [p for p in self.model.parameters() if p.requires_grad]
-        for m in training:
-            m.training = False
         for p in wanted:
             p.requires_grad_(False)
         try:
-            yield
+            with evaluating(self.model):
+                yield
         finally:
-            for m in training:
-                m.training = True
             for p in wanted:
                 p.requires_grad_(True)
             for m in [] if self.cached else self.model.modules():

@@ -6,8 +6,7 @@ the logits are the model's, the layers run one by one on a cache give the same),
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..parallel import plain_class
 from .families import Family
+from .replay import evaluating
 
 _MIXERS = frozenset(
     (
@@ -96,7 +96,7 @@ def _watched(model: nn.Module) -> list[_Call]:
     named = [(path, module) for path, module in model.named_modules() if path]
     handles = [module.register_forward_hook(watch(path), with_kwargs=True) for path, module in named]
     try:
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             model(input_ids=torch.arange(1, 5, device=next(model.parameters()).device)[None], use_cache=False)
     except torch.OutOfMemoryError:
         raise
@@ -139,15 +139,3 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 def _path(model: nn.Module, part: nn.Module) -> str:
     return next(path for path, module in model.named_modules() if module is part)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

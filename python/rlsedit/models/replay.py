@@ -78,6 +78,19 @@ def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; a module that was in training is again on exit."""
+    training = [m for m in model.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
 class FrozenLayer(DynamicLayer):
     """Past keys and values (B, heads, P, head size) that `update` prepends and never changes."""
 

@@ -217,12 +217,10 @@ class Folder:
         known, entries = self.ledger.known, self.journal.entries
         if known >= len(entries):
             return
-        one = (
-            known == len(entries) - 1
-        )  # as behind every step: the journal's own index, which costs nothing, stands there
-        index = self.journal.index if one else journals.Index(entries[:known])
+        present = self.journal.index  # behind every step one entry is new, which this has already: nothing to make
+        index = present if known == len(entries) - 1 else journals.Index(entries[:known])
         for entry in entries[known:]:
-            if not one:
+            if index is not present:
                 index.push(entry)
             if not entry.damaged:
                 self.ledger.take(self.journal.header(entry.number), entry.digest, index)
