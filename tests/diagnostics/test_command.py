@@ -179,7 +179,6 @@ def test_names(capsys) -> None:
         (["--step", "math:nothing"], "has no 'nothing'"),
         (["--step", "math:pi"], "must be callable"),
         (["--step", "no_such_module:x"], "no_such_module"),
-        (["--stream", "missing.safetensors"], "no file"),
         (["--batches", "0"], "at least 1"),
         (["--streams", ","], "at least one name"),
         (["--device", "nowhere"], "--device"),
@@ -192,6 +191,39 @@ def test_errors_take_one_line(arguments, message, capsys) -> None:
     assert message in shown
     assert shown.count("\n") == 1
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stream", "missing.safetensors"], "no file"),
+        (["--stream", "missing.safetensors", "--streams", "easy"], "--streams: has no effect with --stream"),
+        (["--stream", "missing.safetensors", "--condition", "1e5"], "--condition: has no effect with --stream"),
+        (["--stream", "missing.safetensors", "--d", "16"], "--d: has no effect with --stream"),
+        (["--full", "--batches", "30"], "--batches: has no effect with --full"),
+        (["--full", "--out", "there"], "--out: has no effect with --full"),
+        (["--full", "--streams", "condition-1e5"], "--streams: must be among"),
+        (["--page", "--forms", "plain"], "--forms: has no effect with --page alone"),
+        (["--again", "--streams", "easy"], "--again: goes with --full"),
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused(arguments, message, capsys, monkeypatch) -> None:
+    """Before anything is followed or written; a recorded stream was followed in the place of those asked for."""
+    for name in ("_follow", "_write_page"):
+        monkeypatch.setattr(f"rlsedit.cli.stability.{name}", lambda *_: pytest.fail("nothing may be done"))
+    assert run(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_full_run_takes_the_streams_of_the_page() -> None:
+    from rlsedit.cli.stability import _full_names
+
+    committed = {trial.stream for trial in load(stability.RESULTS)[1]}
+    assert set(_full_names(None)) == committed
+    assert _full_names("all") == list(STREAMS)
+    assert _full_names("tiny, easy") == ["tiny", "easy"]
 
 
 def test_the_full_run_resumes_and_the_page_is_written(tmp_path, monkeypatch, capsys) -> None:

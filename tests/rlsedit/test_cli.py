@@ -217,7 +217,10 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
     fails(capsys, edit(llama, files, "--layers", "3-9"), "--layers", "0 to 4")
     fails(capsys, edit(llama, files, "--layers", "x"), "--layers", '"4-8"')
     fails(capsys, edit(llama, files, "--batch", "0"), "--batch", "at least 1")
-    fails(capsys, edit(llama, files, "--set", "stepz=3"), "stepz", "steps")
+    capsys.readouterr()
+    fails(capsys, edit(files / "none", files, "--set", "stepz=3"), "--set", "stepz", "steps")  # nothing is loaded first
+    fails(capsys, edit(files / "none", files, "--method", "magic"), "--method", "magic", "memit")
+    fails(capsys, ["stats", str(llama), "--text", str(files / "text.txt"), "--seed", "3"], "unrecognized", "--seed")
     fails(capsys, edit(llama, files, "--set", "steps=2.5"), "steps", "whole number")
     fails(capsys, edit(llama, files, "--set", "lr=1e400"), "lr must be finite, got inf")
     fails(capsys, edit(llama, files, "--set", "steps"), "NAME=NUMBER")

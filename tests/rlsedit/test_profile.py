@@ -119,6 +119,16 @@ def test_list(capsys) -> None:
         (["--model", "smollm2", "--facts", "nowhere.jsonl", "--methods", "memit,memit"], "each method once"),
         (["--model", "smollm2", "--facts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--seconds", "0", "--dk", "16", "--dv", "4"], "seconds must be positive"),
+        (["--facts-limit", "3"], "--facts-limit: has no effect without --model"),
+        (["--trace", "there", "--dk", "16", "--dv", "4"], "--trace: has no effect without --model"),
+        (
+            ["--model", "smollm2", "--facts", "nowhere.jsonl", "--shape", "gpt2-xl"],
+            "--shape: has no effect with --model",
+        ),
+        (["--model", "smollm2", "--facts", "nowhere.jsonl", "--edited", "x"], "--edited: needs layers such as"),
+        (["--from", "nowhere.json", "--repeat", "3"], "--repeat: has no effect with --from"),
+        (["--compare", "a.json", "b.json", "--out", "o"], "--out: has no effect with --compare"),
+        (["--sweep", "d=8,16", "--extrapolate"], "--extrapolate: has no effect with --sweep"),
     ],
 )
 def test_wrong_input_is_one_line(flags, message, capsys) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlsedit.cli.options import check_outputs, device_of, positive, quiet_transformers, setting
+from rlsedit.cli.options import check_outputs, device_of, method_name, positive, quiet_transformers, setting
 
 NAME = "demo"
 HELP = "edit a real model with real facts, beside the published AlphaEdit solve"
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the demonstration."""
     parser.add_argument("--facts", type=positive, metavar="N", help=f"facts to write (default {FULL['facts']})")
     parser.add_argument("--batch", type=positive, metavar="N", help=f"facts of one batch (default {FULL['batch']})")
-    parser.add_argument("--method", default="rlsedit", help="see `rlsedit methods` (default rlsedit)")
+    parser.add_argument(
+        "--method", type=method_name, default="rlsedit", metavar="NAME", help="see `rlsedit methods` (default rlsedit)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the plot, the report and the facts")
     parser.add_argument("--seed", type=int, default=0, help="of the facts and the random prefixes (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")

@@ -22,6 +22,7 @@ from rlsedit.cli.options import (
     config_for,
     load_any,
     measurable,
+    method_name,
     positive,
     read_facts,
 )  # fmt: skip
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-conflict", default="keep-both", choices=("keep-both", "replace", "refuse"),
         help="what becomes of an edit about the same subject with the same prompt or relation (default keep-both)",
     )  # fmt: skip
-    parser.add_argument("--method", help="see `rlsedit methods` (default rlsedit)")
+    parser.add_argument("--method", type=method_name, metavar="NAME", help="see `rlsedit methods` (default rlsedit)")
     parser.add_argument(
         "--batch", type=positive, metavar="N", help="facts of one batch (default: that of the preset, or of the folder)"
     )

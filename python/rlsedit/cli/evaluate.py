@@ -18,6 +18,7 @@ from rlsedit.cli.options import (
     measurable,
     positive,
     read_facts,
+    refuse_unused,
 )  # fmt: skip
 
 NAME = "evaluate"
@@ -27,6 +28,10 @@ DESCRIPTION = (
     "write streams of facts by several methods, measure them at checkpoints, and write a folder with tables, figures "
     "and one page."
 )
+
+
+_PLAIN = ("model", "facts", "limit", "skip_bad", "device", "dtype", "out")
+_COMPARE = (*_PLAIN, "compare", "batch", "text", "layers", "seed", "settings")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
         return run_streams(args)
     if args.model is None or args.facts is None:
         raise ValueError("MODEL and --facts: give both, or --plan FILE, or --from DIR")
+    if args.compare is None:
+        refuse_unused(args, _PLAIN, "without --plan, --methods or --compare")
+    else:
+        refuse_unused(args, _COMPARE, "with --compare")
     if args.compare is not None:
         return run_compare(args)
     from rlsedit.metrics import evaluate

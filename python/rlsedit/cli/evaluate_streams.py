@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlsedit.cli.options import check_layers, load_any, read_facts
+from rlsedit.cli.options import check_layers, load_any, read_facts, refuse_unused
 
 
 def add_plan(group: argparse._ArgumentGroup) -> None:
@@ -43,8 +43,13 @@ def run_streams(args: argparse.Namespace) -> int:
     if args.source is not None:
         if not args.source.is_dir():
             raise FileNotFoundError(f"--from: no folder {args.source}")
+        refuse_unused(args, ("source",), "with --from")
         check_writable("--from", args.source)
         return _report(console, Folder(args.source))
+    for name in ("compare", "seed"):
+        if getattr(args, name) is not None:
+            instead = {"compare": "--methods takes the list", "seed": "--seeds takes them"}[name]
+            raise ValueError(f"--{name}: has no effect with --plan or --methods; {instead}")
     plan = _plan(args)
     if args.out is None:
         raise ValueError("--out: needs a folder for the results")

@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         sub = commands.add_parser(command.NAME, parents=[common], help=command.HELP, description=command.DESCRIPTION)
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, parser=sub)
     return parser
 
 

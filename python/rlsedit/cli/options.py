@@ -6,7 +6,7 @@ import argparse
 import ast
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_facts",
+    "add_layers",
     "add_model",
     "add_settings",
     "check_layers",
@@ -29,9 +30,11 @@ __all__ = [
     "layer_list",
     "load_any",
     "measurable",
+    "method_name",
     "positive",
     "quiet_transformers",
     "read_facts",
+    "refuse_unused",
     "setting",
 ]
 
@@ -63,13 +66,30 @@ def layer_list(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def method_name(text: str) -> str:
+    """The name of a method."""
+    from rlsedit.methods import get_method, list_methods
+
+    try:
+        return get_method(text).name
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs a method among {', '.join(list_methods())}, got {text!r}") from None
+
+
 _WORDS = ("relative_to",)
 """Hyper-parameters whose values are words."""
 
 
 def setting(text: str) -> tuple[str, Any]:
     """NAME=VALUE with a number for a value, or a word for those that have words."""
+    from dataclasses import fields
+
+    from rlsedit.config import EditConfig
+
     name, sign, value = text.partition("=")
+    known = sorted(field.name for field in fields(EditConfig) if field.name != "layers")
+    if sign and name.strip() not in known:
+        raise argparse.ArgumentTypeError(f"no hyper-parameter {name.strip()!r}; there are {', '.join(known)}")
     try:
         parsed = ast.literal_eval(value.strip())
     except (ValueError, SyntaxError):
@@ -113,9 +133,14 @@ def add_facts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-bad", action="store_true", help="leave bad records out, with a warning for each")
 
 
+def add_layers(parser: argparse._ActionsContainer) -> None:
+    """--layers."""
+    parser.add_argument("--layers", type=layer_list, metavar="LIST", help='edited layers, "4-8" or "4,5,8"')
+
+
 def add_settings(parser: argparse._ActionsContainer) -> None:
     """--layers, --seed and --set, which change the preset of the model."""
-    parser.add_argument("--layers", type=layer_list, metavar="LIST", help='edited layers, "4-8" or "4,5,8"')
+    add_layers(parser)
     parser.add_argument("--seed", type=int, help="of the random prefixes")
     parser.add_argument(
         "--set",
@@ -132,17 +157,15 @@ def config_for(model: Any, args: argparse.Namespace) -> EditConfig:
     """The preset of the model with what the command line changes.
 
     Raises:
-        ValueError: for a name that `EditConfig` does not have or a value that it refuses.
+        ValueError: for a value that `EditConfig` refuses.
     """
     from dataclasses import fields
 
     from rlsedit.config import EditConfig
 
-    known = {field.name: field for field in fields(EditConfig) if field.name != "layers"}
+    known = {field.name: field for field in fields(EditConfig)}
     changes: dict[str, Any] = {}
     for name, value in args.settings:
-        if name not in known:
-            raise ValueError(f"--set: no hyper-parameter {name!r}; there are {', '.join(sorted(known))}")
         if isinstance(known[name].default, int) and not isinstance(value, int):
             raise ValueError(f"--set: {name} needs a whole number, got {value}")
         changes[name] = value
@@ -240,6 +263,24 @@ def check_outputs(
         if getattr(args, name) is not None:
             check_spared(f"--{name}", getattr(args, name), spare)
             check_writable(f"--{name}", getattr(args, name), beside=beside, file=file)
+
+
+def refuse_unused(args: argparse.Namespace, used: Collection[str], where: str) -> None:
+    """Refuse options that were given and that a command which does several things would pass over this time.
+
+    Args:
+        args: of the command, with its `parser`.
+        used: destinations of the options that count this time.
+        where: end of "has no effect ...".
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for action in args.parser._actions:
+        spared = action.dest in ("help", "debug", "verbose") or action.dest in used
+        if not spared and getattr(args, action.dest) != action.default:
+            name = action.option_strings[-1] if action.option_strings else str(action.metavar)
+            raise ValueError(f"{name}: has no effect {where}; leave it out")
 
 
 def check_layers(adapter: Adapter, config: EditConfig) -> None:

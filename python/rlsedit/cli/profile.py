@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlsedit.cli.options import add_settings, check_outputs, device_of, positive
+from rlsedit.cli.options import add_settings, check_outputs, device_of, layer_list, positive, refuse_unused
 
 NAME = "profile"
 HELP = "measure what a batch of edits costs, beside AlphaEdit and MEMIT"
@@ -18,6 +18,11 @@ DESCRIPTION = (
 )
 
 _DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
+_OUTPUT = ("out", "json")
+_BOTH = ("batch", "device", "dtype", *_OUTPUT)
+_LAYER = (*_BOTH, "shape", "dk", "dv", "count", "only", "history", "sweep", "repeat", "seconds", "limit", "memory",
+          "check", "warm", "extrapolate")  # fmt: skip
+_EDIT = (*_BOTH, "model", "facts", "methods", "facts_limit", "text", "trace", "layers", "seed", "settings")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +72,9 @@ def _add_own(group: argparse._ActionsContainer) -> None:
     """--set and --seed of `rlsedit edit`; its --layers is called --edited here."""
     inner = argparse.ArgumentParser(add_help=False)
     add_settings(inner)
-    group.add_argument("--edited", dest="layers", metavar="LIST", help='layers of --model to edit, "4-8" or "4,5,8"')
+    group.add_argument(
+        "--edited", dest="layers", type=layer_list, metavar="LIST", help='layers of --model to edit, "4-8" or "4,5,8"'
+    )
     for action in inner._actions:
         if action.dest in ("seed", "settings"):
             group._add_action(action)
@@ -81,17 +88,21 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list(console, args)
     if args.compare:
+        refuse_unused(args, ("compare",), "with --compare")
         return _compare(console, *args.compare)
     if args.source is not None:
         from rlsedit_kernels.profile import load
 
+        refuse_unused(args, ("source", *_OUTPUT), "with --from")
         return _show(console, load(args.source), args)
     check_outputs(args, "out", "trace")
     check_outputs(args, "json", file=True)
     if args.model is not None or args.facts is not None:
         from rlsedit.cli.profile_edit import run_edit
 
+        refuse_unused(args, _EDIT, "with --model")
         return run_edit(console, args)
+    refuse_unused(args, _LAYER, "without --model")
     return _measure(console, args)
 
 
@@ -101,6 +112,8 @@ def _measure(console: Any, args: argparse.Namespace) -> int:
     base, settings = _base(args), _settings(args)
     if args.sweep and args.history:
         raise ValueError("--sweep and --history: one at a time")
+    if args.sweep and args.extrapolate:
+        raise ValueError("--extrapolate: has no effect with --sweep; leave it out")
     if args.out is not None and args.out.is_file():
         raise ValueError(f"--out: {args.out} is a file, needs a folder")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rlsedit.cli.options import check_layers, config_for, layer_list, load_any, read_facts
+from rlsedit.cli.options import check_layers, config_for, load_any, read_facts
 
 
 def run_edit(console: Any, args: argparse.Namespace) -> int:
@@ -22,7 +22,6 @@ def run_edit(console: Any, args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--text: no file {args.text}")
     names = _methods(args.methods)
     args.limit, args.skip_bad = args.facts_limit, False
-    args.layers = None if args.layers is None else layer_list(args.layers)
     facts = read_facts(args)
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args)

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import check_outputs, device_of, positive
+from rlsedit.cli.options import check_outputs, device_of, positive, refuse_unused
 
 if TYPE_CHECKING:
     from rlsedit.report import Console
@@ -27,6 +27,9 @@ QUICK = ("anchored", "condition-1e8", "weak-0.1", "weak-0.001", "correlated", "w
 FORMS = ("plain", "whitened", "inverse-root", "square-root", "guarded")
 FULL: dict[str, Any] = {"d": 128, "u": 8, "v": 4, "batches": 10_000, "each_decade": 8}
 """Sizes of docs/stability.md."""
+_APART = ("easy", "condition-1", "condition-1e4", "cliff-1e8", "tiny", "consistent")
+"""Streams that the page leaves out: they tell no two forms apart that others of it do not."""
+_COMMON = ("forms", "dtypes", "no_published", "step", "backend", "device", "batches", "out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the streams (default %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, the table and the figures")
     parser.add_argument(
-        "--full", action="store_true", help="all streams at full length, kept in bench/results; resumes"
-    )
+        "--full", action="store_true",
+        help="the streams of docs/stability.md at its sizes, kept in bench/results; resumes; --streams takes others",
+    )  # fmt: skip
     parser.add_argument(
         "--page", action="store_true", help="write docs/stability.md and its figures from bench/results"
     )
@@ -74,10 +78,18 @@ def run(args: argparse.Namespace) -> int:
         _show_names(console)
         return 0
     if args.page and not args.full:
+        refuse_unused(args, ("page",), "with --page alone")
         _write_page(console)
         return 0
     if args.full:
+        refuse_unused(
+            args, ("full", "page", "streams", "forms", "no_published", "backend", "again", "device"), "with --full"
+        )
         return _run_full(console, args)
+    if args.stream is not None:
+        refuse_unused(args, ("stream", *_COMMON), "with --stream")
+    if args.again:
+        raise ValueError("--again: goes with --full")
     streams = _streams(args)
     steps = _steps(args)
     trials: list[Trial] = []
@@ -102,7 +114,7 @@ def _run_full(console: Console, args: argparse.Namespace) -> int:
         raise ValueError(f"--full: is a run on the CPU, got --device {args.device}; use --out DIR")
     if not PAGE.parent.is_dir():
         raise ValueError("--full: keeps its results in a checkout of the project, and this is none; use --out DIR")
-    names = list(STREAMS) if args.streams in (None, "all") else _names(args.streams)
+    names = _full_names(args.streams)
     steps = make_steps(_names(args.forms), published=not args.no_published)
     if args.forms == ",".join(FORMS):
         steps |= make_steps(("guarded",), ("float64",), published=False)
@@ -119,6 +131,18 @@ def _run_full(console: Console, args: argparse.Namespace) -> int:
     if args.page:
         _write_page(console)
     return 0
+
+
+def _full_names(text: str | None) -> list[str]:
+    """Streams of the committed run; the results are kept in the order of `STREAMS`, so that no others can be taken."""
+    from rlsedit_kernels.diagnostics import STREAMS
+
+    if text is None:
+        return [name for name in STREAMS if name not in _APART]
+    names = list(STREAMS) if text == "all" else _names(text)
+    if unknown := [name for name in names if name not in STREAMS]:
+        raise ValueError(f"--streams: must be among {', '.join(STREAMS)} with --full, got {unknown[0]!r}")
+    return names
 
 
 def _streams(args: argparse.Namespace) -> list[Stream]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlsedit.cli.options import add_model, add_settings, check_layers, config_for, load_any
+from rlsedit.cli.options import add_layers, add_model, check_layers, load_any
 
 NAME = "stats"
 HELP = "measure and cache the second moments of the layer inputs on text"
@@ -19,13 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the text and the layers."""
     add_model(parser)
     parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="UTF-8 text, plain or .gz")
-    add_settings(parser)
+    add_layers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, caches and prints what the matrices are like."""
     import torch
 
+    from rlsedit.config import EditConfig
     from rlsedit.models import Adapter
     from rlsedit.moments import second_moments
     from rlsedit.paths import cache_dir
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args)
     adapter = Adapter.for_model(model)
-    config = config_for(model, args)
+    config = EditConfig.for_model(model, **({} if args.layers is None else {"layers": args.layers}))
     check_layers(adapter, config)
     folder = cache_dir("moments")
     with console.bar(f"measuring {len(config.layers)} layers on {args.text.name}", None):

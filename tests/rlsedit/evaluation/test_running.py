@@ -395,6 +395,12 @@ def test_a_plan_of_flags(files, capsys) -> None:
         (["m", "--facts", "f", "--methods", "memit", "--seeds", "x"], "needs a whole number"),
         (["m", "--facts", "f", "--methods", "memit", "--ability", "sst"], "needs TASK=FILE"),
         ([], "MODEL and --facts: give both, or --plan FILE, or --from DIR"),
+        (["m", "--facts", "f", "--checkpoints", "3"], "--checkpoints: has no effect without --plan, --methods or"),
+        (["m", "--facts", "f", "--set", "steps=3"], "--set: has no effect without --plan"),
+        (["m", "--facts", "f", "--compare", "memit", "--first", "3"], "--first: has no effect with --compare"),
+        (["m", "--facts", "f", "--methods", "memit", "--compare", "ft", "--out", "o"], "--compare: has no effect with"),
+        (["m", "--facts", "f", "--methods", "memit", "--seed", "3", "--out", "o"], "--seeds takes them"),
+        (["--from", ".", "--methods", "memit"], "--methods: has no effect with --from"),
     ],
 )
 def test_wrong_input(flags, words, capsys, tmp_path, monkeypatch) -> None:
