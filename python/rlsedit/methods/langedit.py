@@ -7,10 +7,12 @@ With Q_t a basis of P_t and A'A = M the gain is Q (L2 I + B'B)^-1 Q'K', B = A Q.
 with every batch, so that nothing of C stays: the gain is then one solve with the smaller of B B' and B'B in float64,
 and no d x d state is kept. Where P stays, or loses directions without turning, there is a state, which follows by
 `restrict` (docs/mathematics.md, fact 9). The eigendecomposition for P_t is part of the method and remains its cost.
+Where the statistics leave no null space, P = 0 and later batches write nothing, as by the rule; a warning says so.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -19,8 +21,10 @@ from torch import Tensor
 import rlsedit_kernels as rk
 
 from .method import Method, Proposal, Start
-from .priors import null_basis, null_space
+from .priors import below, null_basis, null_space
 from .solver import appended
+
+logger = logging.getLogger(__name__)
 
 FEW = 0.5
 """Up to so many keys for each dimension of the null space they are few, and a state costs more than it saves."""
@@ -56,18 +60,19 @@ class LangEditSolver:
     turned: bool = True
 
     def propose(self, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> tuple[Proposal, LangEditSolver]:
-        """As AlphaEdit; afterwards statistics and null space take the keys in.
-
-        Raises:
-            ValueError: no null space is left.
-        """
+        """As AlphaEdit; afterwards statistics and null space take the keys in."""
         config, wide = self.start.config, keys.double()
         rows = appended(self.rows, keys, config.noise)
         gain, state = self._solved(keys, rows)
         count = self.count + len(keys)
         moment = (self.count * self.moment + wide.T @ wide) / count
-        basis = null_basis(moment, config.null_threshold)
-        turned = _turned(self.basis, basis)
+        _, basis = below(moment, config.null_threshold)
+        if basis.shape[1] == 0 < self.basis.shape[1]:
+            logger.warning(
+                "langedit: no eigenvalue of the statistics behind batch %d is below null_threshold = %g: nothing more "
+                "is written to this layer", self.steps + 1, config.null_threshold,
+            )  # fmt: skip
+        turned = basis.shape[1] == 0 or _turned(self.basis, basis)
         if state is not None and not turned and basis.shape[1] < self.basis.shape[1]:
             complete, _ = torch.linalg.qr(self.basis.T @ basis, mode="complete")
             state.restrict(self.basis @ complete[:, basis.shape[1] :])
@@ -87,6 +92,8 @@ class LangEditSolver:
     def _from_keys(self, keys: Tensor, rows: Tensor) -> Tensor:
         """The gain (d, u) float64 without a state: Q B' (L2 I + B B')^-1, or Q (L2 I + B'B)^-1 B' for many rows."""
         config, inside = self.start.config, rows @ self.basis
+        if inside.shape[1] == 0:
+            return self.basis.new_zeros(len(self.basis), len(keys))
         few = inside.shape[0] <= inside.shape[1]
         system = inside @ inside.T if few else inside.T @ inside
         system.diagonal().add_(config.l2)

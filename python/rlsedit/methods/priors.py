@@ -46,8 +46,8 @@ def null_basis(moment: Tensor, threshold: float) -> Tensor:
     Raises:
         ValueError: no eigenvalue is below the threshold (the prior would be zero, nothing could be written), or all.
     """
-    values, vectors = torch.linalg.eigh(moment.double())
-    rank = int((values < threshold).sum())
+    values, basis = below(moment, threshold)
+    rank = basis.shape[1]
     if rank == 0:
         raise ValueError(
             f"EditConfig: null_threshold must exceed the smallest eigenvalue of E[k k'], {values[0]:.3g} "
@@ -58,4 +58,10 @@ def null_basis(moment: Tensor, threshold: float) -> Tensor:
             f"EditConfig: null_threshold must lie below the largest eigenvalue of E[k k'], {values[-1]:.3g}, got "
             f"{threshold}; nothing would be protected"
         )
-    return vectors[:, :rank].contiguous()
+    return basis
+
+
+def below(moment: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (d,) of E[k k'], ascending, and eigenvectors (d, r) of those below `threshold`; 0 <= r <= d."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    return values, vectors[:, : int((values < threshold).sum())].contiguous()

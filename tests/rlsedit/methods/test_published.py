@@ -113,6 +113,33 @@ def test_langedit_averages_the_statistics() -> None:
     torch.testing.assert_close(solver.moment, (3000 * moment() + gram) / (3000 + 2 * U), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("few", [0.0, 0.5])
+def test_langedit_writes_the_batch_that_uses_its_null_space_up_and_nothing_behind_it(
+    few: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by the rule, whose projector is then zero; the batch was refused."""
+    monkeypatch.setattr("rlsedit.methods.langedit.FEW", few)
+    config = replace(CONFIG, langedit_samples=20.0, null_threshold=1.0)
+    given = torch.diag(torch.logspace(-1, 1, D, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(7)
+    batches = [(torch.zeros(D, D, dtype=torch.float64), torch.randn(D, V, generator=generator, dtype=torch.float64))]
+    batches[0][0].fill_diagonal_(1e-3)
+    batches += [(30.0 * torch.eye(D, dtype=torch.float64), batches[0][1]), (torch.eye(D).double(), batches[0][1])]
+    wanted = published("langedit", given, config, [(*batch, batch[0]) for batch in batches])
+    solver = get_method("langedit").start(given, config, torch.float64)
+    ranks = []
+    for batch, exact in zip(batches, wanted, strict=True):
+        proposal, solver = solver.propose(*batch)
+        assert (proposal.update - exact).norm() <= 1e-9 * exact.norm()
+        ranks.append(solver.basis.shape[1])
+    assert ranks[0] > 0
+    assert ranks[1:] == [0, 0]
+    assert wanted[1].norm() > 0
+    assert wanted[2].norm() == 0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "behind batch 2" in caplog.text
+
+
 def test_evoedit_keeps_what_was_written_and_ends_in_silence() -> None:
     """Later batches leave earlier outputs alone; once the null space is used up nothing more is written."""
     solver = get_method("evoedit").start(moment(), CONFIG, torch.float64)
