@@ -125,6 +125,7 @@ def compare(
     *,
     batch_size: int,
     targets: TargetCache | None = None,
+    scored: Sequence[Fact] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Compared]:
     """Write the same facts by each method, from the same weights, and measure; neighbours that they edit are left out.
@@ -136,10 +137,11 @@ def compare(
         moments: E[k k'] of all layers that the configurations edit.
         batch_size: facts of one batch.
         targets: cache of z*, shared by the methods: they begin with the same weights.
+        scored: the facts as they are measured, for callers that have left those neighbours out already.
         progress: called with (method, facts done, all facts).
     """
     cache = TargetCache() if targets is None else targets
-    scored, found = without_edited_neighbours(facts), []
+    scored, found = without_edited_neighbours(facts) if scored is None else scored, []
     for name, config in configs.items():
         records: list[Record] = []
         editor = Editor(adapter.model, tokenizer, name, config, moments=moments, adapter=adapter, targets=cache)

@@ -150,6 +150,12 @@ def test_what_is_finished_is_on_disk_when_a_later_method_fails(files: Path, monk
     assert [entry["method"] for entry in report["methods"]] == ["rome"]
 
 
+def test_the_facts_are_looked_through_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once more for each method."""
+    monkeypatch.setattr("rlsedit.compare.without_edited_neighbours", lambda _: pytest.fail("done by the command"))
+    assert main(command(files, "--compare", "rome")) == 0
+
+
 @pytest.mark.parametrize(("methods", "message"), [("memit,grace", "got grace"), ("memit,memit", "each method once")])
 def test_wrong_methods_take_one_line(
     files: Path, methods: str, message: str, capsys: pytest.CaptureFixture[str]

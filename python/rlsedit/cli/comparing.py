@@ -65,7 +65,7 @@ def run_compare(args: argparse.Namespace) -> int:
             def show(_: str, done: int, _total: int) -> None:
                 bar.update(done)
 
-            options: dict[str, Any] = dict(batch_size=batch, targets=cache, progress=show)
+            options: dict[str, Any] = dict(batch_size=batch, targets=cache, scored=scored, progress=show)
             found += compare(adapter, tokenizer, facts, {name: config}, moments, **options)
         if args.out is not None:  # after each method, since all of them take hours
             whole = {**about, **finite(content(found, before))}
