@@ -237,6 +237,41 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
     assert not (files / "out").exists()
 
 
+def test_weights_that_are_cut_off_are_wrong_input(
+    models: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors has an exception of its own for it, which named no file."""
+    shutil.copytree(models / "llama", files / "cut")
+    weights = files / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    fails(capsys, ["stats", str(files / "cut"), "--text", str(files / "text.txt")], f"model: {files / 'cut'}", "load")
+
+
+@pytest.mark.parametrize("place", ["model", "--facts", "--out"])
+def test_a_name_that_is_not_utf_8_is_refused_before_any_work(
+    models: Path, files: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors cannot open it and reports cannot name it, which came out behind the first batch."""
+    arguments = edit(models / "llama", files)
+    at = 1 if place == "model" else arguments.index(place) + 1
+    arguments[at] = os.fsdecode(os.fsencode(arguments[at]) + b"\xff")
+    before = sorted(files.iterdir())
+    fails(capsys, arguments, "must be UTF-8", r"\udcff")
+    assert sorted(files.iterdir()) == before
+
+
+def test_both_ends_of_a_copy_that_fails_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """shutil puts the source first where it is the target's disk that is full."""
+
+    def full(_: object) -> int:
+        raise OSError(28, "No space left on device", "there", None, "here")
+
+    monkeypatch.setattr("rlsedit.cli.methods.run", full)
+    fails(capsys, ["methods"], "rlsedit: there to here: No space left on device")
+
+
 def test_an_unknown_architecture_says_what_it_needs(
     models: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

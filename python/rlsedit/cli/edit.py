@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rlsedit.editor import Editor
     from rlsedit.facts import Fact
     from rlsedit.recording import Recorder
+    from rlsedit.store.ledger import Edit
     from rlsedit.store.origin import Origin
     from rlsedit_kernels.distributed import Ranks
 
@@ -133,7 +134,9 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     if not args.resume:  # what the folder holds is not written again; the rest is checked where it is known
         check_lengths(adapter, tokenizer, facts, method, [])
     batch = args.batch or config.batch_size
-    _plan(console, adapter, config, method, None if streams else len(facts), batch, args)
+    if args.dry_run and not streams:
+        facts = _rehearsed(console, facts, args)
+    _plan(console, adapter, config, method, None if streams else facts, batch, args)
     if args.dry_run:
         return 0
     with replacing(args.out) if args.force and writes else nullcontext():
@@ -201,7 +204,30 @@ def _kept(model: Any, args: argparse.Namespace, told: bool) -> tuple[Any, Any]:
     return session.config, get_method(session.method)
 
 
-def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int | None, batch: int, args: Any) -> None:
+def _rehearsed(console: Any, facts: list[Fact], args: argparse.Namespace) -> list[Fact]:
+    """The facts that a run would write; conflicts among them, and with what is in the folder, are refused or named."""
+    from rlsedit.store import conflicts
+    from rlsedit.store.check import reading
+    from rlsedit.store.index import Index
+    from rlsedit.store.records import Entry
+
+    index = Index()
+    if args.resume:
+        with reading(args.out) as (ledger, _):
+            rows, step = ledger.edits(), ledger.known
+        facts = _left(console, rows, step, facts, args)
+        inside = [row.fact for row in rows if row.state == "applied"]
+        about = tuple((fact.subject, fact.prompt, fact.relation or "") for fact in inside)
+        index.push(Entry(step, "batch", tuple(fact.id for fact in inside), (), about))  # all as of one step
+    conflicts.settle(facts, index, args.on_conflict)
+    return facts
+
+
+def _plan(
+    console: Any, adapter: Any, config: Any, method: Any, facts: list[Fact] | None, batch: int, args: Any
+) -> None:
+    from rlsedit.store.conflicts import batches
+
     weight, part = adapter.rows(config.layers[0]), adapter.part(config.layers[0])
     d, v = part.d, part.v
     state = 8 if str(weight.dtype).endswith("float64") else 4
@@ -214,8 +240,8 @@ def _plan(console: Any, adapter: Any, config: Any, method: Any, facts: int | Non
     if facts is None:
         console.line(f"facts    as they come, in batches of at most {batch}")
     else:
-        batches = -(-facts // batch)
-        console.line(f"facts    {facts} in {batches} {'batch' if batches == 1 else 'batches'} of at most {batch}")
+        count = len(batches(facts, batch, apart=args.on_conflict == "replace"))
+        console.line(f"facts    {len(facts)} in {count} {'batch' if count == 1 else 'batches'} of at most {batch}")
     size = len(config.layers) * d * d * state / 2**20
     console.line(f"state    at most {size:.0f} MiB for {len(config.layers)} layers")
     console.line(f"output   {args.out}" + (" (not written: --dry-run)" if args.dry_run else ""))
@@ -259,7 +285,9 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
     from rlsedit.store import conflicts
 
     assert editor.folder is not None
-    todo = _left(console, editor, facts, args) if args.resume else facts
+    todo = facts
+    if args.resume:
+        todo = _left(console, editor.folder.ledger.edits(), _steps(editor), facts, args)
     check_lengths(editor.adapter, editor.tokenizer, todo, editor.method, editor.folder.session.contexts)
     if args.resume and not args.no_evaluate:  # a new folder is measured before anything is written
         _check_scored(editor, facts)
@@ -281,15 +309,14 @@ def _edit(console: Any, editor: Editor, facts: list[Fact], batch: int, args: arg
     finish(console, editor, args.model, args.out, origin, scores, found)
 
 
-def _left(console: Any, editor: Editor, facts: Sequence[Fact], args: argparse.Namespace) -> list[Fact]:
+def _left(console: Any, rows: Sequence[Edit], step: int, facts: Sequence[Fact], args: argparse.Namespace) -> list[Fact]:
     """Facts that are neither in the model nor taken out, after those that were planned when the last run ended."""
     from rlsedit.store.again import told_apart
 
-    assert editor.folder is not None
-    found = told_apart(facts, editor.folder.ledger.edits(), args.again, args.on_conflict == "replace")
+    found = told_apart(facts, rows, args.again, args.on_conflict == "replace")
     named = {fact.id for fact in found.facts}
-    todo = [fact for fact in editor.planned if fact.id not in named] + found.left
-    console.line(f"resumed  behind step {_steps(editor)}: {len(todo)} facts are left")
+    todo = [row.fact for row in rows if row.state == "planned" and row.fact.id not in named] + found.left
+    console.line(f"resumed  behind step {step}: {len(todo)} facts are left")
     if found.outdated:
         shown = _shown(fact.id for fact in found.outdated)
         console.line(f"left out {len(found.outdated)} that later facts replace, which the model has already: {shown}")

@@ -92,9 +92,9 @@ def _check(args: argparse.Namespace) -> None:
         if args.out.exists() and not args.force:
             raise ValueError(f"--out: {args.out} is there; needs another file, or --force to replace it")
     else:
-        check_out(args.out, args.force, str(args.base))
         if args.out.exists() and args.out.resolve() == args.edited.resolve():
             raise ValueError(f"--out: {args.out} is the edited model itself; needs another folder")
+        check_out(args.out, args.force, str(args.base), None)
     check_outputs(args, "out", beside=True, spare=_reads(args))
 
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from rlsedit_kernels.distributed import Ranks
 
-__all__ = ["add_parallel", "hush", "linger", "load_spread", "rank", "size", "started", "status_of"]
+__all__ = ["COMMANDS", "add_parallel", "hush", "linger", "load_spread", "rank", "size", "started", "status_of"]
 
+COMMANDS = ("edit", "remove")
+"""What many processes can do together; others would each do all of it, into the same files."""
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
 _SAID = "rlsedit/said"
 _PATIENCE = 15.0

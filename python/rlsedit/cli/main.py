@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         sub = commands.add_parser(command.NAME, parents=[common], help=command.HELP, description=command.DESCRIPTION)
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run, parser=sub)
+        sub.set_defaults(run=command.run, parser=sub, command=command.NAME)
     return parser
 
 
@@ -75,11 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):  # closed by who has started the process
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+    for word in sys.argv[1:] if argv is None else argv:
+        if word != (shown := word.encode(errors="backslashreplace").decode()):
+            message = f"arguments must be UTF-8, as names in files of tensors and reports are, got {shown}"
+            return launch.linger(_complain(message, BAD_INPUT))
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:
         return launch.linger(stop.code if isinstance(stop.code, int) else BAD_INPUT)
     _set_up(args.verbose)
+    if launch.size() > 1 and args.command not in launch.COMMANDS:
+        names = " and ".join(launch.COMMANDS)
+        message = f"{args.command}: is for one process, got {launch.size()}; torchrun is for {names}"
+        return launch.linger(_complain(message, BAD_INPUT))
     return launch.linger(_run(args))
 
 
@@ -141,7 +149,8 @@ def _one_line(error: BaseException) -> str:
         if (extra := _extra_with(package)) and not _is_installed(package):
             return f"{package} is not installed: pip install 'rlsedit-kernels[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        other = f" to {error.filename2}" if error.filename2 else ""  # of a copy or a renaming; either may be the cause
+        return f"{error.filename}{other}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rlsedit.report import Console
 
 __all__ = [
+    "add_device",
     "add_facts",
     "add_layers",
     "add_model",
@@ -101,13 +102,18 @@ def setting(text: str) -> tuple[str, Any]:
     return name.strip(), parsed
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device and --dtype."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights; auto keeps that of the files")
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL, --device and --dtype."""
     parser.add_argument(
         "model", metavar="MODEL", help="folder of a Hugging Face causal LM, or smollm2 for the one of the demo"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
-    parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights; auto keeps that of the files")
+    add_device(parser)
 
 
 def _file(text: str) -> Path:

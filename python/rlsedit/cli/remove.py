@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsedit.cli.launch import add_parallel, load_spread, rank, started
+from rlsedit.cli.options import add_device
 
 if TYPE_CHECKING:
     from rlsedit_kernels.distributed import Ranks
@@ -16,7 +17,7 @@ NAME = "remove"
 HELP = "take edits out of an edited model"
 DESCRIPTION = (
     "Take edits out of a model: the weights become those of the stream without them, to rounding, without writing it "
-    "again. --undo takes back the last steps instead, to the bit. Model and ledger of the folder follow."
+    "again. --undo takes back the last step instead, to the bit. Model and ledger of the folder follow."
 )
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", help="folder of the model that was edited, where DIR has no model yet"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    add_device(parser)
     add_parallel(parser)
 
 
@@ -50,7 +51,7 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     console = Console()
     with ranks.together("remove") if ranks is not None else nullcontext():
         _check(args)
-    given, args.dtype = args.model, "auto"
+    given = args.model
     args.model = args.model or str(args.folder)
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args) if ranks is None else load_spread(args)
@@ -80,8 +81,24 @@ def _check(args: argparse.Namespace) -> None:
     if not store_of(args.folder).is_dir():
         raise ValueError(f"{args.folder}: holds no edits")
     check_writable("DIR", store_of(args.folder))
+    if rank() == 0:
+        _check_ids(args.folder, args.ids)
     if args.model is None and rank() == 0:
         mend(args.folder)
         if behind(args.folder) is None:
             told = unfinished(args.folder) or f"{args.folder}: the model in the folder is not whole"
             raise ValueError(f"{told}; or name the one that was edited with --model")
+
+
+def _check_ids(folder: Path, ids: list[str]) -> None:
+    """Refuse ids that the model does not hold, before it is loaded."""
+    from rlsedit.store.check import reading
+
+    if not ids:
+        return
+    with reading(folder) as (ledger, _):
+        rows = ledger.edits()
+    inside, states = {row.fact.id for row in rows if row.state == "applied"}, {row.fact.id: row.state for row in rows}
+    if unknown := [name for name in ids if name not in inside]:
+        told = f"which is {states[unknown[0]]}" if unknown[0] in states else "of which the folder knows nothing"
+        raise ValueError(f"ID: must be an edit that is in the model, got {unknown[0]!r}, {told}")

@@ -23,8 +23,12 @@ _ASIDE = ".replaced-"
 _BESIDES = ("LICENSE*", "NOTICE*", "*.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.*")
 
 
-def check_out(out: Path, force: bool, model: str, resume: bool = False) -> None:
+def check_out(out: Path, force: bool, model: str, resume: bool | None = False) -> None:
     """Refuses an --out that holds something, or that is the model itself, before any work is done.
+
+    Args:
+        out, force, resume: the options; `resume` is None for a command that has no --resume.
+        model: what is read.
 
     Raises:
         ValueError: saying what is in the way.
@@ -42,9 +46,10 @@ def check_out(out: Path, force: bool, model: str, resume: bool = False) -> None:
             raise ValueError(f"--resume: {out} holds no edits; leave --resume out to begin")
         return
     if out.exists() and out.resolve() == Path(model).resolve():
-        raise ValueError(f"--out: {out} is the model itself; needs another folder, or --resume to write more into it")
+        more = "" if resume is None else ", or --resume to write more into it"
+        raise ValueError(f"--out: {out} is the model itself; needs another folder{more}")
     if out.is_dir() and any(out.iterdir()) and not force:
-        if store_of(out).is_dir():
+        if resume is not None and store_of(out).is_dir():
             raise ValueError(f"--out: {out} holds edits; --resume goes on with them, --force begins anew")
         raise ValueError(f"--out: {out} is not empty; needs another folder, or --force to replace it")
 

@@ -121,12 +121,13 @@ def load_model(
         raise FileNotFoundError(f"model: {folder} has no config.json; it needs a folder that `save_pretrained` wrote")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise ValueError(f"model: {folder} has no usable tokenizer: needs one of {', '.join(_VOCABULARIES)}")
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         more = {} if distributed is None else {"distributed_config": distributed}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_LOCAL, **more)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model: {folder} does not load as a causal language model: {_first(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)

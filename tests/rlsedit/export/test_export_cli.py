@@ -138,7 +138,13 @@ def test_wrong_input_is_one_line(make_pair: Any, tmp_path: Path, capsys: pytest.
     fails(capsys, command(edited, "hf", out, tmp_path), "no config.json")
     fails(capsys, command(edited, "hf", out, None), "--base: needed")
     fails(capsys, command(base, "hf", out, base), "nothing to export")
-    fails(capsys, command(edited, "hf", base, base), "the model itself")
+    for there, words in (
+        (base, "the model itself; needs another folder\n"),
+        (edited, "the edited model itself; needs"),
+    ):
+        fails(capsys, command(edited, "hf", there, base), words)  # and no --resume, which there is not
+    (tmp_path / "edits" / "rlsedit").mkdir(parents=True)
+    fails(capsys, command(edited, "hf", tmp_path / "edits", base), "is not empty; needs another folder, or --force")
     fails(capsys, command(edited, "hf", edited, base, "--force"), "the edited model itself")
     fails(capsys, command(edited, "hf", out, make_pair("gpt2").base), "one architecture")
     fails(capsys, command(edited, "hf", out, base, "--rank", "3"), "--rank goes with --to lora, got --to hf")

@@ -142,6 +142,17 @@ def test_a_bad_fact_ends_all_processes_with_one_line_and_status_2(inputs: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_commands_of_one_process_are_refused_in_many(inputs: Path, tmp_path: Path) -> None:
+    """Each process would do all of it, and write to the same folder."""
+    out = tmp_path / "out"
+    export = ("export", inputs / "model", "--base", inputs / "model", "--to", "hf", "--out", out)
+    found = _rlsedit(inputs, *export, processes=2)
+    said = [line for line in found.stderr.splitlines() if line.startswith("rlsedit:")]
+    assert said == ["rlsedit: export: is for one process, got 2; torchrun is for edit and remove"]
+    assert "exitcode  : 2" in found.stderr
+    assert not out.exists()
+
+
 def test_options_of_many_processes_are_refused_without_torchrun(inputs: Path, tmp_path: Path) -> None:
     found = _command(inputs, tmp_path / "out", "--parallel", "tp")
     assert found.returncode == 2

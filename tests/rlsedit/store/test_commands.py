@@ -210,7 +210,51 @@ def test_log(root: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> Non
     fails(capsys, ["log", str(root)], "holds no edits")
 
 
-def test_remove_and_undo(root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_of_a_resumed_folder_counts_what_is_left(
+    root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is in the folder, and what was taken out of it, is not written again; it was counted."""
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    assert main(["remove", str(out), "f1", "--device", "cpu"]) == 0
+    given = [*facts(8), Fact(id="late", prompt=facts(3)[2].prompt, subject=facts(3)[2].subject, target_new="Quito")]
+    save_facts(given, tmp_path / "more.jsonl")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    def shown(*more: str) -> str:
+        capsys.readouterr()
+        assert main([*resume(root / "llama", tmp_path / "more.jsonl", out), "--dry-run", *more]) == 0
+        return capsys.readouterr().out
+
+    assert "resumed  behind step 4: 3 facts are left" in shown()
+    assert "facts    3 in 2 batches of at most 2" in shown()
+    assert "1 taken out" in shown()
+    assert "facts    4 in 2 batches of at most 2" in shown("--again")
+    dry = [*resume(root / "llama", tmp_path / "more.jsonl", out), "--dry-run"]
+    fails(capsys, [*dry, "--on-conflict", "refuse"], "'late' and 'f2'", "nothing was written")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_the_dtype_of_a_model_is_said_as_it_was_when_edits_are_taken_out(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder in which no model is yet, made with --dtype: the first model's files have another."""
+    out = tmp_path / "out"
+    save_facts(facts(4), tmp_path / "four.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr("rlsedit.cli.edit.finish", lambda *_: None)
+        assert main([*edit(root, tmp_path / "four.jsonl", out), "--dtype", "float64"]) == 0
+    remove = ["remove", str(out), "f1", "--device", "cpu", "--model", str(root / "llama")]
+    fails(capsys, remove, "float64")
+    assert main([*remove, "--dtype", "float64"]) == 0
+    assert {value.dtype for value in weights(out).values()} == {torch.float64}
+
+
+def test_remove_and_undo(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import shutil
 
     out = tmp_path / "out"
@@ -220,7 +264,12 @@ def test_remove_and_undo(root: Path, whole: Path, tmp_path: Path, capsys: pytest
     assert not same(out, whole)
     assert main(["log", str(out), "--state", "removed", "--json"]) == 0
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == ["f1", "f4"]
-    fails(capsys, ["remove", str(out), "f1", "--device", "cpu"], "in the model, got ['f1']")
+    fails(capsys, ["remove", str(out), "f1", "--device", "cpu"], "in the model, got 'f1', which is removed")
+    with monkeypatch.context() as patch:  # known before the model is
+        patch.setattr(
+            "rlsedit.models.smollm2.load_model", lambda *_, **__: pytest.fail("a model takes minutes to load")
+        )
+        fails(capsys, ["remove", str(out), "f2", "nobody"], "got 'nobody', of which the folder knows nothing")
     fails(capsys, ["remove", str(out)], "name at least one edit")
     fails(capsys, ["remove", str(root / "llama"), "f1"], "holds no edits")
     assert main(["remove", str(out), "--undo", "--device", "cpu"]) == 0
