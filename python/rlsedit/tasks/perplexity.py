@@ -61,7 +61,8 @@ def perplexity(
     Args:
         adapter, tokenizer: the model.
         texts: at least two tokens in all.
-        window, stride: in tokens, 1 <= stride < window; the window is cut to what the model reads.
+        window, stride: in tokens, 1 <= stride < window; the window is cut to what the model reads, and a stride that
+            this leaves no room for to half of that.
         max_tokens: token budget of one forward pass; does not change results beyond rounding.
         progress: called with (windows done, all windows).
 
@@ -73,7 +74,9 @@ def perplexity(
         ValueError: window or stride out of range, or too little text.
     """
     front, ids, spans = _tokens(tokenizer, text := "\n\n".join(texts))
-    window = min(window, context_length(adapter) or window)
+    if window > (longest := context_length(adapter) or window):
+        window = longest
+        stride = stride if stride < window - len(front) else max(1, (window - len(front)) // 2)
     if not len(front) + 1 < window or not 1 <= stride < window - len(front):
         raise ValueError(
             f"perplexity: window must be above {len(front) + 1} and stride in [1, window - {len(front)}), got "

@@ -98,6 +98,17 @@ def test_the_window_is_cut_to_what_the_model_reads_and_the_model_is_left_as_it_w
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_stride_that_a_short_model_leaves_no_room_for_is_half_of_its_window(bos: bool) -> None:
+    """The usual 256 was refused for every model of fewer positions; a stride that fits stays."""
+    adapter = Adapter.for_model(tiny("gpt2", n_positions=24), edit=False)
+    usual = perplexity(adapter, tokenizer(bos), TEXTS)
+    assert (usual.settings["window"], usual.settings["stride"]) == (24, 11 if bos else 12)
+    given = perplexity(adapter, tokenizer(bos), TEXTS, window=24, stride=usual.settings["stride"])
+    assert usual.summary["nll"] == given.summary["nll"]
+    assert perplexity(adapter, tokenizer(bos), TEXTS, stride=20).settings["stride"] == 20
+
+
 @pytest.mark.parametrize(
     ("texts", "window", "stride", "words"),
     [(TEXTS, 1, 1, "window must be"), (TEXTS, 8, 8, "stride"), (TEXTS, 8, 0, "stride"), (["."], 8, 4, "two tokens")],
