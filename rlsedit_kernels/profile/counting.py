@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlsedit_kernels.profile.flops import flops_of, known
+from rlsedit_kernels.profile.flops import flops_of, known, uncounted
 from rlsedit_kernels.profile.stages import OTHER, metered
 
 __all__ = ["Count", "Counter", "count"]
@@ -33,21 +33,24 @@ class Count:
         flops: floating-point operations; a multiplication and an addition are two.
         bytes: moved between memory and processor, at least.
         wide: those of `flops` that are done in float64.
+        uncounted: names of the operators whose operations are not among `flops`, since their number is not known.
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     wide: float = 0.0
+    uncounted: set[str] = field(default_factory=set)
 
     def scaled(self, factor: float) -> Count:
         """That many times the work."""
-        return Count(self.flops * factor, self.bytes * factor, self.wide * factor)
+        return Count(self.flops * factor, self.bytes * factor, self.wide * factor, set(self.uncounted))
 
     @classmethod
     def total(cls, parts: Iterable[Count]) -> Count:
         """The sum."""
         parts = list(parts)
-        return cls(sum(c.flops for c in parts), sum(c.bytes for c in parts), sum(c.wide for c in parts))
+        flops, moved, wide = (sum(getattr(c, name) for c in parts) for name in ("flops", "bytes", "wide"))
+        return cls(flops, moved, wide, set().union(*(c.uncounted for c in parts)))
 
 
 def count(step: Callable[[], object]) -> dict[str, Count]:
@@ -154,6 +157,8 @@ class Counter(TorchDispatchMode):
         entry = self.stages.setdefault(self._stage, Count())
         flops = flops_of(name, func, args, kwargs, out, values=values)
         entry.flops += flops
+        if uncounted(name, func):
+            entry.uncounted.add(name)
         if flops and any(a.dtype in _WIDE for a in tree_leaves(args) if isinstance(a, torch.Tensor)):
             entry.wide += flops
         entry.bytes += _bytes(name, args, kwargs, out[_VALUES_AT[name]] if values else out)

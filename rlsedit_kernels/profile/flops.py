@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["flops_of", "known"]
+__all__ = ["flops_of", "known", "uncounted"]
 
 Formula = Callable[..., float]
 """(first result, *positional arguments) -> operations in real arithmetic."""
@@ -42,6 +42,13 @@ def flops_of(name: str, func: Any, args: tuple, kwargs: dict, out: Any, *, value
 def known(name: str) -> bool:
     """Whether a call of this name is counted as a whole, not by the calls that it is made of."""
     return name in _FLOPS
+
+
+def uncounted(name: str, func: Any) -> bool:
+    """Whether a call is work for which there is no formula, so that its 0.0 says nothing: foreign operators as well."""
+    if name in _FLOPS or getattr(func, "_overloadpacket", None) in flop_registry:
+        return False
+    return not name.startswith(_OF_TORCH) or name.startswith(_UNCOUNTED)
 
 
 def _complex(args: tuple) -> float:
@@ -147,6 +154,28 @@ def _pinv(_out: torch.Tensor, a: torch.Tensor, *_: Any, hermitian: bool = False)
     return (_eigh(a, a) if hermitian else _svd(a, a)) + 2.0 * count * m * n * n
 
 
+def _euclidean(out: torch.Tensor, a: torch.Tensor, *_: Any) -> float:
+    """By a product of rows with two columns more."""
+    return 2.0 * out.numel() * (a.shape[-1] + 2)
+
+
+def _distances(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, p: float, mode: int | None = None) -> float:
+    """A difference, a power and a sum a coordinate, unless they are Euclidean and many or asked for by a product."""
+    if p == 2.0 and (mode == 1 or (mode != 2 and max(a.shape[-2], b.shape[-2]) > 25)):
+        return _euclidean(out, a)
+    return 3.0 * out.numel() * a.shape[-1]
+
+
+def _attention(out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, *_: Any) -> float:
+    """Scores and their product with the values, whole also where they are masked."""
+    return 2.0 * prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + out.shape[-1])
+
+
+def _attention_backward(_out: Any, _grad: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> float:
+    """The scores again, and four products."""
+    return 2.0 * prod(q.shape[:-1]) * k.shape[-2] * (3.0 * q.shape[-1] + 2.0 * v.shape[-1])
+
+
 def _gain_products(_out: Any, C: torch.Tensor, K: torch.Tensor) -> float:
     d, u = C.shape[-1], K.shape[-2]
     return _batch(C.shape) * (2.0 * d * d * u + float(d) * u * u)
@@ -177,7 +206,18 @@ def _qr_append_rhs(_out: Any, R: torch.Tensor, B: torch.Tensor, K: torch.Tensor,
     return _qr_append(None, R, K) + _batch(R.shape) * 4.0 * R.shape[-1] * K.shape[-2] * B.shape[-1]
 
 
-# By name without its overload. What is not here counts its bytes alone: it is additions, copies and the like.
+_OF_TORCH = ("aten::", "prim::", "prims::", "profiler::", "rlsedit_kernels::")
+# The work of a matrix exponential depends on the values; of the others nobody has asked for a formula yet.
+_UNCOUNTED = (
+    "aten::linalg_matrix_exp", "aten::_trilinear", "aten::_fft_", "aten::_sparse_", "aten::_cslt_", "aten::_grouped_mm",
+    "aten::_scaled_", "aten::_efficient_attention", "aten::_flash_attention", "aten::_weight_int", "aten::conv_tbc",
+    "aten::mkldnn_", "aten::_thnn_", "aten::_cudnn_rnn", "aten::miopen_", "aten::_cdist_backward", "aten::_pdist_",
+    "aten::_embedding_bag", "aten::_native_multi_head", "aten::_transformer_encoder", "aten::quantized_",
+    "aten::fbgemm_",
+)  # fmt: skip
+
+# By name without its overload. What is not here counts its bytes alone: it is additions, copies and the like, or
+# `uncounted`.
 _FLOPS: dict[str, Formula] = {
     "aten::mm": _product,
     "aten::bmm": _product,
@@ -194,6 +234,12 @@ _FLOPS: dict[str, Formula] = {
     "aten::baddbmm_": _added_product,
     "aten::addbmm": lambda _out, _c, a, b, *_: 2.0 * a.numel() * b.shape[-1],
     "aten::addbmm_": lambda _out, _c, a, b, *_: 2.0 * a.numel() * b.shape[-1],
+    "aten::_addmm_activation": _added_product,
+    "aten::_int_mm": _product,
+    "aten::_cdist_forward": _distances,
+    "aten::_euclidean_dist": _euclidean,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "aten::_linalg_solve_ex": _solve,
     "aten::linalg_lu_factor_ex": _lu,
     "aten::linalg_lu": _lu,

@@ -370,6 +370,7 @@ def _measured(run: _Run, problem: Problem, found: Ceilings, base: _Run | None) -
         baseline_repetitions=None if beside is None else beside.repetitions,
         stages=tuple(stages),
         flops=total.flops,
+        uncounted=tuple(sorted(total.uncounted)),
         bytes=total.bytes,
         of_ceiling=found.reached(total, times.median),
         peak_bytes=run.peak,

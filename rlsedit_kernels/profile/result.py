@@ -73,6 +73,7 @@ class Row:
         baseline_repetitions: how many calls that median is of.
         stages: parts of a batch.
         flops, bytes: of a batch, counted.
+        uncounted: operators whose operations are not among `flops`, since their number is not known.
         of_ceiling: as for a stage, of the whole batch.
         peak_bytes: most memory that a batch takes beyond what is in use before it.
         kept_bytes: memory in use by the contender between batches, by the growth of what is in use when it is made.
@@ -97,6 +98,7 @@ class Row:
     error_batches: int | None = None
     baseline: float | None = None
     baseline_repetitions: int | None = None
+    uncounted: tuple[str, ...] = ()
 
     @property
     def compared_with(self) -> float | None:
@@ -169,7 +171,7 @@ def load(path: str | Path) -> Profile:
 def _row(entry: dict[str, Any]) -> Row:
     times = None if entry["times"] is None else Times(**entry["times"])
     stages = tuple(StageRow(**stage) for stage in entry["stages"])
-    return Row(**{**entry, "times": times, "stages": stages})
+    return Row(**{**entry, "times": times, "stages": stages, "uncounted": tuple(entry.get("uncounted", ()))})
 
 
 def _finite(value: Any) -> Any:

@@ -109,6 +109,52 @@ def test_convolutions_are_work() -> None:
     assert total(lambda: layer(x)).flops == 2 * 2 * 8 * 14 * 4 * 3
 
 
+@pytest.mark.parametrize(
+    ("action", "flops"),
+    [
+        (lambda C, K: torch.cdist(K, K), 3 * U * U * D),
+        (lambda C, K: torch.cdist(C, K), 2 * D * U * (D + 2)),  # more than 25 points: a product
+        (lambda C, K: torch.cdist(C.clone().requires_grad_(), K).detach(), 2 * D * U * (D + 2)),
+        (lambda C, K: torch.cdist(C, K, p=1.0), 3 * D * U * D),
+        (lambda C, K: torch.cdist(C, K, compute_mode="donot_use_mm_for_euclid_dist"), 3 * D * U * D),
+        (lambda C, K: torch._addmm_activation(C[0], C, C), 2 * D**3),
+        (lambda C, K: torch._int_mm(*[torch.ones(32, 32, dtype=torch.int8)] * 2), 2 * 32**3),
+        (lambda C, K: torch.einsum("ij,kj->ik", C, K), 2 * D * D * U),
+    ],
+)
+def test_calls_that_are_products_inside(action, flops) -> None:
+    C, K = matrices()
+    found = total(lambda: action(C, K))
+    assert found.flops == flops
+    assert not found.uncounted
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_work(causal: bool) -> None:
+    """Of 2 x 3 heads, 5 queries and 7 keys: scores and values, and backward the scores again and four products."""
+    q, k = torch.ones(2, 3, 5, 8, requires_grad=True), torch.ones(2, 3, 7, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    once = total(lambda: attend(q.detach(), k, k, is_causal=causal))
+    assert once.flops == 2 * (2 * 3 * 5 * 7) * (8 + 8)
+    both = total(lambda: attend(q, k, k, is_causal=causal).sum().backward())
+    assert both.flops == once.flops + 2 * (2 * 3 * 5 * 7) * 5 * 8
+    assert not both.uncounted
+
+
+def test_work_of_which_no_number_is_known_is_named() -> None:
+    """It stood as none, and "of ceiling" as if the step were slow."""
+    C, K = matrices()
+    found = count(lambda: (torch.linalg.matrix_exp(C), torch.fft.fft(K), C @ C, C.tanh(), C.sort()))
+    assert found["other"].uncounted == {"aten::linalg_matrix_exp", "aten::_fft_r2c"}
+    assert found["other"].flops == 2 * D**3
+    assert found["other"].scaled(2.0).uncounted == Count.total(found.values()).uncounted == found["other"].uncounted
+    with torch.library._scoped_library("counted_elsewhere", "FRAGMENT") as library:
+        library.define("double(Tensor x) -> Tensor")
+        library.impl("double", lambda x: x * 2, "CPU")
+        foreign = total(lambda: torch.ops.counted_elsewhere.double(C))
+    assert foreign.uncounted == {"counted_elsewhere::double"}
+
+
 def test_a_leading_dimension_multiplies() -> None:
     C, K = matrices()
     one = total(lambda: rk.ops.rls_update_(C.clone(), K))

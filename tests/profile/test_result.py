@@ -27,6 +27,25 @@ def test_round_trip(small, tmp_path) -> None:
     assert profile.load(tmp_path / "deep" / "a.json") == small
 
 
+def test_what_is_not_counted_is_said_in_the_row_and_below_the_table(small, tmp_path) -> None:
+    from rlsedit.report.profile_tables import markdown, profile_table
+
+    first, *others = small.rows
+    marked = dataclasses.replace(
+        small, rows=(dataclasses.replace(first, uncounted=("aten::linalg_matrix_exp",)), *others)
+    )
+    marked.save(tmp_path / "p.json")
+    assert profile.load(tmp_path / "p.json") == marked
+    for text in (profile_table(marked), markdown(marked)):
+        assert f"{first.name}: GFLOP+ and of ceiling leave out aten::linalg_matrix_exp" in text
+        assert text.count("+ ") == 2, "the cell of that row, and the note"
+    old = json.loads((tmp_path / "p.json").read_text())
+    for row in old["rows"]:
+        del row["uncounted"]
+    (tmp_path / "p.json").write_text(json.dumps(old))
+    assert profile.load(tmp_path / "p.json") == small
+
+
 def test_numbers_that_are_not_finite_become_null(small, tmp_path) -> None:
     rows = (dataclasses.replace(small.rows[0], error=float("inf")), *small.rows[1:])
     dataclasses.replace(small, rows=rows).save(tmp_path / "a.json")

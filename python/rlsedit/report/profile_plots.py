@@ -118,7 +118,9 @@ def plot_roofline(profile: Profile, path: Path) -> None:
     Raises:
         ValueError: if there is nothing to draw.
     """
-    rows = [row for row in _drawn(profile) if row.status == "measured" and row.flops and row.bytes]
+    rows = [
+        row for row in _drawn(profile) if row.status == "measured" and row.flops and row.bytes and not row.uncounted
+    ]
     if not rows:
         raise ValueError("plot_roofline: profile must have measured rows with counted work, got none")
     figure, axis = _figure(8.5, 5.0)

@@ -184,7 +184,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _times(row),
         _beside(row),
         "-" if row.bytes is None else f"{1e-9 * row.bytes:.3g}",
-        "-" if row.flops is None else f"{1e-9 * row.flops:.3g}",
+        "-" if row.flops is None else f"{1e-9 * row.flops:.3g}" + "+" * bool(row.uncounted),
         "-" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %",
         "-" if row.peak_bytes is None else f"{1e-6 * row.peak_bytes:.3g} MB",
         _error(row.error),
@@ -224,6 +224,11 @@ def _error(value: float | None) -> str:
 
 
 def _notes(rows: Iterable[Row]) -> list[str]:
-    """What stands below a table: rows without a time of their own, each once."""
-    found = (f"{row.name}: {row.status}: {row.reason}" for row in rows if row.status != "measured")
+    """What stands below a table: rows without a time of their own, and what is not counted of others, each once."""
+    rows = list(rows)
+    found = [f"{row.name}: {row.status}: {row.reason}" for row in rows if row.status != "measured"]
+    found += [
+        f"{row.name}: GFLOP+ and of ceiling leave out {', '.join(row.uncounted)}, of which no number of operations is "
+        "known" for row in rows if row.uncounted
+    ]  # fmt: skip
     return list(dict.fromkeys(found))
