@@ -103,6 +103,20 @@ def test_a_recorded_run_can_be_followed(models: Path, files: Path, capsys: pytes
     fails(capsys, [*resumed, "--resume", "--record", str(record)], "--record: begins with a run")
 
 
+def test_what_an_editor_refuses_is_refused_before_second_moments_are_measured(
+    models: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a dry run as well, which said that all was well."""
+    monkeypatch.setattr("rlsedit.moments.second_moments", lambda *_, **__: pytest.fail("takes minutes"))
+    several = edit(models / "llama", files, "--method", "rome")
+    for more in ([], ["--dry-run"]):
+        assert main([*several, *more]) == 2
+        assert "must be one layer for 'rome', got (1, 2)" in capsys.readouterr().err
+    profile = ["profile", "--model", str(models / "llama"), "--facts", str(files / "facts.jsonl"), "--edited", "1-2"]
+    assert main([*profile, "--methods", "rome", "--device", "cpu"]) == 2
+    assert "must be one layer for 'rome', got (1, 2)" in capsys.readouterr().err
+
+
 def test_an_existing_folder_is_kept_without_force(
     models: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

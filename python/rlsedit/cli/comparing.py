@@ -28,6 +28,7 @@ def method_list(text: str) -> tuple[str, ...]:
 def run_compare(args: argparse.Namespace) -> int:
     """Edits, measures and prints; the model on disk is not changed."""
     from rlsedit.compare import HEADER, compare, content, markdown, rows
+    from rlsedit.methods import get_method
     from rlsedit.metrics import evaluate
     from rlsedit.models import Adapter
     from rlsedit.moments import second_moments
@@ -46,8 +47,8 @@ def run_compare(args: argparse.Namespace) -> int:
         model, tokenizer = load_any(args)
     adapter = Adapter.for_model(model)
     configs = {name: _config(model, args, name) for name in args.compare}
-    for config in configs.values():
-        check_layers(adapter, config)
+    for name, config in configs.items():
+        check_layers(adapter, config, get_method(name))
     layers = sorted({n for config in configs.values() for n in config.layers})
     with console.bar("second moments of the layer inputs", None):
         texts = read_text(args.text) if args.text else installed_prose()

@@ -130,7 +130,7 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
         config = replace(
             config, batch_size=args.batch or config.batch_size
         )  # a resumed stream has batches of this size
-    check_layers(adapter, config)
+    check_layers(adapter, config, method, args.states)
     if not args.resume:  # what the folder holds is not written again; the rest is checked where it is known
         check_lengths(adapter, tokenizer, facts, method, [])
     batch = args.batch or config.batch_size

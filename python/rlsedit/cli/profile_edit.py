@@ -10,6 +10,7 @@ from rlsedit.cli.options import check_layers, config_for, load_any, read_facts
 
 def run_edit(console: Any, args: argparse.Namespace) -> int:
     """Edits the model in memory by each method and shows where the time went; nothing on disk is changed."""
+    from rlsedit.methods import get_method
     from rlsedit.models import Adapter
     from rlsedit.moments import second_moments
     from rlsedit.paths import cache_dir
@@ -30,7 +31,7 @@ def run_edit(console: Any, args: argparse.Namespace) -> int:
     for name in names:
         args.method = name
         configs[name] = config_for(model, args)
-        check_layers(adapter, configs[name])
+        check_layers(adapter, configs[name], get_method(name))
     layers = sorted({n for config in configs.values() for n in config.layers})
     with console.bar("second moments of the layer inputs", None):
         texts = read_text(args.text) if args.text else installed_prose()
