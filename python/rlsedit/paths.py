@@ -22,6 +22,7 @@ __all__ = [
     "check_cache",
     "check_spared",
     "check_writable",
+    "naming",
     "naming_cache",
     "saving_tensors",
 ]
@@ -105,6 +106,21 @@ def check_cache(folder: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
+def naming(where: str | os.PathLike[str]) -> Iterator[None]:
+    """What fails while a file is written names the place: the system does so when a file is opened, and no more then.
+
+    Raises:
+        OSError: as it was, naming `where` if it named nothing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or os.strerror(error.errno), os.fspath(where)) from error
+
+
+@contextmanager
 def naming_cache(folder: str | os.PathLike[str]) -> Iterator[None]:
     """What fails while a file of the cache is written says how to put the cache elsewhere.
 
@@ -168,7 +184,7 @@ def atomic_write_text(target: str | os.PathLike[str], text: str) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with naming(final), os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, final)

@@ -115,6 +115,8 @@ def test_what_an_editor_refuses_is_refused_before_second_moments_are_measured(
     profile = ["profile", "--model", str(models / "llama"), "--facts", str(files / "facts.jsonl"), "--edited", "1-2"]
     assert main([*profile, "--methods", "rome", "--device", "cpu"]) == 2
     assert "must be one layer for 'rome', got (1, 2)" in capsys.readouterr().err
+    assert main([*profile[:-1], "9", "--device", "cpu"]) == 2
+    assert "--edited: must be within 0 to" in capsys.readouterr().err
 
 
 def test_an_existing_folder_is_kept_without_force(
@@ -284,6 +286,32 @@ def test_both_ends_of_a_copy_that_fails_are_named(
 
     monkeypatch.setattr("rlsedit.cli.methods.run", full)
     fails(capsys, ["methods"], "rlsedit: there to here: No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_up_while_a_file_is_written_is_named(
+    models: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system names the file that cannot be opened, and none where a write or its flush fails."""
+    import tempfile
+
+    from rlsedit.store.files import Disk
+
+    monkeypatch.setattr(tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(files / "part")))
+    out = files / "scores.json"
+    scores = ["evaluate", str(models / "llama"), "--facts", str(files / "facts.jsonl"), "--device", "cpu"]
+    fails(capsys, [*scores, "--out", str(out)], f"rlsedit: {out}: No space left on device")
+    monkeypatch.undo()
+    monkeypatch.setenv("RLSEDIT_CACHE", str(files / "cache"))
+
+    def full(_: Disk, stream: object, data: bytes) -> None:
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(data)
+
+    monkeypatch.setattr(Disk, "write", full)
+    fails(
+        capsys, edit(models / "llama", files, "--no-evaluate"), f"rlsedit: {files / 'out'}", "No space left on device"
+    )
 
 
 def test_an_unknown_architecture_says_what_it_needs(

@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the facts by each of these methods (all of them by default), from the same weights, and show "
         "scores and each solve as published beside the one here; --out FILE.md writes the table",
     )  # fmt: skip
-    group.add_argument("--batch", type=positive, metavar="N", help="facts of one batch (20; of streams 100)")
+    group = parser.add_argument_group("streams and comparisons")
+    group.add_argument("--batch", type=positive, metavar="N", help="facts of one batch (100; of comparisons 20)")
     group.add_argument("--text", type=Path, metavar="FILE", help="text for the second moments, as in `rlsedit edit`")
     add_settings(group)
 

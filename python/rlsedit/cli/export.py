@@ -81,6 +81,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("limit", "skip_bad"):
         if getattr(args, name) and args.facts is None:
             raise ValueError(f"--{name.replace('_', '-')} goes with --facts")
+    if args.device != "auto" and args.facts is None:
+        raise ValueError("--device goes with --facts")
     if not args.edited.exists():
         raise FileNotFoundError(f"EDITED: no folder or delta {args.edited}")
     args.base = _base(args)

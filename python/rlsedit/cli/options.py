@@ -290,14 +290,16 @@ def refuse_unused(args: argparse.Namespace, used: Collection[str], where: str) -
             raise ValueError(f"{name}: has no effect {where}; leave it out")
 
 
-def check_layers(adapter: Adapter, config: EditConfig, method: Method | None = None, states: str = "auto") -> None:
+def check_layers(
+    adapter: Adapter, config: EditConfig, method: Method | None = None, states: str = "auto", name: str = "--layers"
+) -> None:
     """Refuses layers that the model does not have, and what an editor would: before second moments are measured.
 
     Raises:
         ValueError: naming the layers there are, or as `Editor`.
     """
     if not config.layers or config.layers[-1] >= adapter.num_layers:
-        raise ValueError(f"--layers: must be within 0 to {adapter.num_layers - 1}, got {list(config.layers)}")
+        raise ValueError(f"{name}: must be within 0 to {adapter.num_layers - 1}, got {list(config.layers)}")
     if method is not None:
         from rlsedit import checking
 

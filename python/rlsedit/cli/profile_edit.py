@@ -31,7 +31,7 @@ def run_edit(console: Any, args: argparse.Namespace) -> int:
     for name in names:
         args.method = name
         configs[name] = config_for(model, args)
-        check_layers(adapter, configs[name], get_method(name))
+        check_layers(adapter, configs[name], get_method(name), name="--edited")
     layers = sorted({n for config in configs.values() for n in config.layers})
     with console.bar("second moments of the layer inputs", None):
         texts = read_text(args.text) if args.text else installed_prose()

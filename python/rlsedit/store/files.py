@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from ..paths import naming
+
 __all__ = ["DISK", "Disk", "clear_partial", "digest_of", "intact", "put", "put_plain", "stem_of", "uninterrupted"]
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ def put(disk: Disk, folder: Path, stem: str, suffix: str, blocks: Iterable[bytes
     work, digest = folder / f".{stem}{suffix}{PARTIAL}", hashlib.blake2b(digest_size=16)
     final: Path | None = None
     try:
-        with open(work, "wb") as stream:
+        with naming(folder), open(work, "wb") as stream:
             for block in blocks:
                 digest.update(block)
                 disk.write(stream, block)
@@ -91,7 +93,7 @@ def put_plain(disk: Disk, path: Path, data: bytes) -> None:
     """Write a file under its own name, replacing what is there; whole or not at all."""
     work = path.parent / f".{path.name}{PARTIAL}"
     try:
-        with open(work, "wb") as stream:
+        with naming(path), open(work, "wb") as stream:
             disk.write(stream, data)
             disk.sync(stream)
         disk.rename(work, path)

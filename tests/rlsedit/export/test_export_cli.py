@@ -149,6 +149,7 @@ def test_wrong_input_is_one_line(make_pair: Any, tmp_path: Path, capsys: pytest.
     fails(capsys, command(edited, "hf", out, make_pair("gpt2").base), "one architecture")
     fails(capsys, command(edited, "hf", out, base, "--rank", "3"), "--rank goes with --to lora, got --to hf")
     fails(capsys, command(edited, "lora", out, base, "--link"), "--link goes with --to hf")
+    fails(capsys, command(edited, "lora", out, base, "--device", "cpu"), "--device goes with --facts")
     fails(capsys, command(edited, "lora", out, base, "--form", "bits"), "--form goes with --to delta")
     fails(capsys, command(edited, "lora", out, base, "--rank", "0"), "at least 1")
     fails(capsys, command(edited, "lora", out, base, "--rank", "99"), "rank must be in [1, 32]")
