@@ -99,7 +99,9 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     from rlsedit.paths import check_writable
     from rlsedit.recording import Recorder
     from rlsedit.report import Console
+    from rlsedit.store import conflicts
     from rlsedit.store.folder import store_of
+    from rlsedit.store.index import Index
 
     streams = args.follow or str(args.facts) == "-"
     if args.force and args.out.is_symlink():
@@ -119,6 +121,8 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
         if args.text is not None and not args.text.is_file():
             raise FileNotFoundError(f"--text: no file {args.text}")
         facts = [] if streams else read_facts(args)
+        if args.on_conflict == "refuse" and not args.resume:  # what is in a folder is known with the model
+            conflicts.settle(facts, Index(), args.on_conflict)
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args) if ranks is None else load_spread(args)
     adapter = Adapter.for_model(model)

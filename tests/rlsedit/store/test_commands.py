@@ -237,6 +237,17 @@ def test_a_dry_run_of_a_resumed_folder_counts_what_is_left(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+def test_conflicts_of_a_file_with_itself_are_refused_before_the_model_is_loaded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = facts(1)[0]
+    save_facts([first, Fact("late", first.prompt, first.subject, "Quito")], tmp_path / "twice.jsonl")
+    monkeypatch.setattr("rlsedit.models.smollm2.load_model", lambda *_, **__: pytest.fail("loading takes minutes"))
+    command = edit(root, tmp_path / "twice.jsonl", tmp_path / "out", "--on-conflict", "refuse")
+    fails(capsys, command, "'late' and 'f0'", "nothing was written")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_dtype_of_a_model_is_said_as_it_was_when_edits_are_taken_out(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
