@@ -153,9 +153,9 @@ def _spread(size: Size, decades: float, squared: float) -> Keys:
 Make = Callable[[str, str, Size], Stream]
 
 
-def _ridge(lam: float, decades: float = 2.0, squared: float = KEY) -> Make:
+def _ridge(lam: float, decades: float = 2.0) -> Make:
     def make(name: str, summary: str, size: Size) -> Stream:
-        return _stream(name, summary, size, Prior.ridge(size.d, lam), _spread(size, decades, squared))
+        return _stream(name, summary, size, Prior.ridge(size.d, lam), _spread(size, decades, KEY))
 
     return make
 

@@ -124,11 +124,6 @@ class StateBank:
         """Of this process."""
         return 0 if self._ranks is None else self._ranks.rank
 
-    @property
-    def owned(self) -> tuple[Any, ...]:
-        """Keys of the states that this rank keeps, in order."""
-        return tuple(self._states)
-
     def owner(self, key: Hashable) -> int:
         """The rank that keeps a state."""
         owner = self.placement.owners[self._at("owner", key)]

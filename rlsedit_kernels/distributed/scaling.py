@@ -282,7 +282,7 @@ def table(
     return found
 
 
-def pays_from(form: str, u: int, gpus: int, rates: Rates, *, fused: bool = False) -> int | None:
+def pays_from(form: str, u: int, gpus: int, rates: Rates) -> int | None:
     """The smallest d, in steps of 256, from which on so many GPUs are faster than one; None: not up to 65,536.
 
     For a weight of v = d / 3.5 outputs, as the Llama models have them.
@@ -290,7 +290,7 @@ def pays_from(form: str, u: int, gpus: int, rates: Rates, *, fused: bool = False
     least = None
     for d in range(65536, 0, -256):
         model = Model("", d, round(d / 3.5), 1)
-        if sharded(model, form, u, gpus, rates, fused=fused).time >= single(model, form, u, rates).time:
+        if sharded(model, form, u, gpus, rates).time >= single(model, form, u, rates).time:
             return least
         least = d
     return least

@@ -38,41 +38,6 @@ def square(op: str, name: str, value: object, size: str) -> torch.Tensor:
     return matrix
 
 
-def keys(op: str, K: object, C: torch.Tensor, name: str = "C") -> torch.Tensor:
-    """Keys (..., u, d) that belong to a square matrix (..., d, d), called `name` in messages."""
-    matrix = tensor(op, "K", K, C)
-    d = C.shape[-1]
-    if matrix.dim() < 2 or matrix.shape[-1] != d:
-        raise ValueError(
-            f"{op}: K must have shape (..., u, d) with d = {name}.shape[-1] = {d}, got {tuple(matrix.shape)}"
-        )
-    if matrix.shape[-2] == 0:
-        raise ValueError(f"{op}: K must have u >= 1 rows, got shape {tuple(matrix.shape)}")
-    _same_batch(op, "K", matrix, name, C)
-    return matrix
-
-
-def right_hand_side(op: str, name: str, value: object, R: torch.Tensor, rows: int, what: str) -> torch.Tensor:
-    """A matrix (..., rows, v), v >= 1, that goes with R (..., d, d); `what` says where `rows` comes from."""
-    matrix = tensor(op, name, value, R)
-    if matrix.dim() < 2 or matrix.shape[-2] != rows or matrix.shape[-1] == 0:
-        raise ValueError(f"{op}: {name} must have shape (..., {what} = {rows}, v), v >= 1, got {tuple(matrix.shape)}")
-    _same_batch(op, name, matrix, "R", R)
-    return matrix
-
-
-def columns(op: str, name: str, value: object, C: torch.Tensor) -> torch.Tensor:
-    """Columns (..., d, u) that belong to C (..., d, d)."""
-    matrix = tensor(op, name, value, C)
-    d = C.shape[-1]
-    if matrix.dim() < 2 or matrix.shape[-2] != d or matrix.shape[-1] == 0:
-        raise ValueError(
-            f"{op}: {name} must have shape (..., d, u) with d = C.shape[-1] = {d} and u >= 1, got {tuple(matrix.shape)}"
-        )
-    _same_batch(op, name, matrix, "C", C)
-    return matrix
-
-
 def matrix(op: str, name: str, value: object, rows: str, columns: str) -> torch.Tensor:
     """A tensor (..., m, n), m and n >= 1; the letters are those that the message uses for them."""
     found = tensor(op, name, value)
@@ -81,39 +46,40 @@ def matrix(op: str, name: str, value: object, rows: str, columns: str) -> torch.
     return found
 
 
-def shaped(
+def fitting(
     op: str,
     name: str,
     value: object,
-    first: torch.Tensor,
     first_name: str,
-    sizes: tuple[int | None, int],
-    letters: str,
+    first: torch.Tensor,
+    *sizes: tuple[str, int | None],
     hint: str = "",
 ) -> torch.Tensor:
-    """A matrix (..., *sizes) that goes with the first argument; None is any number >= 1. A hint ends the message."""
+    """A matrix that goes with the first argument: of its dtype, device and leading dimensions; nothing is broadcast.
+
+    Each of the two sizes comes with what a message says of it: ("d = C.shape[-1]", 4096), or ("u", None) for one that
+    may be any number >= 1. The hint ends the message.
+    """
     found = tensor(op, name, value, first)
-    wanted = tuple(n if size is None else size for n, size in zip(found.shape[-2:], sizes, strict=False))
-    if found.dim() < 2 or tuple(found.shape[-2:]) != wanted or 0 in found.shape[-2:]:
-        known = ", ".join(
-            f"{letter} = {size}" for letter, size in zip(letters.split(", "), sizes, strict=True) if size is not None
+    shape = tuple(found.shape)
+    if len(shape) < 2 or any(n == 0 or size not in (None, n) for n, (_, size) in zip(shape[-2:], sizes, strict=True)):
+        letters = ", ".join(text.split(" = ")[0] for text, _ in sizes)
+        known = dict.fromkeys(f"{text} = {size}" for text, size in sizes if size is not None)
+        free = [f"{text} >= 1" for text, size in sizes if size is None]
+        raise ValueError(
+            f"{op}: {name} must have shape (..., {letters}) with {', '.join([*known, *free])}, got {shape}{hint}"
         )
-        raise ValueError(f"{op}: {name} must have shape (..., {letters}) with {known}, got {tuple(found.shape)}{hint}")
-    _same_batch(op, name, found, first_name, first)
+    if shape[:-2] != tuple(first.shape[:-2]):
+        raise ValueError(
+            f"{op}: {name} and {first_name} must have the same leading dimensions, "
+            f"got {shape[:-2]} and {tuple(first.shape[:-2])}"
+        )
     return found
 
 
-def _same_batch(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    if value.shape[:-2] != other.shape[:-2]:
-        raise ValueError(
-            f"{op}: {name} and {other_name} must have the same leading dimensions, "
-            f"got {tuple(value.shape[:-2])} and {tuple(other.shape[:-2])}"
-        )
-
-
-def same_batch(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    """Leading dimensions must be equal; nothing is broadcast, so that a mistake is not hidden."""
-    _same_batch(op, name, value, other_name, other)
+def keys(op: str, K: object, C: torch.Tensor, name: str = "C") -> torch.Tensor:
+    """Keys (..., u, d) that belong to a square matrix (..., d, d), called `name` in messages."""
+    return fitting(op, "K", K, name, C, ("u", None), (f"d = {name}.shape[-1]", C.shape[-1]))
 
 
 def writable(op: str, name: str, value: torch.Tensor) -> None:

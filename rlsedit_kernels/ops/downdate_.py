@@ -37,7 +37,7 @@ def downdate_(C: torch.Tensor, Z: torch.Tensor, alpha: float = -1.0) -> torch.Te
     Numerics: accumulated in the dtype of C; no d x d temporary.
     """
     C = _checks.square(OP, "C", C, "d")
-    Z = _checks.columns(OP, "Z", Z, C)
+    Z = _checks.fitting(OP, "Z", Z, "C", C, ("d = C.shape[-1]", C.shape[-1]), ("u", None))
     _checks.writable(OP, "C", C)
     torch.ops.rlsedit_kernels.downdate_.default(C, Z, _checks.finite_number(OP, "alpha", alpha, C.dtype))
     return C

@@ -43,7 +43,7 @@ def downdate_gain_products_(
     Numerics: as `downdate_` and `gain_products`.
     """
     C = _checks.square(OP, "C", C, "d")
-    Z = _checks.columns(OP, "Z", Z, C)
+    Z = _checks.fitting(OP, "Z", Z, "C", C, ("d = C.shape[-1]", C.shape[-1]), ("w", None))
     K = _checks.keys(OP, K, C)
     _checks.writable(OP, "C", C)
     factor = _checks.finite_number(OP, "alpha", alpha, C.dtype)

@@ -37,12 +37,7 @@ def gain_solve(Y: torch.Tensor, G: torch.Tensor, noise: float) -> tuple[torch.Te
 
     Numerics: two triangular solves, row-wise backward stable (Higham, theorem 8.5).
     """
-    Y = _checks.tensor(OP, "Y", Y)
-    if Y.dim() < 2 or Y.shape[-1] == 0 or Y.shape[-2] == 0:
-        raise ValueError(f"{OP}: Y must have shape (..., d, u) with d, u >= 1, got {tuple(Y.shape)}")
-    u = Y.shape[-1]
-    G = _checks.tensor(OP, "G", G, Y)
-    if G.dim() < 2 or tuple(G.shape[-2:]) != (u, u):
-        raise ValueError(f"{OP}: G must have shape (..., u, u) with u = Y.shape[-1] = {u}, got {tuple(G.shape)}")
-    _checks.same_batch(OP, "G", G, "Y", Y)
+    Y = _checks.matrix(OP, "Y", Y, "d", "u")
+    u = ("u = Y.shape[-1]", Y.shape[-1])
+    G = _checks.fitting(OP, "G", G, "Y", Y, u, u)
     return torch.ops.rlsedit_kernels.gain_solve.default(Y, G, _checks.noise(OP, noise, Y.dtype))

@@ -43,11 +43,9 @@ def qr_append_rhs_(
     Numerics: that of `qr_append_`; columns of B do not mix. 2 d u (d + 2 v) flops.
     """
     R = _checks.square(OP, "R", R, "d")
-    B = _checks.right_hand_side(OP, "B", B, R, R.shape[-1], "d = R.shape[-1]")
+    B = _checks.fitting(OP, "B", B, "R", R, ("d = R.shape[-1]", R.shape[-1]), ("v", None))
     K = _checks.keys(OP, K, R, "R")
-    V = _checks.right_hand_side(OP, "V", V, R, K.shape[-2], "u = K.shape[-2]")
-    if V.shape[-1] != B.shape[-1]:
-        raise ValueError(f"{OP}: V must have v = B.shape[-1] = {B.shape[-1]} columns, got shape {tuple(V.shape)}")
+    V = _checks.fitting(OP, "V", V, "R", R, ("u = K.shape[-2]", K.shape[-2]), ("v = B.shape[-1]", B.shape[-1]))
     _checks.writable(OP, "R", R)
     _checks.writable(OP, "B", B)
     torch.ops.rlsedit_kernels.qr_append_rhs_.default(R, B, K, V)

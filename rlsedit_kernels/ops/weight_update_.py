@@ -43,11 +43,12 @@ def weight_update_(W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, gain: torc
     (`info` of `rls_update_` or `gain_solve`) is NaN, and W then becomes NaN too: look at `info` first.
     """
     W = _checks.matrix(OP, "W", W, "d", "v")
-    d, v = W.shape[-2:]
+    # Sizes, and what a message says of them.
+    d, v = ("d = W.shape[-2]", W.shape[-2]), ("v = W.shape[-1]", W.shape[-1])
     hint = f": W is {tuple(W.shape)}, which is (..., d, v); an nn.Linear stores the transpose, layer.weight.data.mT"
-    K = _checks.shaped(OP, "K", K, W, "W", (None, d), "u, d", hint)
-    u = K.shape[-2]
-    V = _checks.shaped(OP, "V", V, W, "W", (u, v), "u, v")
-    gain = _checks.shaped(OP, "gain", gain, W, "W", (d, u), "d, u")
+    K = _checks.fitting(OP, "K", K, "W", W, ("u", None), d, hint=hint)
+    u = ("u = K.shape[-2]", K.shape[-2])
+    V = _checks.fitting(OP, "V", V, "W", W, u, v)
+    gain = _checks.fitting(OP, "gain", gain, "W", W, d, u)
     _checks.writable(OP, "W", W)
     return torch.ops.rlsedit_kernels.weight_update_.default(W, K, V, gain)

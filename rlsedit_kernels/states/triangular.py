@@ -159,12 +159,3 @@ def complement(Q: torch.Tensor, tolerance: float = 1e-10) -> torch.Tensor:
     """Orthonormal basis (r, r - rank Q) of what is orthogonal to the columns of Q (r, q), float64."""
     U, sizes, _ = torch.linalg.svd(Q, full_matrices=True)
     return U[:, int((sizes > tolerance).sum()) :]
-
-
-def factor_of_covariance(C: torch.Tensor) -> torch.Tensor:
-    """R upper triangular with a diagonal > 0 and R'R = C^-1, for C (r, r) float64 positive definite.
-
-    C = U U' with U upper triangular by a Cholesky factor read backwards; R = U^-1.
-    """
-    U = torch.linalg.cholesky(C.flip(0, 1)).flip(0, 1)
-    return torch.linalg.solve_triangular(U, torch.eye(U.shape[0], dtype=U.dtype, device=U.device), upper=True)

@@ -114,6 +114,6 @@ def ceil_div(n: int, block: int) -> int:
     return -(-n // block)
 
 
-def power_of_two(n: int, least: int = 16) -> int:
-    """The smallest power of two that is at least n and `least` (the smallest side of `tl.dot`)."""
-    return max(least, 1 << (n - 1).bit_length())
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n and 16, the smallest side of `tl.dot`."""
+    return max(16, 1 << (n - 1).bit_length())

@@ -85,7 +85,7 @@ def test_failure_is_info_of_its_own_batch_element(dtype, backend) -> None:
             ValueError,
             r"gain_solve: G must have shape \(..., u, u\) with u = Y.shape\[-1\] = 2",
         ),
-        (torch.ones(4, 0), torch.eye(0), 1.0, ValueError, r"Y must have shape \(..., d, u\) with d, u >= 1"),
+        (torch.ones(4, 0), torch.eye(0), 1.0, ValueError, r"Y must have shape \(..., d, u\), both >= 1"),
         (torch.ones(4), torch.eye(4), 1.0, ValueError, r"Y must have shape"),
         (torch.ones(4, 2), torch.eye(2).double(), 1.0, TypeError, r"G must have the dtype"),
         (torch.ones(4, 2), torch.eye(2), -1.0, ValueError, r"noise must be finite and >= 0, got -1.0"),

@@ -172,7 +172,7 @@ def test_any_strides(R_layout, K_layout, dtype, backend, poisoned_memory) -> Non
     [
         (torch.ones(3, 4), torch.ones(2, 4), ValueError, r"R must have shape \(..., d, d\) with d >= 1, got \(3, 4\)"),
         (torch.eye(3), torch.ones(2, 4), ValueError, r"K must have shape \(..., u, d\) with d = R.shape\[-1\] = 3"),
-        (torch.eye(3), torch.ones(0, 3), ValueError, r"K must have u >= 1 rows"),
+        (torch.eye(3), torch.ones(0, 3), ValueError, r"K must have shape .* u >= 1, got \(0, 3\)"),
         (torch.eye(3), torch.ones(2, 3).double(), TypeError, r"K must have the dtype of the first argument"),
         (torch.eye(3).half(), torch.ones(2, 3).half(), TypeError, r"R must be float32 or float64"),
         (torch.eye(3), torch.ones(2, 2, 3), ValueError, r"K and R must have the same leading dimensions"),

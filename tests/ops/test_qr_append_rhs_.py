@@ -81,9 +81,13 @@ def test_any_strides(B_layout, V_layout, dtype, backend, poisoned_memory) -> Non
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"B": torch.ones(4, 2)}, ValueError, r"B must have shape \(..., d = R.shape\[-1\] = 3, v\), v >= 1, got"),
-        ({"V": torch.ones(3, 2)}, ValueError, r"V must have shape \(..., u = K.shape\[-2\] = 2, v\), v >= 1, got"),
-        ({"V": torch.ones(2, 4)}, ValueError, r"V must have v = B.shape\[-1\] = 2 columns, got shape \(2, 4\)"),
+        (
+            {"B": torch.ones(4, 2)},
+            ValueError,
+            r"B must have shape \(..., d, v\) with d = R.shape\[-1\] = 3, v >= 1, got",
+        ),
+        ({"V": torch.ones(3, 2)}, ValueError, r"V must have shape \(..., u, v\) with u = K.shape\[-2\] = 2, v = "),
+        ({"V": torch.ones(2, 4)}, ValueError, r"V must have shape .* v = B.shape\[-1\] = 2, got \(2, 4\)"),
         ({"B": torch.ones(3, 0)}, ValueError, r"B must have shape"),
         ({"B": torch.ones(3, 1).expand(3, 2)}, ValueError, r"B is written in place and must not overlap itself"),
         ({"V": torch.ones(2, 2).double()}, TypeError, r"V must have the dtype of the first argument"),

@@ -81,7 +81,7 @@ def test_nan_keys_are_reported_and_write_nothing(dtype, backend) -> None:
         (
             {"K": torch.ones(2, 4)},
             ValueError,
-            r"K must have shape \(..., u, d\) with d = C.shape\[-1\] = 3, got \(2, 4\)",
+            r"K must have shape \(..., u, d\) with d = C.shape\[-1\] = 3, u >= 1, got \(2, 4\)",
         ),
     ],
 )
