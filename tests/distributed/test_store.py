@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.processes import end, fork
 from support.rank_kills import tcp_store
 
 from rlsedit_kernels import Prior
@@ -45,23 +45,12 @@ def _work(rank: int, folder: str, case: str, pipe: Any) -> None:
 
 
 def _texts(folder: Path, case: str) -> list[str]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.tensor", "rlsedit_kernels.distributed"])
-    pipes, processes = [], []
-    for rank in range(SIZE):
-        mine, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(rank, str(folder), case, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        pipes.append(mine)
-        processes.append(process)
+    pipes, processes = fork(SIZE, _work, str(folder), case)
     try:
         assert all(pipe.poll(60.0) for pipe in pipes)
         return [pipe.recv() for pipe in pipes]
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        end(processes)
 
 
 @pytest.mark.parametrize("case", ["raises", "is done first"])

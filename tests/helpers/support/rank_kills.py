@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from support.processes import end, fork
 
 D, U, V = 19, 3, 4
 BATCHES, EVERY = 7, 3
@@ -222,22 +223,11 @@ def _work(rank: int, job: Job, pipe: Any) -> None:
 
 def run(job: Job) -> Outcome:
     """Run a job to its end, however it ends; nothing of it is left running."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "torch._dynamo", "torch.distributed.tensor", "rlsedit_kernels.distributed"]
-    )
     folder = Path(job.folder).parent
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("result.pt", "store", "port", *(f"{k}-{r}" for k in ("error", "events", "phase") for r in range(8))):
         (folder / name).unlink(missing_ok=True)
-    pipes, processes = [], []
-    for rank in range(job.size):
-        mine, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(rank, job, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        pipes.append(mine)
-        processes.append(process)
+    pipes, processes = fork(job.size, _work, job)
     ended = time.monotonic()
     if job.victim >= 0:
         ended = _end_victim(job, pipes, processes)
@@ -249,9 +239,7 @@ def run(job: Job) -> Outcome:
         last = time.monotonic()
         if processes[rank].is_alive():
             hung.append(rank)
-    for process in processes:
-        process.kill()
-        process.join()
+    end(processes)
     return Outcome(
         codes=[process.exitcode or 0 for process in processes],
         errors=[_text(folder / f"error-{rank}") for rank in range(job.size)],

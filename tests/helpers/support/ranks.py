@@ -10,7 +10,6 @@ started afresh.
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import sys
 import tempfile
 import traceback
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from support.processes import end, fork
 
 MOST = 4
 TIMEOUT = 20.0
@@ -66,20 +67,8 @@ class Pool:
     """The processes."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["torch", "torch._dynamo", "torch.distributed.tensor", "rlsedit_kernels.distributed"]
-        )
         self._folder = tempfile.TemporaryDirectory()
-        file = str(Path(self._folder.name) / "store")
-        self.pipes, self.processes = [], []
-        for rank in range(MOST):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(rank, file, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self.pipes.append(mine)
-            self.processes.append(process)
+        self.pipes, self.processes = fork(MOST, _work, str(Path(self._folder.name) / "store"))
 
     def run(self, n: int, function: Callable[..., Any], args: tuple[Any, ...], limit: float) -> list[Outcome]:
         """One outcome a rank; one that does not come within `limit` seconds or whose process died is an error."""
@@ -96,10 +85,7 @@ class Pool:
         return found
 
     def stop(self) -> None:
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join(5)
+        end(self.processes)
         self._folder.cleanup()
 
 
