@@ -58,9 +58,9 @@ def seconds(function: Function, device: str) -> float:
     return float(start.elapsed_time(stop)) / 1e3
 
 
-def wake(n: int, seconds: float = 1.0) -> None:
+def wake(n: int) -> None:
     """Products of n x n matrices for a second: an idle GPU has low clocks, and the first rows would be slow."""
-    A, end = torch.randn(n, n, device="cuda"), time.monotonic() + seconds
+    A, end = torch.randn(n, n, device="cuda"), time.monotonic() + 1.0
     while time.monotonic() < end:
         torch.mm(A, A)
         torch.cuda.synchronize()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -32,19 +31,20 @@ def _commit() -> str:
 
 
 def in_turns(
-    functions: Mapping[str, Callable[[int], object]], repetitions: Mapping[str, int], warmup: int = 2
+    functions: Mapping[str, Callable[[int], object]], repetitions: Mapping[str, int]
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns, so that a drifting machine favours none.
+
+    Before that each is called twice, uncounted, or once where it has fewer than three repetitions.
 
     Args:
         functions: by name; called with the number of the repetition.
         repetitions: by name; slow ones may have fewer, spread evenly over the rounds.
-        warmup: uncounted calls of each, first (one, for a function with fewer than three repetitions).
     """
     rounds = max(repetitions.values())
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for name, function in functions.items():
-        for i in range(warmup if repetitions[name] >= 3 else 1):
+        for i in range(2 if repetitions[name] >= 3 else 1):
             function(-1 - i)
     for i in range(rounds):
         for name, function in functions.items():
@@ -57,17 +57,8 @@ def in_turns(
 
 def summary(seconds: list[float]) -> dict[str, float | int]:
     """Median and spread, in milliseconds."""
-    ordered = sorted(1e3 * s for s in seconds)
-
-    def quantile(q: float) -> float:
-        return ordered[min(len(ordered) - 1, round(q * (len(ordered) - 1)))]
-
-    return {
-        "p20_ms": quantile(0.2),
-        "median_ms": statistics.median(ordered),
-        "p80_ms": quantile(0.8),
-        "repetitions": len(ordered),
-    }
+    found = profile.Times.of([1e3 * s for s in seconds])
+    return {"p20_ms": found.p20, "median_ms": found.median, "p80_ms": found.p80, "repetitions": found.repetitions}
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -16,8 +16,6 @@ __all__ = ["SCHEMA", "Profile", "Row", "StageRow", "Times", "load"]
 
 SCHEMA = "rlsedit-profile/1"
 
-STATUS = ("measured", "extrapolated", "skipped", "failed")
-
 
 @dataclass(frozen=True)
 class Times:

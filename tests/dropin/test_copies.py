@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.builders import normal
 from support.tolerances import relative_error
 from torch import Tensor
 
@@ -17,18 +18,12 @@ from rlsedit_kernels import dropin
 D, V, U, L2 = 40, 6, 4, 5.0
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """On the device of the session (--device)."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cpu").to(torch.get_default_device())
-
-
-KEYS = [random(D, U, seed=seed) for seed in range(4)]
-R, EYE = random(V, U, seed=9), torch.eye(D)
+KEYS = [normal(D, U, seed=seed) for seed in range(4)]
+R, EYE = normal(V, U, seed=9), torch.eye(D)
 
 
 def projector() -> Tensor:
-    basis = torch.linalg.qr(random(D, 17, seed=10))[0]
+    basis = torch.linalg.qr(normal(D, 17, seed=10))[0]
     return (basis @ basis.T)[None]
 
 
@@ -136,7 +131,7 @@ def update(C: Any, keys: Tensor) -> Any:
 @pytest.mark.parametrize("batches", [0, 2])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda stack: stack.clone()])
 def test_copies_and_files_of_covariances(copied: Callable[[Any], Any], batches: int) -> None:
-    information = 3.0 * EYE + random(D, D, seed=5) @ random(D, D, seed=5).T
+    information = 3.0 * EYE + normal(D, D, seed=5) @ normal(D, D, seed=5).T
     stack = torch.stack([dropin.Covariance(information)])
     for keys in KEYS[:batches]:
         stack[0] = update(stack[0], keys)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.builders import normal
 from support.tolerances import relative_error
 from torch import Tensor
 
@@ -18,24 +19,18 @@ D, V, U, L2 = 48, 6, 4, 10.0
 EYE = torch.eye(D)
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """On the device of the session (--device)."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cpu").to(torch.get_default_device())
-
-
 def projector() -> Tensor:
-    basis = torch.linalg.qr(random(D, 20, seed=1))[0]
+    basis = torch.linalg.qr(normal(D, 20, seed=1))[0]
     return (basis @ basis.T)[None]
 
 
 def moment() -> Tensor:
-    samples = random(5 * D, D, seed=3)
+    samples = normal(5 * D, D, seed=3)
     return samples.T @ samples / len(samples)
 
 
-K, R = random(D, U, seed=4), random(V, U, seed=5)
-OTHER = random(D, U, seed=6)
+K, R = normal(D, U, seed=4), normal(V, U, seed=5)
+OTHER = normal(D, U, seed=6)
 OTHER *= K.norm() / OTHER.norm()
 TRACELESS = torch.diag(torch.tensor([1.0, -1.0]).repeat(D // 2))
 
@@ -108,7 +103,7 @@ def test_what_is_committed_is_what_was_solved_for() -> None:
     solve(P, c)
     with pytest.raises(ValueError, match="it is of their size, but differs"):
         c[0] += OTHER @ OTHER.T
-    again = K * (1.0 + 1e-4 * random(D, U, seed=7))  # another forward pass
+    again = K * (1.0 + 1e-4 * normal(D, U, seed=7))  # another forward pass
     c[0] += again @ again.T
     assert P.health()[0].steps == 1
 
@@ -339,9 +334,9 @@ ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("shape", [(48, 4), (400, 900), (1000, 1)])
 def test_rounding_of_the_product_is_no_doubt(name: str, keys: torch.dtype, shape: tuple[int, int]) -> None:
     for A in (
-        random(*shape, seed=7),
-        random(*shape, seed=8).abs() + 3.0,
-        random(*shape, seed=9) * torch.logspace(0, -6, shape[1]),
+        normal(*shape, seed=7),
+        normal(*shape, seed=8).abs() + 3.0,
+        normal(*shape, seed=9) * torch.logspace(0, -6, shape[1]),
     ):
         given = A.to(keys)
         doubts = Doubts()
@@ -361,7 +356,7 @@ def test_alphaedit_under_autocast_is_alphaedit() -> None:
         P, c = dropin.alphaedit(projector(), L2, (OTHER @ OTHER.T)[None], verify=True)
         with block():
             for seed in (11, 12, 13):
-                keys = random(D, U, seed=seed)
+                keys = normal(D, U, seed=seed)
                 for gram in (keys @ keys.T, (keys @ keys.T).float()):
                     change = torch.linalg.solve(P[0] @ (gram + c[0]) + L2 * EYE, P[0] @ keys @ R.T)
                 c[0] += keys @ keys.T

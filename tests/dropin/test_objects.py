@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.builders import normal
 from support.tolerances import relative_error
 from torch import Tensor
 
@@ -23,23 +24,17 @@ DOCS = Path(__file__).parents[2] / "docs" / "dropin.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """On the device of the session (--device)."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cpu").to(torch.get_default_device())
-
-
 def projectors() -> Tensor:
-    bases = [torch.linalg.qr(random(D, 20, seed=seed))[0] for seed in (1, 2)]
+    bases = [torch.linalg.qr(normal(D, 20, seed=seed))[0] for seed in (1, 2)]
     return torch.stack([basis @ basis.T for basis in bases])
 
 
 def moment() -> Tensor:
-    samples = random(5 * D, D, seed=3)
+    samples = normal(5 * D, D, seed=3)
     return samples.T @ samples / len(samples)
 
 
-K, R = random(D, U, seed=4), random(V, U, seed=5)
+K, R = normal(D, U, seed=4), normal(V, U, seed=5)
 EYE = torch.eye(D)
 
 
@@ -90,7 +85,7 @@ def test_alphaedit_refuses_what_it_does_not_know(
 def test_a_batch_is_committed_once_and_with_its_own_keys() -> None:
     P, cache = dropin.alphaedit(projectors(), L2)
     torch.linalg.solve(P[0] @ (K @ K.T + cache[0]) + L2 * EYE, P[0] @ K @ R.T)
-    other = random(D, U, seed=9)
+    other = normal(D, U, seed=9)
     with pytest.raises(ValueError, match="must be that of the keys"):
         cache[0] += other @ other.T
     cache[0] += K @ K.T
@@ -180,7 +175,7 @@ def test_memit_fetches_a_moment_again_where_it_may_be_another_one() -> None:
 @pytest.mark.parametrize("keys", [K, K.double()])
 def test_a_moment_that_is_not_positive_definite_is_solved_with_as_it_is(weight: float, keys: Tensor) -> None:
     """What the original gives then hangs on the rounding of the moment; a lifted one would have another answer."""
-    few = random(D - 9, D, seed=7)
+    few = normal(D - 9, D, seed=7)
     given = few.T @ few / len(few)
     stand = dropin.Moment(given, verify=True)
     gram = keys @ keys.T
@@ -195,7 +190,7 @@ def test_a_moment_that_is_not_positive_definite_is_solved_with_as_it_is(weight: 
 
 @pytest.mark.parametrize("smallest", [1e-5, 1e-7])
 def test_a_moment_with_small_eigenvalues_is_not_lifted(smallest: float) -> None:
-    turned = torch.linalg.qr(random(D, D, seed=8).double())[0]
+    turned = torch.linalg.qr(normal(D, D, seed=8).double())[0]
     given = (turned * torch.logspace(0.0, math.log10(smallest), D, dtype=torch.float64)) @ turned.T
     given, keys = ((given + given.T) / 2.0).float(), K.double()
     found = torch.linalg.solve(1000 * dropin.Moment(given).double() + keys @ keys.T, keys)
@@ -205,7 +200,7 @@ def test_a_moment_with_small_eigenvalues_is_not_lifted(smallest: float) -> None:
 
 @pytest.mark.parametrize("smallest", [1e-5, 1e-7])
 def test_an_information_with_small_eigenvalues_is_not_lifted(smallest: float) -> None:
-    turned = torch.linalg.qr(random(D, D, seed=8).double())[0]
+    turned = torch.linalg.qr(normal(D, D, seed=8).double())[0]
     given = (turned * torch.logspace(2.0, 2.0 + math.log10(smallest), D, dtype=torch.float64)) @ turned.T
     given = ((given + given.T) / 2.0).float()
     found = dropin.Covariance(given, verify=True).update(K)
@@ -213,7 +208,7 @@ def test_an_information_with_small_eigenvalues_is_not_lifted(smallest: float) ->
 
 
 def test_a_singular_information_is_lifted() -> None:
-    few = random(D - 9, D, seed=7)
+    few = normal(D - 9, D, seed=7)
     given = few.T @ few / len(few)
     values, vectors = torch.linalg.eigh(given.double())
     lifted = (vectors * values.clamp_min(4.0 * torch.finfo(given.dtype).eps * float(values[-1]))) @ vectors.T
@@ -257,7 +252,7 @@ def test_a_matrix_that_comes_again_is_factored_once() -> None:
     [
         (lambda C: C - K @ K.T, r"C - \w+ is not part"),
         (lambda C: torch.linalg.inv(C), "no part of an expression"),
-        (lambda C: change(C, K) @ random(D, U + 1, seed=8), "multiplied by the keys of its batch"),
+        (lambda C: change(C, K) @ normal(D, U + 1, seed=8), "multiplied by the keys of its batch"),
         (lambda C: torch.stack([C], dim=1), "along dimension 0"),
         (lambda C: torch.stack([C]).__setitem__(0, K @ K.T), "its own update"),
     ],
@@ -297,12 +292,12 @@ def test_the_editor_of_thirty_lines(dtype: torch.dtype, bias: bool) -> None:
     assert len([line for line in block.splitlines() if line.strip()]) <= 30
     space: dict[str, Any] = {}
     exec(compile(block, "docs/dropin.md", "exec"), space)
-    inputs, layers = random(4 * D, D, seed=6), [torch.nn.Linear(D, V, bias=bias, dtype=dtype) for _ in range(2)]
+    inputs, layers = normal(4 * D, D, seed=6), [torch.nn.Linear(D, V, bias=bias, dtype=dtype) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     first = layers[0].weight.detach().clone().double()
     editors = [space["LinearEditor"](layer, inputs, 2.0) for layer in layers]
     batches = {
-        n: (random(U, D, seed=10 + i).to(dtype), random(U, V, seed=20 + i).to(dtype)) for i, n in enumerate("abc")
+        n: (normal(U, D, seed=10 + i).to(dtype), normal(U, V, seed=20 + i).to(dtype)) for i, n in enumerate("abc")
     }
     for name, batch in batches.items():
         editors[0].write(name, *batch)
@@ -332,7 +327,7 @@ def test_the_editor_of_thirty_lines(dtype: torch.dtype, bias: bool) -> None:
 
 def test_rows_of_a_handed_over_cache() -> None:
     """The state of a cache of earlier keys is that of the keys themselves."""
-    keys = random(7, D, seed=12)
+    keys = normal(7, D, seed=12)
     gram = (keys.T @ keys)[None].expand(2, D, D)
     P, cache = dropin.alphaedit(projectors(), L2, gram)
     found = torch.linalg.solve(P[0] @ (K @ K.T + cache[0]) + L2 * EYE, P[0] @ K @ R.T)

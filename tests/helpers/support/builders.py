@@ -34,6 +34,12 @@ def keys(u: int, d: int, rng: np.random.Generator, kind: str = "plain") -> np.nd
     return K
 
 
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers in float32, the same on every device, on that of the tests."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cpu").to(torch.get_default_device())
+
+
 def tensor(A: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     """A torch copy in `dtype` on the device of the tests."""
     return torch.from_numpy(np.array(A)).to(dtype).to(torch.get_default_device())
