@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from gpu import Bench, Entry, Problem, backends_of, error, floor
+from gpu_bench import Bench, Entry, Problem, backends_of, error, floor
 
 import rlsedit_kernels as rk
 

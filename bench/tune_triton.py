@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 import checkout  # noqa: F401
 import torch
-from gpu import Problem, seconds, wake
+from gpu_bench import Problem, seconds, wake
 from harness import arguments
 
 from rlsedit_kernels import triton_kernels

@@ -6,35 +6,28 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu
+import gpu_cases
+import harness
 import pytest
 import torch
+from gpu_bench import Bench, Entry, Problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(BENCH))
-    import gpu
-
-    yield gpu
-    for name in ("checkout", "gpu", "gpu_cases", "harness"):
-        sys.modules.pop(name, None)
 
 
 def broken() -> None:
     raise RuntimeError("no kernel image\nand a second line")
 
 
-def test_a_failure_is_a_row_and_the_others_are_measured(gpu) -> None:
-    bench = gpu.Bench("cpu", 3, 60.0)
-    entries = [gpu.Entry("bad", broken), gpu.Entry("good", lambda: None, lambda: {"error": 0.5}, most=2)]
-    bench.compare("something", {"u": 4}, [*entries, gpu.Entry("no error", lambda: None, broken)], 1.5)
+def test_a_failure_is_a_row_and_the_others_are_measured() -> None:
+    bench = Bench("cpu", 3, 60.0)
+    entries = [Entry("bad", broken), Entry("good", lambda: None, lambda: {"error": 0.5}, most=2)]
+    bench.compare("something", {"u": 4}, [*entries, Entry("no error", lambda: None, broken)], 1.5)
     bad, good, no_error = bench.rows
     assert bad == {"what": "something", "u": 4, "name": "bad", "failed": "RuntimeError: no kernel image"}
     assert (good["error"], good["floor_ms"], good["repetitions"]) == (0.5, 1.5, 2)
@@ -46,22 +39,22 @@ def test_a_failure_is_a_row_and_the_others_are_measured(gpu) -> None:
     assert bench.median("something", "good", u=5) is None
 
 
-def test_a_machine_without_git_keeps_its_result(gpu, tmp_path, monkeypatch) -> None:
+def test_a_machine_without_git_keeps_its_result(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sys.modules["harness"]._commit() == "unknown"
+    assert harness._commit() == "unknown"
 
 
-def test_nothing_is_started_when_the_time_is_used_up(gpu) -> None:
-    bench = gpu.Bench("cpu", 3, -1.0)
-    bench.compare("something", {}, [gpu.Entry("late", broken)])
+def test_nothing_is_started_when_the_time_is_used_up() -> None:
+    bench = Bench("cpu", 3, -1.0)
+    bench.compare("something", {}, [Entry("late", broken)])
     assert bench.rows == [{"what": "something", "name": "late", "failed": "not run: the time is used up"}]
 
 
-def test_a_section_that_fails_is_a_row_and_what_was_measured_is_kept(gpu, tmp_path) -> None:
-    bench = gpu.Bench("cpu", 3, 60.0, target=tmp_path / "new" / "gpu.json")
+def test_a_section_that_fails_is_a_row_and_what_was_measured_is_kept(tmp_path) -> None:
+    bench = Bench("cpu", 3, 60.0, target=tmp_path / "new" / "gpu.json")
 
     def half(bench: Any) -> None:
-        bench.compare("something", {}, [gpu.Entry("good", lambda: None)])
+        bench.compare("something", {}, [Entry("good", lambda: None)])
         raise MemoryError("no room\nfor more")
 
     bench.section(half)
@@ -69,10 +62,10 @@ def test_a_section_that_fails_is_a_row_and_what_was_measured_is_kept(gpu, tmp_pa
     assert json.loads(bench.target.read_text())["unfinished"] == bench.rows[:1]
 
 
-def test_a_call_that_hangs_ends_the_run(gpu) -> None:
-    bench, gave_up = gpu.Bench("cpu", 3, 60.0), threading.Event()
+def test_a_call_that_hangs_ends_the_run() -> None:
+    bench, gave_up = Bench("cpu", 3, 60.0), threading.Event()
     bench.watch(0.05, gave_up.set)
-    bench.compare("something", {"u": 4}, [gpu.Entry("stuck", lambda: gave_up.wait(20.0))])
+    bench.compare("something", {"u": 4}, [Entry("stuck", lambda: gave_up.wait(20.0))])
     assert gave_up.is_set()
     assert bench.rows[0] == {"what": "something", "u": 4, "name": "stuck", "failed": "hangs: no answer in 0.05 s"}
 
@@ -95,7 +88,7 @@ def test_the_whole_run_on_a_pretended_gpu(tmp_path) -> None:
     assert all(row["measured"] is not None for row in found if "triton" not in row["name"].lower())
 
 
-def test_the_whole_run_on_the_cpu(gpu, tmp_path, capsys, monkeypatch) -> None:
+def test_the_whole_run_on_the_cpu(tmp_path, capsys, monkeypatch) -> None:
     """Every section at a size that takes a moment; each target has a row."""
     target = tmp_path / "gpu.json"
     words = f"gpu.py --device cpu --d 48 --u 5 1 --v 12 --factors 32 --repetitions 1 --json {target}"
@@ -122,11 +115,9 @@ class Weights(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_error_of_a_weight_update_is_that_of_the_layout_that_is_timed(gpu) -> None:
-    import gpu_cases
-
+def test_the_error_of_a_weight_update_is_that_of_the_layout_that_is_timed() -> None:
     d, u, v = 12, 5, 7
-    bench, problem = gpu.Bench("cpu", 2, 60.0), gpu.Problem(d, u, v, "cpu")
+    bench, problem = Bench("cpu", 2, 60.0), Problem(d, u, v, "cpu")
     with Weights() as seen:
         gpu_cases.weights(bench, problem, torch.randn(d, u, device="cpu"))
     assert len(seen.strides) == 5 * len(bench.rows)  # two to warm up, two timed, one for the error
@@ -134,10 +125,8 @@ def test_the_error_of_a_weight_update_is_that_of_the_layout_that_is_timed(gpu) -
     assert problem.W.stride() == (v, 1)
 
 
-def test_rivals_do_not_run_in_tf32(gpu, tmp_path, monkeypatch) -> None:
+def test_rivals_do_not_run_in_tf32(tmp_path, monkeypatch) -> None:
     """Images of CUDA set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which does what is done here."""
-    import gpu_cases
-
     found, switch = [], torch.backends.cuda.matmul
     monkeypatch.setattr(gpu_cases, "ceilings", lambda *_: found.append(switch.fp32_precision))
     target = tmp_path / "gpu.json"
@@ -152,7 +141,7 @@ def test_rivals_do_not_run_in_tf32(gpu, tmp_path, monkeypatch) -> None:
     assert json.loads(target.read_text(encoding="utf-8"))["settings"]["tf32 of torch"] is False
 
 
-def test_a_device_that_would_be_timed_by_the_host_is_refused(gpu, monkeypatch) -> None:
+def test_a_device_that_would_be_timed_by_the_host_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cuda:1"])
     with pytest.raises(SystemExit):
         gpu.main()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import tune_triton
-from gpu import Problem
+from gpu_bench import Problem
 
 from rlsedit_kernels.triton_kernels import tuning
 from rlsedit_kernels.triton_kernels.tuning import Tiles

@@ -1,0 +1,185 @@
+"""What `gpu.py` measures with: device events, candidates that take turns, rows that say what failed or hung."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from harness import summary
+
+import rlsedit_kernels as rk
+
+Function = Callable[[], object]
+
+# What the floors are reckoned with (an H200): bytes and float32-accurate flops (3xTF32) in a second.
+BYTES, FLOPS = 4.3e12, 130e12
+
+# Cycles by which the host may run ahead of the device, about 1 ms: 300 launches.
+HEAD_START = 2_000_000
+
+
+def seconds(function: Function, device: str) -> float:
+    """One call: device events on a GPU, the clock elsewhere.
+
+    The device is kept busy until the host has put the call on the stream: the events would else measure the Python of
+    a short op and not its kernels.
+    """
+    if device != "cuda":
+        begin = time.perf_counter()
+        function()
+        return time.perf_counter() - begin
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(HEAD_START)
+    start.record()
+    function()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
+
+
+def wake(n: int) -> None:
+    """Products of n x n matrices for a second: an idle GPU has low clocks, and the first rows would be slow."""
+    A, end = torch.randn(n, n, device="cuda"), time.monotonic() + 1.0
+    while time.monotonic() < end:
+        torch.mm(A, A)
+        torch.cuda.synchronize()
+
+
+def error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    """|got - exact| / |exact|, Frobenius."""
+    return float((got.double() - exact).norm() / exact.norm())
+
+
+def floor(bytes_moved: float, flops: float) -> float:
+    """The larger of both times, in ms."""
+    return 1e3 * max(bytes_moved / BYTES, flops / FLOPS)
+
+
+@dataclass
+class Entry:
+    """A candidate: what is timed, its error against float64 (by name of the result), how often at most."""
+
+    name: str
+    run: Function
+    errors: Callable[[], dict[str, float]] | None = None
+    most: int = 1000
+
+
+@dataclass
+class Bench:
+    """The rows of a run, and the time that is left for it."""
+
+    device: str
+    repetitions: int
+    budget: float
+    begin: float = field(default_factory=time.monotonic)
+    rows: list[dict[str, object]] = field(default_factory=list)
+    target: Path | None = None
+    doing: tuple[float, dict[str, object]] | None = None  # since when, and what
+
+    def compare(self, what: str, shape: dict[str, int], entries: Sequence[Entry], least: float | None = None) -> None:
+        """Time the entries in turns; each leaves one row, with its failure where it fails."""
+        base: dict[str, object] = {"what": what, **shape}
+        alive: list[Entry] = []
+        for entry in entries:
+            if time.monotonic() - self.begin > self.budget:
+                self.rows.append({**base, "name": entry.name, "failed": "not run: the time is used up"})
+                continue
+            self.doing = time.monotonic(), {**base, "name": entry.name}
+            if (failure := self._attempt(entry)) is not None:
+                self.rows.append({**base, "name": entry.name, "failed": failure})
+            else:
+                alive.append(entry)
+        times: dict[str, list[float]] = {entry.name: [] for entry in alive}
+        for i in range(self.repetitions):
+            for entry in alive:
+                self.doing = time.monotonic(), {**base, "name": entry.name}
+                if i < entry.most and (time.monotonic() - self.begin < self.budget or not times[entry.name]):
+                    times[entry.name].append(seconds(entry.run, self.device))
+        for entry in alive:
+            self.doing = time.monotonic(), {**base, "name": entry.name}
+            row = {**base, "name": entry.name, **summary(times[entry.name]), "floor_ms": least}
+            try:
+                row |= entry.errors() if entry.errors is not None else {}
+            except Exception as failure:  # the time stands; say that its error is not known
+                row["failed"] = f"error against float64: {_text(failure)}"
+            self.rows.append(row)
+            print(f"{what} {shape} {entry.name}: {row['median_ms']:.3f} ms", file=sys.stderr, flush=True)
+        self.doing = time.monotonic(), {"what": f"after {what}", **shape}
+        if self.target is not None:  # should the process be killed
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.target.write_text(json.dumps({"unfinished": self.rows}) + "\n", encoding="utf-8")
+
+    def section(self, function: Callable[..., None], *arguments: object) -> None:
+        """A part of the run; one that fails between its comparisons is a row too."""
+        self.doing = time.monotonic(), {"what": function.__name__}
+        try:
+            function(self, *arguments)
+        except Exception as failure:
+            traceback.print_exc()
+            self.rows.append({"what": function.__name__, "failed": _text(failure)})
+
+    def watch(self, limit: float, give_up: Callable[[], None]) -> None:
+        """From a thread of its own: `give_up` once a call takes longer than `limit` seconds."""
+
+        def look() -> None:
+            while True:
+                time.sleep(min(1.0, limit / 4))
+                if (doing := self.doing) is not None and time.monotonic() - doing[0] > limit:
+                    self.rows.append({**doing[1], "failed": f"hangs: no answer in {limit:g} s"})
+                    give_up()
+                    return
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def _attempt(self, entry: Entry) -> str | None:
+        """Two calls to warm up; the message of what went wrong."""
+        try:
+            for _ in range(2):
+                entry.run()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+        except Exception as failure:
+            return _text(failure)
+        return None
+
+    def median(self, what: str, name: str, **shape: int) -> float | None:
+        """A median that was measured."""
+        for row in self.rows:
+            if row["what"] == what and row["name"] == name and all(row.get(k) == v for k, v in shape.items()):
+                value = row.get("median_ms")
+                return value if isinstance(value, float) else None
+        return None
+
+
+def _text(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+
+
+class Problem:
+    """A layer with a batch: C symmetric positive definite, keys with k'Ck about 1, W, V, and a triangular factor R."""
+
+    def __init__(self, d: int, u: int, v: int, device: str) -> None:
+        generator = torch.Generator(device=device).manual_seed(0)
+
+        def randn(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, device=device)
+
+        columns = randn(d, 64) / d**0.5
+        self.C = torch.eye(d, device=device) + columns @ columns.mT
+        self.C = (self.C + self.C.mT) / 2
+        self.K, self.V, self.W = randn(u, d) / d**0.5, randn(u, v), randn(d, v) / d**0.5
+        self.R = randn(d, d).triu() / (4.0 * d**0.5)
+        self.R.diagonal().abs_().add_(1.0)
+
+
+def backends_of(device: str) -> list[str]:
+    """Back ends that serve the device, the plain one last."""
+    return [row.name for row in rk.backends() if row.available and (device in row.devices or "*" in row.devices)]
