@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from rlsedit.facts import Fact, world
 from rlsedit.facts.relations import RELATIONS
 from rlsedit.facts.sources import PACKAGES, TOWNS, clean_pairs
 from rlsedit.facts.world import relation_pairs, world_facts
@@ -74,6 +76,21 @@ def test_towns_are_many_and_keep_the_promises_of_the_others() -> None:
             assert subject not in edited
             assert truth[subject] == answer != fact.target_new
     assert world_facts(0, relations=["town"], limit=50) == towns[:50]
+
+
+def test_only_the_facts_that_are_asked_for_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of over twenty thousand towns."""
+    made: list[str] = []
+    whole = world.Fact
+
+    def counted(**fields: Any) -> Fact:
+        made.append(fields["id"])
+        return whole(**fields)
+
+    monkeypatch.setattr(world, "Fact", counted)
+    found = world_facts(0, limit=5, relations=["town", "symbol"])
+    assert sorted(made[:5]) == sorted(fact.id for fact in found)
+    assert len(made) <= 6
 
 
 def test_deterministic_and_a_prefix_of_longer_streams(facts: list) -> None:  # type: ignore[type-arg]

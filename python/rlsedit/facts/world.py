@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, zip_longest
 
 from rlsedit.facts.fact import Fact
 from rlsedit.facts.relations import MANY, RELATIONS, Relation
@@ -66,39 +66,36 @@ def world_facts(
             raise ValueError(f"world_facts: relations must be among {', '.join(SOURCES)}, got {name!r}")
     chosen = [relation for relation in (*RELATIONS, *MANY) if relation.name in names]
     columns = [_relation_facts(r, relation_pairs(r.name), seed, neighbours) for r in chosen]
-    stream = [fact for turn in zip_longest(*columns) for fact in turn if fact is not None]
-    return stream[:limit]
+    stream = (fact for turn in zip_longest(*columns) for fact in turn if fact is not None)
+    return list(islice(stream, limit))
 
 
-def _relation_facts(relation: Relation, pairs: Sequence[Pair], seed: int, neighbours: int) -> list[Fact]:
+def _relation_facts(relation: Relation, pairs: Sequence[Pair], seed: int, neighbours: int) -> Iterator[Fact]:
     rng = random.Random(f"{seed}:{relation.name}")
-    answers = sorted({answer for _, answer in pairs})
+    answers = [(answer, _first_word(answer), answer.casefold()) for answer in sorted({answer for _, answer in pairs})]
     reserve = [pair for pair in pairs if _is_neighbour(pair[0])]
     edited = [pair for pair in pairs if not _is_neighbour(pair[0])]
     rng.shuffle(edited)
     near = _Reserve(relation, reserve)
-    facts = []
     for subject, true in edited:
         draw = random.Random(f"{seed}:{relation.name}:{subject}")
-        others = [a for a in answers if _first_word(a) != _first_word(true) and a.casefold() not in subject.casefold()]
+        own, name = _first_word(true), subject.casefold()
+        others = [answer for answer, first, folded in answers if first != own and folded not in name]
         if not others:
             continue
         new = draw.choice(others)
         chosen = near.draw(draw, true, new, neighbours)
-        facts.append(
-            Fact(
-                id=f"{relation.name}/{subject}",
-                prompt=relation.prompt,
-                subject=subject,
-                target_new=new,
-                target_true=true,
-                paraphrases=tuple(template.replace("{}", subject) for template in relation.paraphrases),
-                neighbours=tuple(text for text, _ in chosen),
-                neighbour_answers=tuple(answer for _, answer in chosen),
-                relation=relation.name,
-            )
+        yield Fact(
+            id=f"{relation.name}/{subject}",
+            prompt=relation.prompt,
+            subject=subject,
+            target_new=new,
+            target_true=true,
+            paraphrases=tuple(template.replace("{}", subject) for template in relation.paraphrases),
+            neighbours=tuple(text for text, _ in chosen),
+            neighbour_answers=tuple(answer for _, answer in chosen),
+            relation=relation.name,
         )
-    return facts
 
 
 class _Reserve:
