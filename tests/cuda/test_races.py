@@ -57,13 +57,15 @@ def test_what_nothing_orders_is_found(kernel, ordered, not_ordered, small) -> No
         assert result == right
 
 
-@pytest.mark.parametrize("op", races.SIZES)
-def test_no_kernel_has_a_race(op, small) -> None:
-    output, found = races.found_in([op])
+@pytest.mark.parametrize("half", [0, 1])
+def test_no_kernel_has_a_race(half, small) -> None:
+    """In two processes: under ThreadSanitizer the imports take as long as an op."""
+    ops = list(races.SIZES)[half::2]
+    output, found = races.found_in(ops)
     assert not found, "\n\n".join(dict.fromkeys(map(races.brief, found)))
     lines = [line.split() for line in output.splitlines()]
-    assert len(lines) == len(races.cases(op))
-    assert all(line[0] == op and int(line[-1]) >= 2 for line in lines)
+    assert [line[0] for line in lines] == [op for op in ops for _ in races.cases(op)]
+    assert all(int(line[-1]) >= 2 for line in lines)
 
 
 @pytest.mark.parametrize(("op", "source"), [("downdate_", "downdate_.cu"), ("qr_gain", "dataflow.h")])
