@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.bits import same
 from support.ranks import run
 
 import rlsedit_kernels as rk
@@ -214,22 +215,11 @@ def test_one_bad_batch_leaves_all_states_unchanged(bad: str) -> None:
         batches[0, 2] = (torch.ones(2, D), -1.0)
     with pytest.raises(ValueError, match=text):
         bank.update(batches)
-    assert _same(_everything(bank), before)
+    assert same(_everything(bank), before)
 
 
 def _everything(bank: StateBank) -> dict[str, Any]:
     return bank.state_dict()["states"]  # type: ignore[return-value]
-
-
-def _same(one: Any, other: Any) -> bool:
-    """To the bit, tensors and plain values."""
-    if isinstance(one, torch.Tensor):
-        return bool(torch.equal(one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
 
 
 def test_removal_takes_back_or_changes_nothing() -> None:
@@ -250,7 +240,7 @@ def test_removal_takes_back_or_changes_nothing() -> None:
     strange = {(0, 0): first[0, 0], (0, 1): (100.0 * torch.ones(1, D, dtype=torch.float64), 1.0)}
     with pytest.raises(LeverageError, match=r"state \(0, 1\)"):
         bank.remove(strange)
-    assert _same(_everything(bank), kept)
+    assert same(_everything(bank), kept)
     bank.update(second)  # the stacks are still those of the states
     for key in second:
         assert bank.state(key).steps == 2  # type: ignore[union-attr]
@@ -266,13 +256,13 @@ def test_a_batch_prepared_before_another_is_not_written() -> None:
         before = _everything(bank)
         with pytest.raises(ValueError, match="has changed since"):
             bank.write(prepared)
-        assert _same(_everything(bank), before)
+        assert same(_everything(bank), before)
 
 
 def _as_placed(one: Any, other: Any) -> bool:
     """To the bit with the kernels of this package; plain torch rounds otherwise in a batch of another size."""
     if active_backend("gain_products") == "cpu":
-        return _same(one, other)
+        return same(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_as_placed(one[key], other[key]) for key in one)
     if isinstance(one, torch.Tensor):
@@ -342,7 +332,7 @@ def _fails(ranks: Ranks, kind: str) -> tuple[bool, str]:
         bank.update(mine, 0.5 if kind == "forget" and last else 1.0)
     except (TypeError, ValueError, RankError) as error:
         text = f"{type(error).__name__}: {error}"
-    unchanged = _same(_everything(bank), before)
+    unchanged = same(_everything(bank), before)
     bank.update(third)  # the ranks are still in step
     return unchanged, text
 
@@ -417,7 +407,7 @@ def test_a_state_that_is_missing_is_found_before_anything_is_loaded() -> None:
     states["1.3"] = {**before["1.3"], "dtype": "torch.float64"}
     with pytest.raises(ValueError, match=r"state \(1, 3\): .*this state is torch.float32"):
         bank.load_state_dict({**saved, "states": states})
-    assert _same(_everything(bank), before)
+    assert same(_everything(bank), before)
 
 
 def _counted(ranks: Ranks) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from support.bits import same
 from support.ranks import run
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
@@ -52,10 +53,6 @@ class Table:
                 saved["plain"]]  # fmt: skip
 
 
-def _same(one: list[Any], other: list[Any]) -> bool:
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True))
-
-
 def _write_table(ranks: Ranks, folder: str, step: int, seed: int) -> list[Any]:
     table = Table(ranks, seed)
     save(folder, {"table": table}, step=step, extra={"position": step})
@@ -75,7 +72,7 @@ def _read_table(ranks: Ranks, folder: str) -> tuple[list[Any], int, Any]:
 def test_any_number_of_ranks_reads_what_any_other_has_written(tmp_path: Path, first: int, then: int) -> None:
     written = run(first, _write_table, str(tmp_path), 3, 1)[0]
     for full, step, extra in run(then, _read_table, str(tmp_path)):
-        assert _same(full, written)
+        assert same(full, written)
         assert (step, extra) == (3, {"position": 3})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000000003"]
 
@@ -112,11 +109,11 @@ def test_states_that_live_on_one_rank_are_read_by_whichever_asks(tmp_path: Path)
     wanted = [_bits(_expert(e, 2 + e)) for e in range(5)]
     everywhere = _bits(_expert(9, 4))
     for bits, expected in zip(found[0] + found[1], [*wanted[:3], everywhere, *wanted[3:], everywhere], strict=True):
-        assert _same(bits, expected)
+        assert same(bits, expected)
     alone = {name: _expert(seed) for seed, name in [*((e, f"expert.{e}") for e in range(5)), (9, "all")]}
     load(tmp_path, alone)  # this process has no ranks
     for state, expected in zip(alone.values(), [*wanted, everywhere], strict=True):
-        assert _same(_bits(state), expected)
+        assert same(_bits(state), expected)
 
 
 def _weights(ranks: Ranks, fill: bool, turned: bool) -> dict[str, torch.Tensor]:
@@ -210,7 +207,7 @@ def _disk_full(ranks: Ranks, folder: str) -> tuple[str, Any, list[str]]:
         text = f"{type(error).__name__}: {error}"
     again = Table(ranks, None)
     load(folder, {"table": again})
-    assert _same(again.full(), table.full())
+    assert same(again.full(), table.full())
     save(folder, {"table": Table(ranks, 2)}, step=2)
     return text, latest(folder, ranks=ranks), sorted(path.name for path in Path(folder).iterdir())
 
@@ -237,18 +234,18 @@ def _refuse_all(ranks: Ranks, folder: str) -> tuple[list[str], bool]:
         _refused(lambda: load(folder, fresh, weights=weights, ranks=ranks)),
         _refused(lambda: load(folder, {} if ranks.rank == 1 else fresh, ranks=ranks)),
     ]
-    same = all(_same(_bits(state), bits) for state, bits in zip(fresh.values(), before, strict=True))
+    unchanged = all(same(_bits(state), bits) for state, bits in zip(fresh.values(), before, strict=True))
     load(folder, {} if ranks.rank == 1 else fresh, strict=False, ranks=ranks)
-    return texts, same
+    return texts, unchanged
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_all_ranks_and_nothing_changes(tmp_path: Path) -> None:
-    for texts, same in run(2, _refuse_all, str(tmp_path)):
+    for texts, unchanged in run(2, _refuse_all, str(tmp_path)):
         assert "state '1.1': load_state_dict: the saved state was made with another prior" in texts[0]
         assert "has no state 'other'; it has '0.0', '0.1', '1.0', '1.1'" in texts[1]
         assert "has no weight 'w'; it has none" in texts[2]
         assert "no rank asks for the state '1.0', '1.1'" in texts[3]
-        assert same
+        assert unchanged
 
 
 def _flip(path: Path) -> None:
@@ -276,10 +273,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, what: str, name: str) -> None:
     with pytest.raises(CheckpointError, match=name) as caught:
         load(tmp_path, {"one": state}, weights={"w": weight})
     assert (what if name != MANIFEST else what[:10]) in str(caught.value)
-    assert _same(_bits(state), before)
+    assert same(_bits(state), before)
     assert not weight.any()
     load(tmp_path, {"one": state}, step=1)  # the one before is still good
-    assert _same(_bits(state), _bits(_expert(1, 2)))
+    assert same(_bits(state), _bits(_expert(1, 2)))
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from unittest import mock
 
 import pytest
 import torch
+from support.bits import same
 from support.ranks import run
-from support.sharded import columns, full, keys, locals_of, prior, same
+from support.sharded import columns, full, keys, locals_of, prior
 
 from rlsedit_kernels.distributed import Ranks, ShardedCovarianceState, ShardedSquareRootState
 from rlsedit_kernels.errors import LeverageError, RankError

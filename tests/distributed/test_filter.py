@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from support import builders
+from support.bits import same
 from support.ranks import run
+from support.sharded import full
 from support.tolerances import relative_error
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -62,20 +64,12 @@ def shared(ranks: Ranks, value: torch.Tensor) -> torch.Tensor:
     return ranks.dtensor(value[:, ranks.rows(n)].contiguous(), n, dim=1)
 
 
-def full(value: torch.Tensor) -> torch.Tensor:
-    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
-
-
 def snapshot(rls: Any) -> list[torch.Tensor]:
     """What this rank has of a filter."""
     tensors = [rls._weight.clone(), torch.tensor([rls.objective, rls._errors, float(rls.state._writes)])]
     tensors += [value.clone() for value in vars(rls.state._form).values() if isinstance(value, torch.Tensor)]
     B = getattr(rls._solution, "B", None)
     return tensors if B is None else [*tensors, full(B.to_local())]
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _along(rls: Any, ranks: Ranks | None, d: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.bits import same
 from support.ranks import run
-from support.sharded import full, locals_of, same
+from support.sharded import full, locals_of
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.distributed import Ranks, ShardedCovarianceState, ShardedRLSFilter, ShardedSquareRootState

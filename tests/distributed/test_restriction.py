@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.bits import same
 from support.ranks import run
-from support.sharded import full, gathered, keys, prior, same
+from support.sharded import full, gathered, keys, prior
 from support.tolerances import relative_error
 
 import rlsedit_kernels as rk

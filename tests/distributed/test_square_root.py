@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from support import builders
+from support.bits import same
 from support.ranks import run
-from support.sharded import gathered
+from support.sharded import full, gathered
 from support.tolerances import relative_error, solve
-from torch.distributed.tensor import DTensor
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.backends import fallback
@@ -45,19 +45,11 @@ def targets(u: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
     return builders.tensor(np.random.default_rng(100 + seed).standard_normal((u, V)), dtype)
 
 
-def full(value: Any) -> torch.Tensor:
-    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
-
-
 def snapshot(state: Any) -> list[torch.Tensor]:
     """What this rank has of a state, and what it remembers."""
     form, counters = state._form, state._counters
     numbers = [float(counters.steps), counters.largest_key, form.trace, float(state._writes)]
     return [form.L.clone(), state._probes.z.clone(), state._probes.image.clone(), torch.tensor(numbers)]
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _stream(ranks: Ranks | None, kind: str, d: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

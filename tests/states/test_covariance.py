@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import builders
+from support.bits import same
 from support.tolerances import relative_error
 
 import rlsedit_kernels as rk
@@ -25,16 +26,6 @@ def keys(u: int, d: int = 40, seed: int = 1, dtype: torch.dtype = torch.float32,
 
 def snapshot(state: rk.CovarianceState) -> dict:
     return copy.deepcopy(state.state_dict())
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 class TestForms:

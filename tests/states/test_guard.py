@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 import torch
+from support.bits import same
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.diagnostics import Truth, make_stream, measures
@@ -32,16 +33,6 @@ def written(state, count: int, stream: str = "weak-1") -> list[tuple[torch.Tenso
 
 def snapshot(state) -> dict:
     return copy.deepcopy(state.state_dict())
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def make(kind: str, **arguments):

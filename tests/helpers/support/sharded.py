@@ -40,8 +40,8 @@ def columns(ranks: Ranks, K: torch.Tensor) -> DTensor:
 
 
 def full(value: Any) -> torch.Tensor:
-    """A DTensor on one rank."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """A DTensor on one rank; nobody else writes to it."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
 
 
 def gathered(tree: Any) -> Any:
@@ -56,14 +56,3 @@ def locals_of(state: Any) -> list[torch.Tensor]:
     form, probes = state._form, state._probes
     tensors = [value for value in vars(form).values() if isinstance(value, torch.Tensor)] if form is not None else []
     return [value.clone() for value in (*tensors, probes.z, probes.image)]
-
-
-def same(one: Any, other: Any) -> bool:
-    """To the bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import language_models as lm
+from support.bits import same
 
 from rlsedit.export import Checkpoint, apply_delta, between, delta_changes, load_delta, save_delta, write_folder
 
@@ -26,10 +27,6 @@ def delta_of(pair: Any, out: Path, form: str = "bits") -> Any:
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def with_header(file: Path, change: Any) -> None:

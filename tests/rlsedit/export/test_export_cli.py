@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import language_models as lm
+from support.bits import same
 
 from rlsedit.cli import main
 from rlsedit.export import load_delta
@@ -29,10 +30,6 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str)
     assert error.count("\n") == 1, f"one line, got {error!r}"
     for word in words:
         assert word in error
-
-
-def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(a.state_dict()[name], value) for name, value in b.state_dict().items())
 
 
 @pytest.mark.parametrize("form", ["bits", "auto"])

@@ -11,16 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import language_models as lm
+from support.bits import same
 from transformers import AutoTokenizer
 
 from rlsedit.export import Checkpoint, between, export_folder, given, write_folder
 
 DOWN = "model.layers.{}.mlp.down_proj.weight"
-
-
-def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi"])
