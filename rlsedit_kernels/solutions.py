@@ -109,7 +109,7 @@ class GainSolution:
         if isinstance(self.state, SquareRootState):
             more.append(prepared.after(innovation))  # type: ignore[union-attr]
         else:
-            _ask_after(asked, prepared.factored, innovation)  # type: ignore[union-attr]
+            _ask_after(asked, prepared.factored, innovation, forget * noise)  # type: ignore[union-attr]
         sizes, numbers = asked.read(*more)
         innovation_norm, initial = sizes[0], None if self.W_0 is None else sizes[1]
         if isinstance(self.state, SquareRootState):
@@ -319,22 +319,29 @@ def carried64(
     return fresh, B, max(total - squared_norm(B), 0.0)
 
 
-def _after(factored: BatchFactor, innovation: torch.Tensor) -> tuple[float, float]:
-    """|root' E| and |E - G root root' E|, the residual."""
+def _after(factored: BatchFactor, innovation: torch.Tensor, noise: float) -> tuple[float, float]:
+    """|root' E| and |E - G root root' E|, the residual, for the noise with which the batch was factored."""
     asked = Norms()
-    _ask_after(asked, factored, innovation)
+    _ask_after(asked, factored, innovation, noise)
     whitened, residual = asked.read()[0]
     return whitened, residual
 
 
-def _ask_after(asked: Norms, factored: BatchFactor, innovation: torch.Tensor) -> None:
-    """Ask for the two norms of `_after`, block of columns by block: no buffer of the size of E."""
+def _ask_after(asked: Norms, factored: BatchFactor, innovation: torch.Tensor, noise: float) -> None:
+    """Ask for the two norms of `_after`, block of columns by block: no buffer of the size of E.
+
+    Where nothing was truncated root root' is (noise I + G)^-1, and the residual noise root root' E: one product less
+    than the difference, which loses what it leaves where the leverage is near 1.
+    """
+    root, whole = factored.root, noise > 0.0 and factored.rank == len(factored.G)
+    back = root * noise if whole else root
     whitened, residual = asked.ask(), asked.ask()
     for block in blocks(innovation, _COLUMNS, dim=1):
-        error = block.to(factored.G.dtype)
-        first = factored.root.mT @ error
+        error = block.to(root.dtype)
+        first = root.mT @ error
         asked.add(whitened, first)
-        asked.add(residual, torch.addmm(error, factored.G, factored.root @ first, alpha=-1.0))
+        after = back @ first
+        asked.add(residual, after if whole else torch.addmm(error, factored.G, after, alpha=-1.0))
 
 
 def _inner(A: torch.Tensor, B: torch.Tensor) -> float:

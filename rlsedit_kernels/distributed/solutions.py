@@ -59,7 +59,7 @@ class ShardedGainSolution:
             if isinstance(self.state, SquareRootState):
                 cost, residual = prepared.after(E).tolist()
             else:
-                whitened, residual = _after(prepared.factored, E)
+                whitened, residual = _after(prepared.factored, E, forget * noise)
                 cost = forget * whitened * whitened
             size, residual, cost = weight.sent_totals(squared_norm(E), residual * residual, cost)
             reach = float(_sum_of(ranks, squared_norm(prepared.gain.to_local())))

@@ -420,7 +420,7 @@ class CovarianceState(Moving):
     @normal_mode()
     def _saved_probes(self) -> dict[str, torch.Tensor]:
         self._settle()
-        return {"z": self._probes.z.clone(), "image": self._probes.image.clone()}
+        return self._probes.saved()
 
     def _restored_probes(self, saved: Mapping[str, object]) -> Probes:
         return saving.restored_probes(self, saved)

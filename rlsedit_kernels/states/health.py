@@ -25,7 +25,6 @@ WEIGHT_WARNING = 1e-3
 ERROR_WARNING = 3e-2
 """The same for the error of the probes in the S-norm, which sees the worst directions more than W does."""
 ROOTS = ("inverse_root", "square_root")
-_ROWS = 32
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -105,11 +104,13 @@ class Probes:
 
     C (S z) = z whatever has been written; how far the state is from that, in whitened coordinates, is an
     estimate of its relative error without any history.
+
+    Each vector is one stretch of memory: products with a few of them cost a CPU a third of what they cost side by side.
     """
 
     def __init__(self, z: torch.Tensor, image: torch.Tensor) -> None:
-        self.z = z
-        self.image = image
+        self.z = _apart(z)
+        self.image = _apart(image)
         self._whitened: torch.Tensor | None = None
 
     @classmethod
@@ -126,6 +127,11 @@ class Probes:
         """An independent copy on a device."""
         return Probes(self.z.to(device, copy=True), self.image.to(device, copy=True))
 
+    def saved(self) -> dict[str, torch.Tensor]:
+        """Copies as files have them, in rows."""
+        layout = torch.contiguous_format
+        return {"z": self.z.clone(memory_format=layout), "image": self.image.clone(memory_format=layout)}
+
     def write(self, K: Keys, noise: float, forget: float) -> None:
         """S <- forget S + K'K / noise."""
         if forget != 1.0:
@@ -137,14 +143,14 @@ class Probes:
         self._add(K, -1.0 / noise)
 
     def _add(self, K: Keys, factor: float) -> None:
-        for rows in blocks(K.rows, _ROWS):  # no float64 copy of all keys
+        for rows in blocks(K.rows):  # no float64 copy of all keys
             wide = rows.to(torch.float64)
-            self.image.addmm_(wide.mT, wide @ self.z, alpha=factor)
+            self.image.mT.addmm_(self.z.mT @ wide.mT, wide, alpha=factor)
 
     def begin_again(self, form, factor: PriorFactor, seed: int) -> None:  # type: ignore[no-untyped-def]
         """New probes for a covariance that has become singular (noise 0, a restriction): z = C y, S z = y."""
-        self.image = _image(factor, _directions(factor.rank, seed).to(self.z.device))
-        self.z, self._whitened = apply(form, factor, self.image), None
+        image = _image(factor, _directions(factor.rank, seed).to(self.z.device))
+        self.z, self.image, self._whitened = _apart(apply(form, factor, image)), _apart(image), None
 
     def drift(self, form, factor: PriorFactor) -> float:  # type: ignore[no-untyped-def]
         """max over probes of |T^-1 (C S z - z)| / |T^-1 z|; of |z'S C S z / z'S z - 1| for the forms that keep a root.
@@ -179,6 +185,11 @@ def apply(form, factor: PriorFactor, y: torch.Tensor) -> torch.Tensor:  # type: 
     if not form.maps:
         return form.apply(y)
     return unwhiten(factor, form.apply(unwhiten_transposed(factor, y)))
+
+
+def _apart(x: torch.Tensor) -> torch.Tensor:
+    """x (d, p) with adjacent elements in each of its columns."""
+    return x.mT.contiguous().mT
 
 
 def _largest(ratio: torch.Tensor) -> float:

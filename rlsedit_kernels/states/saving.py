@@ -48,7 +48,7 @@ def factor_state_dict(state: SquareRootState) -> dict[str, object]:
         "tensors": state._form.saved(),
         "counters": asdict(state._counters),
         "restriction": None if state._restriction is None else state._restriction.clone(),
-        "probes": {"z": state._probes.z.clone(), "image": state._probes.image.clone()},
+        "probes": state._probes.saved(),
     }
 
 
