@@ -22,7 +22,7 @@ from harness import arguments, report
 import rlsedit_kernels as rk
 
 ENGINES = ("avx512", "avx2", "baseline", "torch")
-OPS = ("gain_products", "downdate_", "rls_update_", "weight_update_", "qr_append_", "qr_gain")
+OPS = ("gain_products", "downdate_", "rls_update_", "key_products", "weight_update_", "qr_append_", "qr_gain")
 
 
 def given(op: str, case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -33,6 +33,7 @@ def given(op: str, case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
         "gain_products": (C, K),
         "downdate_": (C, gain),
         "rls_update_": (C, K),
+        "key_products": (W, K),
         "weight_update_": (W, K, case.randn(case.u, case.d), gain),
         "qr_append_": (R, K),
         "qr_gain": (R, K),

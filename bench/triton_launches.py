@@ -49,6 +49,7 @@ def _call(op: str, dtype: torch.dtype, u: int, precision: str) -> None:
     C, K, Z, B, T = made(D, D), made(u, D), made(D, u), made(D, V), made(u, V)
     arguments = {
         "gain_products": (C, K),
+        "key_products": (B, K),
         "cholesky": (made(5, u, u),),
         "gain_solve": (Z, made(u, u), 0.5),
         "downdate_": (C, Z, -1.0),

@@ -14,7 +14,7 @@ from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
-from rlsedit_kernels.solutions import CarriedSolution, Check, GainSolution, Outcome, Solution
+from rlsedit_kernels.solutions import CarriedSolution, Check, GainSolution, Outcome, Solution, misfit
 from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
 from rlsedit_kernels.states.guard import checked_history
 from rlsedit_kernels.states.health import WEIGHT_WARNING
@@ -357,7 +357,7 @@ class RLSFilter:
     @staticmethod
     def _misfit(K: Keys, V: Values, W: torch.Tensor) -> float:
         """|V - K W|."""
-        return norm(torch.addmm(V.rows, K.rows, W, alpha=-1.0))
+        return norm(misfit(K, V, W))
 
     def _current(self) -> torch.Tensor:
         """W (d, v), up to date."""

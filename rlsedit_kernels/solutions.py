@@ -105,7 +105,7 @@ class GainSolution:
         asked, more = Norms(), []
         asked.ask(innovation)
         if self.W_0 is not None:
-            asked.ask(torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0))
+            asked.ask(misfit(K, V, self.W_0))
         if isinstance(self.state, SquareRootState):
             more.append(prepared.after(innovation))  # type: ignore[union-attr]
         else:
@@ -122,7 +122,7 @@ class GainSolution:
 
     def remove(self, K: Keys, V: Values, noise: float, check: Check) -> Outcome:
         """Take back a batch; weight and state untouched where it fails."""
-        residual = torch.addmm(V.rows, K.rows, self.W, alpha=-1.0)
+        residual = misfit(K, V, self.W)
 
         def possible(gain: torch.Tensor) -> None:
             after = torch.addmm(residual, K.rows, gain @ residual)  # V - K (W - g residual)
@@ -131,7 +131,7 @@ class GainSolution:
         gain = self.state.take_back(K, noise, possible)
         with writing(self.W):
             self.W.addmm_(gain, residual, alpha=-1.0)
-        innovation = torch.addmm(V.rows, K.rows, self.W, alpha=-1.0)
+        innovation = misfit(K, V, self.W)
         self._version = None
         return Outcome(norm(innovation), norm(residual), _inner(innovation, residual) / noise)
 
@@ -160,7 +160,7 @@ class GainSolution:
             self._size = float(torch.linalg.vector_norm(self.W))
         if prepared.size * (V.size + math.sqrt(K.squared) * self._size) < limit:
             return
-        size = norm(prepared.gain) * norm(torch.addmm(V.rows, K.rows, self.W, alpha=-1.0))
+        size = norm(prepared.gain) * norm(misfit(K, V, self.W))
         if not size < limit:
             raise ValueError(
                 f"update: the change of the weight may reach {size:.1e}, which {self.W.dtype} cannot hold; scale V"
@@ -233,7 +233,7 @@ class CarriedSolution:
         K, noise, forget = self.state.checked_batch("update", K, noise, forget)
         self.check_alone()
         self.state.look()
-        D = torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0)
+        D = misfit(K, V, self.W_0)
         determined = self.state.determined
         asked, more = Norms(), []
         asked.ask(D)
@@ -266,7 +266,7 @@ class CarriedSolution:
         """Take back a batch; R and B untouched where it fails."""
         K, noise, _ = self.state.checked_batch("remove", K, noise, 1.0)
         self.check_alone()
-        D = torch.addmm(V.rows, K.rows, self.W_0, alpha=-1.0)
+        D = misfit(K, V, self.W_0)
         residual = self._error(K, D)
 
         def possible(form: TriangularForm, B: torch.Tensor) -> None:
@@ -302,6 +302,12 @@ class CarriedSolution:
 
 
 Solution = GainSolution | CarriedSolution
+
+
+def misfit(K: Keys, V: Values, W: torch.Tensor) -> torch.Tensor:
+    """V - K W (u, v)."""
+    product = ops.key_products(W, K.rows)
+    return torch.sub(V.rows, product, out=product)
 
 
 def carried64(

@@ -190,7 +190,7 @@ struct Kernels {
     V acc[N][S] = {};
     for (int64_t k = 0; k < d; ++k, B += ldb) {
       for (int s = 0; s < S * W; s += kLine) __builtin_prefetch(B + kAhead * ldb + s);
-#pragma GCC unroll 4
+#pragma GCC unroll 12
       for (int s = 0; s < S; ++s) {
         const V b = load(B + s * W);
 #pragma GCC unroll 4
@@ -205,6 +205,15 @@ struct Kernels {
                       int64_t ldy) {
     constexpr int N = VB == 64 ? 4 : 2, S = 4;
     int64_t j = 0;
+    // Fewer rows of A than are taken side by side: rather longer pieces of each row of B.
+    if (u == 1) {
+      constexpr int kWide = VB == 64 ? 12 : 8;
+      for (; j + kWide * W <= n; j += kWide * W) combine_strip<1, kWide>(A, lda, B + j, ldb, d, y + j, ldy);
+    } else if (N == 4 && u == 2) {
+      for (; j + 6 * W <= n; j += 6 * W) combine_strip<2, 6>(A, lda, B + j, ldb, d, y + j, ldy);
+    } else if (N == 4 && u == 3) {
+      for (; j + S * W <= n; j += S * W) combine_strip<3, S>(A, lda, B + j, ldb, d, y + j, ldy);
+    }
     for (; j + S * W <= n; j += S * W) {
       int64_t c = 0;
       for (; c + N <= u; c += N) combine_strip<N, S>(A + c * lda, lda, B + j, ldb, d, y + c * ldy + j, ldy);

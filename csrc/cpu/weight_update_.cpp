@@ -1,51 +1,16 @@
 // weight_update_(W, K, V, gain): E = V - K W, then W <- W + gain E in place
 //
-// Bytes: W read twice and written once; flops 4 d u v. K W has few rows and a long sum: columns of W are
-// packed as they are read, a group a task. W itself is changed tile by tile, along its rows or, where it is
-// the transpose of an nn.Linear weight, its columns.
+// Bytes: W read twice and written once; flops 4 d u v. W is changed tile by tile, along its rows or, where it
+// is the transpose of an nn.Linear weight, its columns.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
-#include "parallel.h"
-#include "products.h"
+#include "key_products.h"
 #include "tensors.h"
 
 namespace rlsedit {
 namespace {
-
-// to (m x n, in rows of adjacent elements) <- A
-template <class T>
-const T* rows_of(Matrix<const T> A, int64_t m, int64_t n, T* to) {
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) to[i * n + j] = *A.at(i, j);
-  return to;
-}
-
-// E (u x v, row-major) = V - K W
-template <class T>
-void innovation(Matrix<const T> W, Matrix<const T> K, Matrix<const T> V, KeyProducts<T>& products, T* E) {
-  const Engine<T>& e = engine<T>();
-  const int64_t d = products.d, u = products.u, v = products.n;
-  if (2 * u <= e.few && W.cs == 1) {
-    const T* keys = rows_of(K, u, d, products.rows.get());
-    for_each_task((v + kTile - 1) / kTile, [&](int64_t task) {
-      const int64_t first = task * kTile, n = std::min(kTile, v - first);
-      e.combine(keys, d, u, W.at(0, first), W.rs, d, n, E + first, v);
-      for (int64_t c = 0; c < u; ++c)
-        for (int64_t j = first; j < first + n; ++j) E[c * v + j] = *V.at(c, j) - E[c * v + j];
-    });
-    return;
-  }
-  products.pack(K);
-  products.multiply(W.transposed());
-  for_each_task(products.Y.count(), [&](int64_t i) {
-    const T* from = products.Y.panel(i);
-    const int64_t first = i * e.nr, n = std::min(e.nr, v - first);
-    for (int64_t c = 0; c < u; ++c)
-      for (int64_t j = 0; j < n; ++j) E[c * v + first + j] = *V.at(c, first + j) - from[c * e.nr + j];
-  });
-}
 
 // W (m x n) <- W + A B' for A (m x u) and B (n x u), along the rows of W; left and right are to hold A and B.
 template <class T>
@@ -89,7 +54,8 @@ Tensor weight_update_(Tensor W, Tensor K, Tensor V, Tensor gain) {
     const auto make = [&] { return KeyProducts<T>(u, d, v); };
     for_each_element(batch_count(W), 2 * d * u * v, make, [&](int64_t b, KeyProducts<T>& products) {
       const Matrix<T> w = matrix<T>(W, b), error = matrix<T>(E, b);
-      innovation({w.data, w.rs, w.cs}, matrix<const T>(K, b), matrix<const T>(V, b), products, error.data);
+      const Matrix<const T> targets = matrix<const T>(V, b);
+      form_key_products<T>({w.data, w.rs, w.cs}, matrix<const T>(K, b), &targets, products, error.data);
       const Matrix<const T> g = matrix<const T>(gain, b), turned{error.data, 1, v};
       Panels<T>&d_rows = products.keys, &v_rows = products.turned;
       if (w.rs == 1 && w.cs != 1)

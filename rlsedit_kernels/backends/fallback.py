@@ -33,6 +33,11 @@ def _reads_better_by_rows(C: torch.Tensor) -> bool:
     return C.stride(-2) == 1 and C.stride(-1) != 1
 
 
+def key_products(A: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
+    with ieee_products():
+        return (K @ A).contiguous()
+
+
 def cholesky(A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     L, info = torch.linalg.cholesky_ex(A)
     pivots = L.diagonal(dim1=-2, dim2=-1)
@@ -205,6 +210,7 @@ def kernels() -> dict[str, Callable[..., object]]:
     """Every op of the schema table."""
     return {
         "gain_products": gain_products,
+        "key_products": key_products,
         "cholesky": cholesky,
         "gain_solve": gain_solve,
         "downdate_": downdate_,

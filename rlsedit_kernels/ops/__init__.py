@@ -27,6 +27,7 @@ from rlsedit_kernels.ops.downdate_ import downdate_
 from rlsedit_kernels.ops.downdate_gain_products_ import downdate_gain_products_
 from rlsedit_kernels.ops.gain_products import gain_products
 from rlsedit_kernels.ops.gain_solve import gain_solve
+from rlsedit_kernels.ops.key_products import key_products
 from rlsedit_kernels.ops.qr_append_ import qr_append_
 from rlsedit_kernels.ops.qr_append_rhs_ import qr_append_rhs_
 from rlsedit_kernels.ops.qr_gain import qr_gain
@@ -41,6 +42,7 @@ __all__ = [
     "downdate_gain_products_",
     "gain_products",
     "gain_solve",
+    "key_products",
     "qr_append_",
     "qr_append_rhs_",
     "qr_gain",

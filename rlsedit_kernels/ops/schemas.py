@@ -8,6 +8,7 @@ NAMESPACE = "rlsedit_kernels"
 
 SCHEMAS: dict[str, str] = {
     "gain_products": "(Tensor C, Tensor K) -> (Tensor, Tensor)",
+    "key_products": "(Tensor A, Tensor K) -> Tensor",
     "cholesky": "(Tensor A) -> (Tensor, Tensor)",
     "gain_solve": "(Tensor Y, Tensor G, float noise) -> (Tensor, Tensor, Tensor)",
     "downdate_": "(Tensor(a!) C, Tensor Z, float alpha=-1.0) -> ()",

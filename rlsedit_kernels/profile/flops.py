@@ -266,6 +266,7 @@ _FLOPS: dict[str, Formula] = {
     "aten::_linalg_eigvals": _cubed(10.0),
     "aten::linalg_pinv": _pinv,
     "rlsedit_kernels::gain_products": _gain_products,
+    "rlsedit_kernels::key_products": lambda out, _A, K, *_: 2.0 * out.numel() * K.shape[-1],
     "rlsedit_kernels::cholesky": _cubed(1.0 / 3.0),
     "rlsedit_kernels::gain_solve": _gain_solve,
     "rlsedit_kernels::downdate_": _downdate,

@@ -9,6 +9,7 @@ from rlsedit_kernels.reference.downdate_ import downdate_
 from rlsedit_kernels.reference.downdate_gain_products_ import downdate_gain_products_
 from rlsedit_kernels.reference.gain_products import gain_products
 from rlsedit_kernels.reference.gain_solve import gain_solve
+from rlsedit_kernels.reference.key_products import key_products
 from rlsedit_kernels.reference.qr_append_ import qr_append_
 from rlsedit_kernels.reference.qr_append_rhs_ import qr_append_rhs_
 from rlsedit_kernels.reference.qr_gain import qr_gain
@@ -30,6 +31,7 @@ __all__ = [
     "downdate_gain_products_",
     "gain_products",
     "gain_solve",
+    "key_products",
     "qr_append_",
     "qr_append_rhs_",
     "qr_gain",

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import torch
 
+from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import wide
 from rlsedit_kernels.states.coordinates import unwhiten, whiten, whitened64
@@ -102,19 +103,19 @@ class InverseRootForm:
         """Keys (u, m) in the coordinates of the form."""
         if self.root is None:
             return K * self.root_scale if self.maps else K
-        return K @ self.root
+        return ops.key_products(self.root, K)
 
     def products(self, K: torch.Tensor) -> Products:
         """F (r, u) = A'K', Y (m, u) = A F and G (u, u) = F'F."""
-        F = (K @ self.A).mT
-        G = F.mT @ F
-        return Products(self.A @ F, (G + G.mT).mul_(0.5), F)
+        rows = ops.key_products(self.A, K)  # F'
+        G = rows @ rows.mT
+        return Products(ops.key_products(self.A.mT, rows).mT, (G + G.mT).mul_(0.5), rows.mT)
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """A gain (m, u) of the form, in the coordinates of the keys (d, u)."""
         if self.root is None:
             return gain * self.root_scale if self.maps else gain
-        return self.root @ gain
+        return ops.key_products(self.root.mT, gain.mT).mT
 
     def change_(self, change: Change, sign: float) -> None:
         """A <- A + sign left right'."""

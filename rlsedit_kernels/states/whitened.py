@@ -93,7 +93,7 @@ class WhitenedForm:
 
     def coordinates(self, K: torch.Tensor) -> torch.Tensor:
         """K~ = K T (u, r)."""
-        return K * self.root_scale if self.root is None else K @ self.root
+        return K * self.root_scale if self.root is None else ops.key_products(self.root, K)
 
     def products(self, K: torch.Tensor) -> Products:
         """Y~ (r, u) = C~ K~' and G (u, u) = K~ Y~."""
@@ -111,7 +111,7 @@ class WhitenedForm:
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """g = T g~ (d, u)."""
-        return gain * self.root_scale if self.root is None else self.root @ gain
+        return gain * self.root_scale if self.root is None else ops.key_products(self.root.mT, gain.mT).mT
 
     def change_(self, change: Change, sign: float) -> None:
         """C~ <- C~ + sign Z Z', Z the left factor of the change."""

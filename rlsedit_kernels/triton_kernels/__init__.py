@@ -12,6 +12,7 @@ from rlsedit_kernels.triton_kernels.downdate_ import downdate_
 from rlsedit_kernels.triton_kernels.downdate_gain_products_ import downdate_gain_products_
 from rlsedit_kernels.triton_kernels.gain_products import gain_products
 from rlsedit_kernels.triton_kernels.gain_solve import gain_solve
+from rlsedit_kernels.triton_kernels.key_products import key_products
 from rlsedit_kernels.triton_kernels.qr_append_ import qr_append_
 from rlsedit_kernels.triton_kernels.qr_append_rhs_ import qr_append_rhs_
 from rlsedit_kernels.triton_kernels.qr_gain import qr_gain
@@ -20,6 +21,7 @@ from rlsedit_kernels.triton_kernels.weight_update_ import weight_update_
 
 KERNELS: dict[str, Callable[..., object]] = {
     "gain_products": gain_products,
+    "key_products": key_products,
     "cholesky": cholesky,
     "gain_solve": gain_solve,
     "downdate_": downdate_,

@@ -25,6 +25,7 @@ def test_an_unknown_precision_is_refused(op) -> None:
     Z, B, V = K.mT.contiguous(), torch.zeros(9, 2), torch.zeros(3, 2)
     arguments = {
         "cholesky": (C,),
+        "key_products": (C, K),
         "gain_solve": (Z, torch.eye(3), 1.0),
         "downdate_": (C, Z),
         "downdate_gain_products_": (C, Z, K),

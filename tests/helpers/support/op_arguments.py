@@ -21,6 +21,7 @@ def arguments(
     B, V = builders.columns(batch, d, v, dtype, 6), builders.key_batch(batch, u, v, dtype, 7)
     given: dict[str, tuple[Any, ...]] = {
         "gain_products": (C, K),
+        "key_products": (B, K),
         "cholesky": (C,),
         "gain_solve": (builders.columns(batch, d, u, dtype, 4), G, 0.5),
         "downdate_": (C, Z, -1.0),

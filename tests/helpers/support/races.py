@@ -80,6 +80,7 @@ def brief(race: str) -> str:
 # more rows than go in at a time, a factor in shared and in global memory.
 SIZES = {
     "gain_products": [((2,), 77, 21), ((), 132, 100), ((), 516, 5)],
+    "key_products": [((2,), 77, 21), ((), 140, 130)],
     "cholesky": [((2,), 77, 1), ((), 200, 1)],
     "gain_solve": [((2,), 77, 21), ((), 70, 100), ((), 40, 200)],
     "downdate_": [((2,), 77, 21), ((), 132, 100)],
