@@ -239,7 +239,7 @@ class CarriedSolution:
         asked.ask(D)
         if determined:
             H = self.state.half(K)
-            innovation = torch.addmm(D, H.mT, self.B, alpha=-1.0)
+            innovation = less_products(D, H.mT, self.B)
             asked.ask(innovation)
             more.append(triangular.after(triangular.system(H, forget * noise), innovation, noise, forget))
         (initial, *sizes), figures = asked.read(*more)
@@ -270,7 +270,7 @@ class CarriedSolution:
         residual = self._error(K, D)
 
         def possible(form: TriangularForm, B: torch.Tensor) -> None:
-            innovation = torch.addmm(D, form.half(form.coordinates(K.rows)).mT, B, alpha=-1.0)
+            innovation = less_products(D, form.half(form.coordinates(K.rows)).mT, B)
             check(norm(innovation), norm(residual), _inner(innovation, residual) / noise)
 
         self.state.take_back_with(self.B, K, D, noise, possible)
@@ -290,7 +290,7 @@ class CarriedSolution:
 
     def _error(self, K: Keys, D: torch.Tensor) -> torch.Tensor:
         """V - K W of the present stream."""
-        return torch.addmm(D, self.state.half(K).mT, self.B, alpha=-1.0)
+        return less_products(D, self.state.half(K).mT, self.B)
 
     def check_alone(self) -> None:
         """ValueError where R is not the one that B belongs to."""
@@ -306,8 +306,13 @@ Solution = GainSolution | CarriedSolution
 
 def misfit(K: Keys, V: Values, W: torch.Tensor) -> torch.Tensor:
     """V - K W (u, v)."""
-    product = ops.key_products(W, K.rows)
-    return torch.sub(V.rows, product, out=product)
+    return less_products(V.rows, K.rows, W)
+
+
+def less_products(V: torch.Tensor, K: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    """The same of tensors."""
+    product = ops.key_products(W, K)
+    return torch.sub(V, product, out=product)
 
 
 def carried64(

@@ -71,7 +71,7 @@ class TriangularForm(Pivoted):
 
     def coordinates(self, K: torch.Tensor) -> torch.Tensor:
         """Keys (u, r) in the basis; K itself where there is none."""
-        return K if self.basis is None else K @ self.basis
+        return K if self.basis is None else ops.key_products(self.basis, K)
 
     def rows(self, op: str, K: Keys, inner: torch.Tensor, noise: float, forget: float) -> tuple[torch.Tensor, float]:
         """What a batch appends, (u, r) = K / sqrt(noise) in the basis, and |R|^2 with it; `inner` is `coordinates`.
@@ -85,7 +85,7 @@ class TriangularForm(Pivoted):
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """Columns (d, p) of columns (r, p) in the basis."""
-        return gain if self.basis is None else self.basis @ gain
+        return gain if self.basis is None else ops.key_products(self.basis.mT, gain.mT).mT
 
     def append_(self, rows: torch.Tensor, forget: float, trace: float) -> None:
         """R'R <- forget R'R + rows'rows in place; `trace` is what came with the rows."""

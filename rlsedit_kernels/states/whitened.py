@@ -102,12 +102,12 @@ class WhitenedForm:
         if any(chunk.Z.dtype != self.dtype for chunk in self.chunks):
             wider = self.products64(K.to(torch.float64))
             return Products(wider.Y.to(self.dtype), wider.G.to(self.dtype))
-        Y = (K.mT * self.identity).contiguous()
+        rows = K * self.identity  # Y'
         for chunk in self.chunks:
             Z = chunk.filled
-            Y.addmm_(Z, Z.mT @ K.mT, alpha=chunk.sign)
-        G = K @ Y
-        return Products(Y, (G + G.mT).mul_(0.5))
+            rows.add_(ops.key_products(Z.mT, ops.key_products(Z, K)), alpha=chunk.sign)
+        G = K @ rows.mT
+        return Products(rows.mT, (G + G.mT).mul_(0.5))
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """g = T g~ (d, u)."""

@@ -40,6 +40,15 @@ def test_any_strides(u, layout, A_layout, dtype, backend, poisoned_memory) -> No
 
 
 @dtypes
+@pytest.mark.parametrize("u", range(1, 10))
+def test_few_keys_and_many_columns(u, dtype, backend, poisoned_memory) -> None:
+    """Rows of A are read in pieces of a length that depends on the number of keys; here with a rest behind them."""
+    A, K = builders.columns((), 33, 413, dtype, 0), builders.key_batch((), u, 33, dtype, 1)
+    view = View(A, "sliced")
+    assert error(rk.ops.key_products(view.tensor, K), rk.reference.key_products(A, K)) < tolerances.product(33, dtype)
+
+
+@dtypes
 @pytest.mark.parametrize("u", [1, 21])
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_innovation_is_that_of_the_weight_update(u, turned, dtype, backend) -> None:
