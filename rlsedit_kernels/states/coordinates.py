@@ -8,12 +8,16 @@ from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 
 NARROW = 16
-"""Up to as many columns a product is one of few keys: a third of the time that torch takes on a CPU, and less."""
+"""Up to as many columns go to a matrix on another device, and not the matrix to them."""
+
+FEW = 512
+"""Up to as many columns a product is one of few keys: half of the time that torch takes on a CPU for a batch of them,
+and a third for probes."""
 
 
 def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x, of one dtype."""
-    return ops.key_products(A.mT, x.mT).mT if 0 < x.shape[1] <= NARROW else A @ x
+    return ops.key_products(A.mT, x.mT).mT if 0 < x.shape[1] <= FEW else A @ x
 
 
 def _applied(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

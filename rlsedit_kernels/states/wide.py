@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from rlsedit_kernels.states.coordinates import NARROW
-from rlsedit_kernels.states.coordinates import product as narrow
+from rlsedit_kernels.states.coordinates import product as times
 from rlsedit_kernels.states.products import Products
 from rlsedit_kernels.states.reading import blocks
 
@@ -34,9 +33,8 @@ def _widened(A: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
 def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x (n, p) in float64 for A (n, m) of any dtype and a float64 x (m, p)."""
     found = torch.empty(A.shape[0], x.shape[1], dtype=torch.float64, device=A.device)
-    x = x.mT.contiguous().mT if x.shape[1] <= NARROW else x
     for start, rows in _widened(A):
-        found[start : start + len(rows)] = narrow(rows, x)
+        found[start : start + len(rows)] = times(rows, x)
     return found
 
 
@@ -44,7 +42,7 @@ def transposed_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A'x (m, p) in float64 for A (n, m) of any dtype and a float64 x (n, p)."""
     y = torch.zeros(x.shape[1], A.shape[1], dtype=torch.float64, device=A.device)
     for start, rows in _widened(A):
-        y.addmm_(x[start : start + len(rows)].mT, rows)
+        y.add_(times(rows.mT, x[start : start + len(rows)]).mT)
     return y.mT
 
 
