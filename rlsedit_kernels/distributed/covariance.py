@@ -396,7 +396,7 @@ class ShardedCovarianceState(CovarianceState):
         self._inner = form.largest(batch, K)
         known = self._known(batch) if noise == 0.0 else None
         self._scale = 0.0 if known is None else float(known.amax())
-        if bool(torch.isfinite(products.G).all()) and batches.needs_care(products.G, forget * noise):
+        if bool(torch.isfinite(products.G).all()) and batches.needs_care(products, forget * noise):
             products = form.products(form.coordinates(batch, torch.float64))
         return form, products
 

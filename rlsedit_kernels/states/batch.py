@@ -26,6 +26,13 @@ CAREFUL_FROM = 2e-5
 """From this value of (unit roundoff) max(K C K') / noise on, a batch is worked out in float64: what it leaves
 of C is then smaller than C by the reciprocal, and a difference formed in working precision would lose it."""
 
+STACKED_FROM = 1e-10
+"""From this value of (float64 unit roundoff) max(K C K') / noise on, a batch of a root is factored without forming
+noise I + F'F, where the noise is lost: by a QR factorisation, whose error is the square root of that."""
+
+_STACKED_TO = 1e-2
+"""It is taken while the noise is not lost in F either: up to this value of u (unit roundoff) sqrt(max(G) / noise)."""
+
 LEVERAGE_MARGIN = 1e4
 """Removal is refused where 1 - leverage is below this many eps: four digits are then left at least."""
 
@@ -53,19 +60,20 @@ class BatchFactor:
     rank: int
 
 
-def needs_care(G: torch.Tensor, noise: float, largest: float | None = None) -> bool:
-    """Whether this batch tells so much more than the state knew that working precision would not do.
+def needs_care(products: Products, noise: float, largest: float | None = None) -> bool:
+    """Whether this batch tells so much more than the state knew that working precision, or G, would not do.
 
     The update is a difference, C - Y (noise I + G)^-1 Y'; with s = max(G) / noise it leaves about C / s in the
     direction of the keys, at a rounding error of eps |C|. Stored values may well be of working precision: errors
     that C brings along are contracted by the update, those of the difference itself are not.
 
-    `largest` is max(G), where it is known.
+    In float64 there is more to be had of a root only (`_stacked`). `largest` is max(G), where it is known.
     """
-    if G.dtype != torch.float32 or noise == 0.0:
+    G, wide = products.G, products.G.dtype == torch.float64
+    if noise == 0.0 or (wide and products.times is None):
         return False
     largest = float(G.diagonal().max()) if largest is None else largest
-    return 0.5 * torch.finfo(G.dtype).eps * largest > CAREFUL_FROM * noise
+    return 0.5 * torch.finfo(G.dtype).eps * largest > (STACKED_FROM if wide else CAREFUL_FROM) * noise
 
 
 def figures(G: torch.Tensor, K: torch.Tensor) -> list[torch.Tensor]:
@@ -121,6 +129,8 @@ class Attempt:
 def factor(products: Products, noise: float, eps: float, scale: float = 0.0) -> BatchFactor:
     """Factor noise I + G; for noise = 0, or a system singular to rounding, on the range of G.
 
+    Of a root that is given in float64 the factor is that of F where G would have lost the noise.
+
     Args:
         products: of the batch.
         noise: >= 0.
@@ -131,6 +141,8 @@ def factor(products: Products, noise: float, eps: float, scale: float = 0.0) -> 
         BreakdownError: G has a negative eigenvalue beyond its rounding error: the covariance is broken.
     """
     if noise > 0.0:
+        if (stacked := _stacked(products, noise)) is not None:
+            return stacked
         attempt = Attempt.of(products, noise)
         largest, info, pivot = scalars([products.G.diagonal().max(), attempt.info, attempt.pivot])
         if (found := attempt.found(noise, eps, largest, info, pivot)) is not None:
@@ -161,6 +173,32 @@ def truncated(products: Products, noise: float, eps: float, scale: float = 0.0) 
     if products.F is not None:
         change = _of_root(Z, products.F @ inverse_roots, shifted[keep], noise)
     return BatchFactor(Z @ inverse_roots.mT, change, G, inverse_roots, pivot, int(keep.sum()))
+
+
+def _stacked(products: Products, noise: float) -> BatchFactor | None:
+    """`factor` of a root by Q R = [F; sqrt(noise) I], so that R'R = noise I + F'F; None where F loses the noise too.
+
+    With Q_1 = F R^-1 the root becomes A - A Q_1 (I - sqrt(noise) (R' + sqrt(noise) I)^-1) Q_1', which changes it by
+    orthonormal columns: an error in Y = A F, as large as the keys, would be one in what little is left of A.
+    """
+    F, times = products.F, products.times
+    if F is None or times is None or not needs_care(products, noise):
+        return None
+    u, shift = F.shape[1], noise**0.5
+    reach = float(torch.linalg.vector_norm(F, dim=0).max())
+    if not 0.5 * u * torch.finfo(F.dtype).eps * reach < _STACKED_TO * shift:
+        return None
+    identity = torch.eye(u, dtype=F.dtype, device=F.device)
+    Q, R = torch.linalg.qr(torch.cat([F, identity * shift]))
+    signs = torch.where(R.diagonal() < 0.0, -1.0, 1.0).to(F.dtype)
+    Q, R = (Q * signs)[: len(F)], R * signs[:, None]
+    Z = times(Q)
+    gain = torch.linalg.solve_triangular(R.mT, Z, upper=False, left=False)
+    root = torch.linalg.solve_triangular(R, identity, upper=True)
+    pivot = float(R.diagonal().min()) ** 2 / noise
+    R.diagonal().add_(shift)
+    left = Z.sub_(torch.linalg.solve_triangular(R.mT, Z, upper=False, left=False), alpha=shift)
+    return BatchFactor(gain, Change(left, Q), products.G, root, pivot, u)
 
 
 def _of_root(Z: torch.Tensor, right: torch.Tensor, values: torch.Tensor, noise: float) -> Change:

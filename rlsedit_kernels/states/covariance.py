@@ -442,7 +442,7 @@ class CovarianceState(Moving):
         total, largest, longest, *tried = scalars(asked)
         if not math.isfinite(total) and not bool(torch.isfinite(products.G).all()):
             raise ValueError(f"{op}: K C K' overflows {self.dtype}: keys of size {reach(keys)} are too large")
-        careful = batches.needs_care(products.G, weight, largest)
+        careful = batches.needs_care(products, weight, largest)
         factored = None
         if attempt is not None and not careful:
             info, pivot, size = tried
@@ -450,10 +450,9 @@ class CovarianceState(Moving):
         if factored is None or gain is None:
             del attempt, gain  # buffers of the size of a gain
             scale = restriction.scale(form, self._factor, self._counters, keys.rows)
-            if careful:
-                factored = batches.factor(form.products64(form.coordinates64(keys.rows)), weight, eps, scale)
-            else:
-                factored = batches.truncated(products, weight, eps, scale)
+            if careful and form.dtype != torch.float64:
+                products = form.products64(form.coordinates64(keys.rows))
+            factored = (batches.factor if careful else batches.truncated)(products, weight, eps, scale)
             wide = factored.change.dtype != form.dtype
             gain = (form.back64 if wide else form.back)(factored.gain).to(self.dtype)
             size = float(torch.linalg.vector_norm(gain))

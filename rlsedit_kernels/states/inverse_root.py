@@ -13,6 +13,7 @@ the root is therefore kept in whitened coordinates, C = T A~ A~' T' from A~_0 = 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -109,7 +110,8 @@ class InverseRootForm:
         """F (r, u) = A'K', Y (m, u) = A F and G (u, u) = F'F."""
         rows = ops.key_products(self.A, K)  # F'
         G = rows @ rows.mT
-        return Products(ops.key_products(self.A.mT, rows).mT, (G + G.mT).mul_(0.5), rows.mT)
+        times = partial(torch.matmul, self.A) if self.dtype == torch.float64 else None
+        return Products(ops.key_products(self.A.mT, rows).mT, (G + G.mT).mul_(0.5), rows.mT, times)
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """A gain (m, u) of the form, in the coordinates of the keys (d, u)."""
@@ -131,7 +133,8 @@ class InverseRootForm:
         """`products` in float64 arithmetic, without a float64 copy of A."""
         F = wide.transposed_product(self.A, K.mT)
         G = F.mT @ F
-        return Products(wide.product(self.A, F), (G + G.mT).mul_(0.5), F)
+        times = partial(wide.product, self.A)
+        return Products(times(F), (G + G.mT).mul_(0.5), F, times)
 
     def back64(self, gain: torch.Tensor) -> torch.Tensor:
         """`back` in float64."""

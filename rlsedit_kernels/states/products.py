@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,13 @@ class Products:
         G: (u, u) = K Y, exactly symmetric.
         F: (r, u) = A'K' of a form that keeps a root A of C = A A', so that Y = A F and G = F'F; None of one
             that keeps C itself.
+        times: A X (m, p) for float64 columns X (r, p); None unless there is such an A, and the products are float64.
     """
 
     Y: torch.Tensor
     G: torch.Tensor
     F: torch.Tensor | None = None
+    times: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
