@@ -12,13 +12,14 @@ import torch
 from rlsedit_kernels import filter_saving as saving
 from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.ops import _checks
+from rlsedit_kernels.ops.contract import aligned
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.solutions import CarriedSolution, Check, GainSolution, Outcome, Solution, misfit
 from rlsedit_kernels.states import CovarianceState, Health, SquareRootState
 from rlsedit_kernels.states.guard import checked_history
 from rlsedit_kernels.states.health import WEIGHT_WARNING
-from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, shaped_keys, triples
+from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, placed, shaped_keys, triples
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.reading import norm, scalars
 
@@ -383,7 +384,7 @@ class RLSFilter:
             )
         if V.device != keys.device:
             raise ValueError(f"{op}: V must be on the device of the state, {keys.device}, got {V.device}")
-        values = V.detach().to(keys.dtype)
+        values = placed(V.detach().to(keys.dtype))
         *found, size = scalars([*measures(keys), torch.linalg.vector_norm(values)])
         checked = measured_keys(op, keys, found)
         if not math.isfinite(size):
@@ -466,6 +467,11 @@ def checked_arguments(
             f"got {tuple(weight.shape)}"
         )
     working = dtype or (weight.dtype if weight.dtype in _checks.DTYPES else torch.float32)
+    if inplace and not aligned(weight):
+        raise ValueError(
+            "RLSFilter: inplace needs a weight at an address that is a multiple of its element size, got one with a "
+            f"remainder of {weight.data_ptr() % weight.element_size()}: give a clone() of it"
+        )
     if inplace and weight.dtype != working:
         raise TypeError(f"RLSFilter: inplace needs a weight of the dtype of the state, {working}, got {weight.dtype}")
     return working, chosen

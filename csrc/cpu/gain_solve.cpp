@@ -26,6 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> gain_solve(Tensor Y, Tensor G, double noise) 
   const int64_t d = rows(Y), u = columns(Y);
   check_shape(op, "Y", Y, Y, -1, -1);
   check_shape(op, "G", G, Y, u, u);
+  STD_TORCH_CHECK(noise >= 0.0, op, ": noise must be at least 0, got ", noise);
   Tensor gain = new_output(Y, {d, u}), Z = new_output(Y, {d, u}), info = new_info(Y);
   int32_t* infos = static_cast<int32_t*>(info.mutable_data_ptr());
   for_dtype(Y, [&](auto zero) {

@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <sstream>
 #include <utility>
 
@@ -22,6 +23,11 @@ void check_floating(const char* op, const char* name, const Tensor& t) {
                   " must be float32 or float64, got scalar type ", static_cast<int>(type));
   STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU");
   STD_TORCH_CHECK(t.dim() >= 2, op, ": ", name, " must have at least 2 dimensions, got shape ", describe(t));
+  // What C++ and vector loads take for granted; memory from elsewhere (torch.frombuffer) may lie anywhere.
+  const auto size = type == ScalarType::Double ? sizeof(double) : sizeof(float);
+  const auto past = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % size;
+  STD_TORCH_CHECK(past == 0, op, ": ", name, " must lie at an address that is a multiple of ", size,
+                  " bytes, its element size, got a remainder of ", past, ": clone() it");
 }
 
 void check_alike(const char* op, const char* name, const Tensor& t, const char* first_name,

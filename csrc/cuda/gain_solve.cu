@@ -86,6 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> gain_solve(Tensor Y, Tensor G, double noise, 
   call.floating("G", G);
   const int64_t d = rows(Y), u = columns(Y);
   call.shape("G", G, u, u);
+  call.require(noise >= 0.0, "noise must be at least 0");
   Tensor gain = call.empty({d, u}), Z = call.empty({d, u}), info = call.info();
   with_engine(call, precision, [&](auto engine) {
     using E = decltype(engine);

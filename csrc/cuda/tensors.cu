@@ -4,8 +4,12 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #endif
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <sstream>
+#include <utility>
+#include <vector>
 
 namespace rlsedit {
 
@@ -26,6 +30,10 @@ void check_floating(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op, ": ", name,
                   " must be float32 or float64, got scalar type ", static_cast<int>(type));
   STD_TORCH_CHECK(t.dim() >= 2, op, ": ", name, " must have at least 2 dimensions, got shape ", describe(t));
+  const auto size = type == ScalarType::Double ? sizeof(double) : sizeof(float);
+  const auto past = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % size;
+  STD_TORCH_CHECK(past == 0, op, ": ", name, " must lie at an address that is a multiple of ", size,
+                  " bytes, its element size, got a remainder of ", past, ": clone() it");
 #ifndef RLSEDIT_EMULATE
   STD_TORCH_CHECK(t.is_cuda(), op, ": ", name, " must be on a CUDA device");
 #endif
@@ -84,9 +92,18 @@ void Call::shape(const char* name, const Tensor& t, int64_t want_rows, int64_t w
 }
 
 void Call::writable(const char* name, const Tensor& t) const {
+  // In the order of strides, every step must go beyond what the smaller ones reach.
+  std::vector<std::pair<int64_t, int64_t>> steps;
   for (int64_t i = 0; i < t.dim(); ++i)
-    STD_TORCH_CHECK(t.size(i) <= 1 || t.stride(i) != 0, op_, ": ", name,
-                    " is written in place and must not be expanded (stride 0 in dimension ", i, ")");
+    if (t.size(i) > 1) steps.emplace_back(t.stride(i), t.size(i));
+  std::sort(steps.begin(), steps.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : steps) {
+    STD_TORCH_CHECK(stride > reach, op_, ": ", name,
+                    " is written in place and must not overlap itself, got a stride of ", stride,
+                    " for shape ", describe(t));
+    reach += stride * (size - 1);
+  }
 }
 
 void Call::require(bool good, const char* what) const {

@@ -85,13 +85,20 @@ def _load_cuda() -> Loaded:
 
 def _load_triton() -> Loaded:
     kernels, reason = triton.load()
-    return Loaded(kernels, reason)
+    return Loaded(_enforced(kernels), reason)
 
 
 def _load_torch() -> Loaded:
     from rlsedit_kernels.backends import fallback
 
-    return Loaded(fallback.kernels())
+    return Loaded(_enforced(fallback.kernels()))
+
+
+def _enforced(kernels: Mapping[str, Kernel]) -> Mapping[str, Kernel]:
+    """Kernels in Python, which check nothing themselves, behind what native ones check."""
+    from rlsedit_kernels.ops.contract import enforced
+
+    return {op: enforced(op, kernel) for op, kernel in kernels.items()}
 
 
 # In order of preference. Only "torch" is always there: plain torch, on whatever device torch serves.

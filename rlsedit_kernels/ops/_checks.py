@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from rlsedit_kernels.ops.contract import aligned, may_overlap
+
 DTYPES = (torch.float32, torch.float64)
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in DTYPES}
 
@@ -25,6 +27,11 @@ def tensor(op: str, name: str, value: object, like: torch.Tensor | None = None) 
         raise TypeError(f"{op}: {name} must have the dtype of the first argument, {like.dtype}, got {value.dtype}")
     if like is not None and value.device != like.device:
         raise ValueError(f"{op}: {name} must be on the device of the first argument, {like.device}, got {value.device}")
+    if not aligned(value):
+        raise ValueError(
+            f"{op}: {name} must lie at an address that is a multiple of its element size, {value.element_size()}, got "
+            f"one with a remainder of {value.data_ptr() % value.element_size()}: clone() it"
+        )
     return value
 
 
@@ -84,7 +91,7 @@ def keys(op: str, K: object, C: torch.Tensor, name: str = "C") -> torch.Tensor:
 
 def writable(op: str, name: str, value: torch.Tensor) -> None:
     """An argument that is written to must not map two elements to one place, nor need a gradient."""
-    if _may_overlap(value):
+    if may_overlap(value):
         raise ValueError(
             f"{op}: {name} is written in place and must not overlap itself (an expanded tensor, a sliding window?), "
             f"got strides {tuple(value.stride())} for shape {tuple(value.shape)}"
@@ -93,21 +100,6 @@ def writable(op: str, name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{op}: {name} is written in place and must not be a negated view; give resolve_neg() of it")
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} is written in place and must not require a gradient; call it under no_grad")
-
-
-def _may_overlap(value: torch.Tensor) -> bool:
-    """Whether a step along some dimension may land on an element that the smaller steps reach as well.
-
-    No for every view by slices, transpositions and diagonals; yes for whatever repeats an element.
-    """
-    if value.is_contiguous() or value.numel() == 0:
-        return False
-    steps = [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
-    for i, (stride, _) in enumerate(steps):  # without sorting, which torch.compile cannot do with sizes that vary
-        reached = [other * (size - 1) for j, (other, size) in enumerate(steps) if j != i and other <= stride]
-        if stride <= sum(reached):
-            return True
-    return False
 
 
 # Numbers are only compared: `math.isfinite` of one that torch.compile has made symbolic breaks the graph.

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 from rlsedit_kernels.backends.registry import kernel_for
+from rlsedit_kernels.ops.contract import require
 from rlsedit_kernels.ops.schemas import NAMESPACE, SCHEMAS, written
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -113,21 +114,15 @@ def _autograd(op: str, route: Callable[..., object]) -> Callable[..., object]:
 
 
 def _checked(op: str, fake: Callable[..., object]) -> Callable[..., object]:
-    """The fake kernel behind what every native one checks: one dtype, one device, the same leading dimensions.
+    """The fake kernel behind what every native one checks.
 
     Without it a call that mixes a meta tensor with true ones has a result, of memory that nobody has written.
     """
 
     @wraps(fake)
-    def checked(first: torch.Tensor, *rest: Any) -> object:
-        for other in rest:
-            if isinstance(other, torch.Tensor):
-                torch._check(other.dtype == first.dtype, lambda: f"{op}: all tensors must have one dtype")
-                torch._check(other.device == first.device, lambda: f"{op}: all tensors must be on one device")
-                torch._check(other.dim() == first.dim(), lambda: f"{op}: leading dimensions must be the same")
-                for mine, its in zip(first.shape[:-2], other.shape[:-2], strict=True):
-                    torch._check(mine == its, lambda: f"{op}: leading dimensions must be the same")
-        return fake(first, *rest)
+    def checked(*arguments: Any) -> object:
+        require(op, *arguments)
+        return fake(*arguments)
 
     return checked
 

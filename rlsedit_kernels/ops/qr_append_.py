@@ -11,7 +11,7 @@ OP = "qr_append_"
 
 
 def fake(R: torch.Tensor, K: torch.Tensor) -> None:
-    torch._check(K.shape[-1] == R.shape[-1], lambda: f"{OP}: K.shape[-1] must be R.shape[-1]")
+    """Nothing is returned."""
 
 
 register(OP, fake)

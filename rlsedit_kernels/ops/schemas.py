@@ -21,6 +21,21 @@ SCHEMAS: dict[str, str] = {
 }
 
 
+SHAPES: dict[str, str] = {
+    "gain_products": "dd ud",
+    "cholesky": "uu",
+    "gain_solve": "du uu",
+    "downdate_": "dd dw",
+    "downdate_gain_products_": "dd dw ud",
+    "rls_update_": "dd ud",
+    "weight_update_": "dv ud uv du",
+    "qr_append_": "dd ud",
+    "qr_append_rhs_": "dd dv ud uv",
+    "qr_gain": "dd ud",
+}
+"""The last two dimensions of every tensor argument, a letter for each size; those before them are the same for all."""
+
+
 def is_in_place(op: str) -> bool:
     """Whether `op` writes to one of its arguments."""
     return written(op) > 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlsedit_kernels.ops.contract import aligned
 from rlsedit_kernels.states.reading import norm, scalars
 
 
@@ -75,7 +76,12 @@ def shaped_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.de
         raise ValueError(f"{op}: K must have shape (u, d) with u >= 1 and d = {d}, got {tuple(K.shape)}")
     if K.device != device:
         raise ValueError(f"{op}: K must be on the device of the state, {device}, got {K.device}")
-    return K.detach().to(dtype)
+    return placed(K.detach().to(dtype))
+
+
+def placed(rows: torch.Tensor) -> torch.Tensor:
+    """`rows`, or a copy where they lie where no kernel reads them (`contract.aligned`): the caller's own memory."""
+    return rows if aligned(rows) else rows.clone()
 
 
 def measures(rows: torch.Tensor) -> list[torch.Tensor]:
@@ -154,7 +160,7 @@ def right_hand_side(
         raise ValueError(f"{op}: B must have shape (r, v) with r = {r}, got {tuple(B.shape)}")
     if tuple(V.shape) != (u, B.shape[1]):
         raise ValueError(f"{op}: V must have shape (u, v) = {(u, B.shape[1])}, got {tuple(V.shape)}")
-    return V.detach().to(dtype)
+    return placed(V.detach().to(dtype))
 
 
 def pairs(op: str, written: object) -> Iterator[tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from support import builders, emulated, tolerances
 from support.kernel_cases import ENGINES as ENGINE_TABLE
 from support.kernel_cases import arguments, results
 from support.op_arguments import tensors
-from support.views import LAYOUTS, View
+from support.views import LAYOUTS, View, at_an_odd_address
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.backends import cuda
@@ -248,6 +248,9 @@ def test_precision_is_one_of_two(kernels) -> None:
         ("gain_products", (torch.eye(3), torch.ones(2, 4))),
         ("downdate_", (torch.eye(3), torch.ones(4, 2))),
         ("downdate_", (torch.ones(1, 1).expand(3, 3), torch.ones(3, 2))),
+        ("downdate_", (torch.ones(7).as_strided((3, 3), (2, 1)), torch.ones(3, 2))),
+        ("gain_solve", (torch.ones(4, 2), torch.eye(2), -1.0)),
+        ("gain_products", (torch.eye(3), at_an_odd_address(torch.ones(2, 3)))),
         ("downdate_gain_products_", (torch.eye(3), torch.ones(3, 2), torch.ones(1, 2))),
         ("cholesky", (torch.ones(2, 3),)),
         ("gain_solve", (torch.ones(4, 2), torch.eye(3), 1.0)),

@@ -38,3 +38,13 @@ class View:
     def untouched_outside(self) -> bool:
         """Whether every sentinel is still there."""
         return bool((self.buffer[self.outside] == SENTINEL).all())
+
+
+def at_an_odd_address(value: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy on the CPU that begins one byte behind a multiple of its element size."""
+    memory = bytearray((value.numel() + 1) * value.element_size())
+    for offset in range(1, value.element_size() + 1):
+        copy = torch.frombuffer(memory, dtype=value.dtype, count=value.numel(), offset=offset).view(value.shape)
+        if copy.data_ptr() % value.element_size() == 1:
+            break
+    return copy.copy_(value)
