@@ -1,4 +1,4 @@
-"""Anything array-like, tensors included, as a float64 NumPy array."""
+"""Anything array-like, tensors included, as a float64 NumPy array of one's own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ Array = NDArray[np.float64]
 
 
 def float64(value: Any) -> Array:
-    """`value` (array, list, tensor on any device) as a float64 array; a copy where a conversion is needed."""
+    """`value` (array, list, tensor of any real dtype on any device) as a float64 array: always a copy.
+
+    Raises:
+        TypeError: it is complex.
+    """
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    return np.asarray(value, dtype=np.float64)
+        if value.is_complex():
+            raise TypeError(f"reference: a real array is needed, got {value.dtype}")
+        value = value.detach().cpu().double().resolve_neg().numpy()  # NumPy has no bfloat16, and no negated views
+    elif np.iscomplexobj(value):
+        raise TypeError(f"reference: a real array is needed, got {np.asarray(value).dtype}")
+    return np.array(value, dtype=np.float64)
 
 
 def transposed(A: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The minimiser of the whole objective by one dense float64 solve, never by a recursion."""
+"""The minimiser of the whole objective by one dense float64 factorisation, never by a recursion."""
 
 from __future__ import annotations
 
@@ -6,79 +6,63 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, null_space
 
 from rlsedit_kernels.reference.arrays import Array, float64
+from rlsedit_kernels.reference.rows import Factor, complement, prior_rows, told, unit_rows
 
 Batch = Sequence[Any]
 """(K, V) or (K, V, noise); V is ignored where only the covariance is asked for."""
 
-HARD_RANK = 1e-10
-"""Singular values of hard-written keys below this fraction of the largest count as zero."""
+_Split = list[tuple[Array, "Array | None", float]]
 
 
-def prior_matrices(prior: Any) -> tuple[Array, Array]:
-    """(S_0, N): the information (d, d) of a prior and a basis N (d, r) of the space in which edits may lie.
-
-    Reads only `kind`, `d`, `lam`, `mu`, `l2` and `arrays` of the prior.
-    """
-    eye = np.eye(prior.d)
-    if prior.kind == "ridge":
-        return prior.lam**2 * eye, eye
-    if prior.kind == "precision":
-        return float64(prior.arrays["S0"]), eye
-    if prior.kind == "anchor":
-        return prior.lam**2 * eye + prior.mu**2 * float64(prior.arrays["second_moment"]), eye
-    if prior.kind == "anchor_keys":
-        K0 = float64(prior.arrays["K0"])
-        return prior.lam**2 * eye + prior.mu**2 * (K0.T @ K0), eye
-    if prior.kind == "null_space":
-        Q = float64(prior.arrays["basis"])
-        return prior.l2 * (Q @ Q.T), Q
-    raise ValueError(f"unknown kind of prior: {prior.kind!r}")
+def _split(batches: Iterable[Batch]) -> _Split:
+    found: _Split = []
+    for batch in batches:
+        noise = float(batch[2]) if len(batch) > 2 else 1.0
+        found.append((float64(batch[0]), None if batch[1] is None else float64(batch[1]), noise))
+    return found
 
 
-def _split(batch: Batch) -> tuple[Array, Array | None, float]:
-    noise = float(batch[2]) if len(batch) > 2 else 1.0
-    return float64(batch[0]), None if batch[1] is None else float64(batch[1]), noise
+def _weights(split: _Split, forget: float) -> tuple[float, list[float]]:
+    """Square roots of the weights that the prior and every batch have by now; 0 for a hard one."""
+    ages = range(len(split) - 1, -1, -1)
+    others = [(forget**a / noise) ** 0.5 if noise > 0.0 else 0.0 for a, (_, _, noise) in zip(ages, split, strict=True)]
+    return forget ** (0.5 * len(split)), others
 
 
-def _assembled(prior: Any, batches: Iterable[Batch], forget: float) -> tuple[Array, Array, list[tuple[Any, ...]]]:
-    """S (soft batches), N, and the batches; a hard batch shrinks N to what it leaves free."""
-    S, N = prior_matrices(prior)
-    split = [_split(batch) for batch in batches]
-    for K, _, noise in split:
-        S = forget * S
-        if noise > 0.0:
-            S = S + K.T @ K / noise
-    return S, N, split
+def _rows(prior: Any, split: _Split, forget: float) -> tuple[Array, Array]:
+    """Rows A (m, d) of the prior and the soft batches with A'A = S, and the prior's N."""
+    A, N = prior_rows(prior)
+    first, others = _weights(split, forget)
+    return np.concatenate([first * A, *(w * K for w, (K, _, _) in zip(others, split, strict=True) if w > 0.0)]), N
 
 
-def _free(N: Array, split: Sequence[tuple[Any, ...]]) -> Array:
+def _free(N: Array, split: _Split) -> Array:
     """The part of the span of N that no hard batch (noise 0) has fixed."""
-    for K, _, noise in split:
-        if noise == 0.0:
-            N = N @ null_space(K @ N, rcond=HARD_RANK)
-    return N
+    hard = [unit_rows(K)[0] for K, _, noise in split if noise == 0.0]
+    return complement(N, np.concatenate(hard)) if hard else N
 
 
 def batch_precision(prior: Any, batches: Iterable[Batch], forget: float = 1.0) -> Array:
     """S = forget^t S_0 + sum_s forget^(t-s) K_s'K_s / noise_s (d, d), soft batches only."""
-    return _assembled(prior, batches, forget)[0]
+    rows, _ = _rows(prior, _split(batches), forget)
+    return rows.T @ rows
 
 
 def batch_covariance(prior: Any, batches: Iterable[Batch], forget: float = 1.0) -> Array:
     """C = N (N'S N)^-1 N' (d, d), with N what the prior and the hard batches leave free."""
-    S, N, split = _assembled(prior, batches, forget)
+    split = _split(batches)
+    rows, N = _rows(prior, split, forget)
     N = _free(N, split)
     if N.shape[1] == 0:
-        return np.zeros_like(S)
-    C = N @ cho_solve(cho_factor(N.T @ S @ N), N.T)
-    return 0.5 * (C + C.T)
+        return np.zeros((prior.d, prior.d))
+    root = N @ Factor(rows @ N).root()
+    return root @ root.T
 
 
 def batch_solution(prior: Any, batches: Iterable[Batch], weight: Any = None, forget: float = 1.0) -> Array:
-    """Minimiser of J_t(W) = sum_s |K_s W - V_s|^2 / noise_s + |W - W_0|^2_{S_0} by one dense solve.
+    """Minimiser of J_t(W) = sum_s |K_s W - V_s|^2 / noise_s + |W - W_0|^2_{S_0} by one QR factorisation of all rows.
 
     Args:
         prior: a `Prior` (or anything with its attributes).
@@ -89,40 +73,40 @@ def batch_solution(prior: Any, batches: Iterable[Batch], weight: Any = None, for
 
     Returns:
         W (d, v) float64.
+
+    Numerics: off by about the unit roundoff times the root of the condition of S, in the S-norm relative to W - W_0.
     """
-    batches = [tuple(batch) for batch in batches]
-    if not batches and weight is None:
+    split = _split(batches)
+    if not split and weight is None:
         raise ValueError("batch_solution: batches must not be empty where no weight is given")
-    S, N, split = _assembled(prior, batches, forget)
-    W_0 = float64(weight) if weight is not None else np.zeros((prior.d, split[0][1].shape[1]))
-    rhs = np.zeros_like(W_0)
-    hard_K, hard_E = [], []
-    for K, V, noise in split:
-        rhs = forget * rhs
-        error = V - K @ W_0
-        if noise > 0.0:
-            rhs = rhs + K.T @ error / noise
-        else:
-            hard_K.append(K)
-            hard_E.append(error)
+    targets = [V for _, V, _ in split if V is not None]
+    if len(targets) < len(split):
+        raise ValueError("batch_solution: every batch needs its targets V")
+    W_0 = float64(weight) if weight is not None else np.zeros((prior.d, targets[0].shape[1]))
+    rows, N = _rows(prior, split, forget)
+    errors = [V - K @ W_0 for (K, _, _), V in zip(split, targets, strict=True)]
+    others = _weights(split, forget)[1]
+    soft = [w * E for w, E in zip(others, errors, strict=True) if w > 0.0]
+    anchored = len(rows) - sum(map(len, soft))
+    sides = np.concatenate([np.zeros((anchored, W_0.shape[1])), *soft])
     x = np.zeros_like(W_0)
-    if hard_K:  # a particular solution within the range of the prior, then the free part below
-        A = np.concatenate(hard_K) @ N
-        x = N @ (np.linalg.pinv(A, rcond=HARD_RANK) @ np.concatenate(hard_E))
+    hard = [s for s, (_, _, noise) in enumerate(split) if noise == 0.0]
+    if hard:  # a particular solution within the range of the prior, then the free part below
+        K, lengths = unit_rows(np.concatenate([split[s][0] for s in hard]))
+        U, s, V = told(K, N)
+        x = N @ (V @ ((U.T @ (np.concatenate([errors[i] for i in hard]) / lengths[:, None])) / s[:, None]))
     N = _free(N, split)
     if N.shape[1]:
-        x = x + N @ cho_solve(cho_factor(N.T @ S @ N), N.T @ (rhs - S @ x))
+        x = x + N @ Factor(rows @ N).solve(sides - rows @ x)
     return W_0 + x
 
 
 def batch_objective(prior: Any, batches: Iterable[Batch], W: Any, weight: Any = None, forget: float = 1.0) -> float:
     """J_t at W: soft batches and the two anchors, the older terms discounted by `forget`."""
-    S_0, _ = prior_matrices(prior)
-    split = [_split(batch) for batch in batches]
     W = float64(W)
     shift = W - (float64(weight) if weight is not None else 0.0)
-    value = float(np.sum(shift * (S_0 @ shift)))
-    for K, V, noise in split:
+    value = float(np.sum((prior_rows(prior)[0] @ shift) ** 2))
+    for K, V, noise in _split(batches):
         value *= forget
         if noise > 0.0 and V is not None:
             value += float(np.sum((K @ W - V) ** 2)) / noise

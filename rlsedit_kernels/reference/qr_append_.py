@@ -7,12 +7,9 @@ from typing import Any
 import numpy as np
 
 from rlsedit_kernels.reference.arrays import Array, float64
+from rlsedit_kernels.reference.rows import triangle
 
 
 def qr_append_(R: Any, K: Any) -> Array:
     """The upper-triangular R_new (..., d, d) with R_new'R_new = R'R + K'K and a diagonal >= 0."""
-    stacked = np.concatenate([np.triu(float64(R)), float64(K)], axis=-2)
-    _, new = np.linalg.qr(stacked, mode="reduced")
-    signs = np.where(np.diagonal(new, axis1=-2, axis2=-1) < 0.0, -1.0, 1.0)
-    factor: Array = np.triu(new * signs[..., None])
-    return factor
+    return triangle(np.concatenate([np.triu(float64(R)), float64(K)], axis=-2))[0]

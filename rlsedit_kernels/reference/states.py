@@ -1,14 +1,16 @@
-"""References of the states: S kept explicitly in float64, every answer by a dense solve."""
+"""References of the states: the rows of prior and batches in float64, every answer by a dense factorisation."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from scipy.linalg import null_space
+from scipy.linalg import solve_triangular
 
 from rlsedit_kernels.reference.arrays import Array, float64
-from rlsedit_kernels.reference.batch import prior_matrices
+from rlsedit_kernels.reference.rows import Factor, complement, prior_rows, told, triangle
+
+_SAME = 1e-9
 
 
 class CovarianceState:
@@ -16,36 +18,54 @@ class CovarianceState:
 
     def __init__(self, prior: Any) -> None:
         self.prior = prior
-        self._S, self._N = prior_matrices(prior)
+        self._prior, self._N = prior_rows(prior)
+        self._batches: list[tuple[Array, float]] = []
+        """(K, noise), noise over what was forgotten since."""
+
+    def _rows(self) -> Array:
+        """A (m, r) with A'A = N'S N."""
+        return np.concatenate([self._prior, *(K / noise**0.5 for K, noise in self._batches)]) @ self._N
+
+    def _root(self) -> Array:
+        """A (d, r) with A A' = C."""
+        return self._N @ Factor(self._rows()).root()
 
     def covariance(self) -> Array:
         """C (d, d)."""
-        N = self._N
-        if N.shape[1] == 0:
-            return np.zeros_like(self._S)
-        C = N @ np.linalg.solve(N.T @ self._S @ N, N.T)
-        return 0.5 * (C + C.T)
+        if self._N.shape[1] == 0:
+            return np.zeros((self.prior.d, self.prior.d))
+        root = self._root()
+        return root @ root.T
 
     def precision(self) -> Array:
         """S (d, d) on the space in which edits may lie."""
-        P = self._N @ self._N.T
-        return P @ self._S @ P
+        rows = self._rows() @ self._N.T
+        return rows.T @ rows
 
     def gain(self, K: Any, noise: float = 1.0) -> Array:
-        """C K' (noise I + K C K')^+ (d, u)."""
+        """C K' (noise I + K C K')^+ (d, u); for noise > 0 it is S_new^-1 K' / noise, S_new = S + K'K / noise."""
         K = float64(K)
-        Y = self.covariance() @ K.T
-        return Y @ np.linalg.pinv(noise * np.eye(len(K)) + K @ Y, rcond=1e-12, hermitian=True)
+        if self._N.shape[1] == 0:
+            return np.zeros((self.prior.d, len(K)))
+        if noise > 0.0:
+            old = self._rows()
+            sides = np.concatenate([np.zeros((len(old), len(K))), np.eye(len(K)) / noise**0.5])
+            return self._N @ Factor(np.concatenate([old, K @ self._N / noise**0.5])).solve(sides)
+        U, s, V = told(K, self._N)
+        root = Factor(self._rows()).root()  # K N = U s V', and so gain = C V (V'C V)^-1 s^-1 U'
+        R, Q = triangle(root.T @ V)
+        return self._N @ root @ Q @ solve_triangular(R, (U / s).T, trans="T")
 
     def update(self, K: Any, noise: float = 1.0, forget: float = 1.0) -> Array:
         """Gain of the batch, and S <- forget S + K'K / noise; noise 0 removes the span of K from the space."""
         K = float64(K)
-        self._S = forget * self._S
+        self._prior = forget**0.5 * self._prior
+        self._batches = [(k, nu / forget) for k, nu in self._batches]
         gain = self.gain(K, noise)
         if noise > 0.0:
-            self._S = self._S + K.T @ K / noise
+            self._batches.append((K, float(noise)))
         else:
-            self.restrict_to_complement(K)
+            self._N = complement(self._N, K)
         return gain
 
     def commit(self, K: Any, noise: float = 1.0, forget: float = 1.0) -> None:
@@ -53,25 +73,30 @@ class CovarianceState:
         self.update(K, noise, forget)
 
     def remove(self, K: Any, noise: float = 1.0) -> Array:
-        """S <- S - K'K / noise; the gain F A^-1 with F = C K' of before."""
+        """Drop the batch with these keys and noise; the gain F A^-1, F = C K' of before, which is S_new^-1 K' / noise.
+
+        Raises:
+            ValueError: there is no such batch.
+        """
         K = float64(K)
-        F = self.covariance() @ K.T
-        self._S = self._S - K.T @ K / noise
-        return F @ np.linalg.inv(noise * np.eye(len(K)) - K @ F)
+        for index, (k, nu) in enumerate(self._batches):
+            if abs(nu - noise) <= _SAME * noise and np.array_equal(k, K):
+                del self._batches[index]
+                rows = self._rows()
+                # S^-1 K' = A (A'K')
+                root = Factor(rows).root()
+                return self._N @ root @ (root.T @ (self._N.T @ K.T)) / noise
+        raise ValueError("remove: no batch with these keys and noise was written")
 
     def restrict(self, Q: Any) -> None:
         """Edits leave Q (d, q) alone from now on."""
-        self.restrict_to_complement(float64(Q).T)
-
-    def restrict_to_complement(self, K: Array) -> None:
-        """N <- the part of its span that K (q, d) maps to zero."""
-        self._N = self._N @ null_space(K @ self._N, rcond=1e-10)
+        self._N = complement(self._N, float64(Q).T)
 
 
 class SquareRootState(CovarianceState):
-    """As `CovarianceState`, and the triangular factor of S by a dense Cholesky factorisation when it is asked for."""
+    """As `CovarianceState`, and the triangular factor of S by a dense QR factorisation when it is asked for."""
 
     @property
     def factor(self) -> Array:
         """R (d, d) upper triangular, diagonal > 0, R'R = S; for a prior on the whole space."""
-        return np.linalg.cholesky(self._S).T
+        return triangle(self._rows())[0]
