@@ -418,7 +418,9 @@ class ShardedCovarianceState(CovarianceState):
         with self.ranks.confirmed("remove") as numbers:
             if known is not None:
                 removal.refuse_forgone(form, products.G, known)
-            gain, change, leverage = batches.removal(products, noise, *batches.epsilons(form.dtype, self.dtype))
+            reach = math.sqrt(self._factor.largest * K.largest / noise)
+            eps, working = batches.epsilons(form.dtype, self.dtype)
+            gain, change, leverage = batches.removal(products, noise, eps, working, reach)
             rows = form.back(gain).to(self.dtype)
             numbers[_SYSTEM] = digest(products.G)
         return form, self.ranks.dtensor(rows.contiguous(), self.d), change, leverage

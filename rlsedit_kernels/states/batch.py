@@ -212,7 +212,7 @@ def epsilons(*dtypes: torch.dtype) -> list[float]:
 
 
 def removal(
-    products: Products, noise: float, eps: float, working: float | None = None
+    products: Products, noise: float, eps: float, working: float | None = None, reach: float = 0.0
 ) -> tuple[torch.Tensor, Change, float]:
     """Gain and change for taking a batch back (docs/mathematics.md, facts 5 and 12).
 
@@ -224,6 +224,7 @@ def removal(
         eps: machine epsilon of the form.
         working: that of gains and weights where a form is kept in a wider dtype: the gain multiplies the rounding of
             V - K W by 1 / (1 - leverage), whatever the form knows. None for `eps`.
+        reach: |K C_0 K'|^1/2 / noise^1/2 of the longest key: what rounding a root has done to F is `eps` times that.
 
     Returns:
         gain (r, u), the change that is to be added, and the leverage, the largest eigenvalue of K Y / noise.
@@ -239,6 +240,7 @@ def removal(
             "is lost in the rounding errors of the state; nothing was changed. Rebuild with refactor(batches that stay)"
         )
     margin = LEVERAGE_MARGIN * max(eps, working or 0.0)
+    margin = margin if products.F is None else max(margin, eps * reach)
     if not 1.0 - leverage > margin:
         raise LeverageError(
             f"the batch has leverage {leverage:.9g} and 1 - leverage must exceed {margin:.1e} in this precision: the "

@@ -467,7 +467,9 @@ class CovarianceState(Moving):
         inner = form.coordinates64(K.rows)
         products = form.products64(inner)
         removal.refuse_forbidden(form, self._factor, self._counters, K.rows, products.G)
-        gain, change, leverage = batches.removal(products, noise, *batches.epsilons(form.dtype, self.dtype))
+        reach = math.sqrt(self._factor.largest * K.largest / noise)
+        eps, working = batches.epsilons(form.dtype, self.dtype)
+        gain, change, leverage = batches.removal(products, noise, eps, working, reach)
         return form, form.back64(gain).to(self.dtype), change, leverage
 
     def _gain_of_removed(self, K: Keys, noise: float) -> torch.Tensor:
