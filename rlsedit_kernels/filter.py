@@ -192,7 +192,7 @@ class RLSFilter:
             outcome = self._solution.update(keys, values, noise, forget)
             self._objective = forget * self._objective + outcome.cost
             self._peak = max(forget * self._peak, self._objective)
-            self._track(keys, values, noise, forget, outcome.initial)
+            self._track(keys, values, noise, forget, outcome)
             self._rounding.write(keys, noise, forget, self._row_form() if self._solution.rounds else None)
         return self._step(outcome)
 
@@ -204,11 +204,14 @@ class RLSFilter:
         than W - W_0, that alone may cost digits in float32, however good the state is. Cures: dtype=torch.float64,
         or state="square_root", which solves for the weight anew.
 
+        Without W_0 (`track_bounds=False` with the gain form) what batches have changed stands for W - W_0, each by
+        itself: an estimate that is too small where they undo each other.
+
         Args:
             thorough: as for `CovarianceState.health`.
         """
         found = self.state.health(thorough=thorough)
-        size = self._shift() if self._track_bounds else 0.0
+        size = self._shift()
         if size == 0.0 or not math.isfinite(size) or self.state.steps == 0:  # with no batch left W is W_0
             return found
         W = self._current()
@@ -264,7 +267,7 @@ class RLSFilter:
                 self.refactor(remaining)
                 return self._step(Outcome(self._misfit(keys, values, self._current()), residual, 0.0))
             self._objective -= outcome.cost
-            self._track(keys, values, noise, 1.0, outcome.initial, sign=-1.0)
+            self._track(keys, values, noise, 1.0, outcome, sign=-1.0)
             self._rounding.remove(keys, noise)
         return self._step(outcome)
 
@@ -391,15 +394,22 @@ class RLSFilter:
             finite(op, "V", values)
         return checked, Values(values, size)
 
-    def _track(self, K: Keys, V: Values, noise: float, forget: float, initial: float | None, sign: float = 1.0) -> None:
+    def _track(
+        self, K: Keys, V: Values, noise: float, forget: float, outcome: Outcome | None, sign: float = 1.0
+    ) -> None:
+        """Without W_0 the innovation stands for V - K W_0: |E|^2 / noise less the cost is what the batch moves W by."""
         self._forgotten *= forget
-        if self._initial is None or not self._track_bounds:
-            return
-        error = (self._misfit(K, V, self._initial) if initial is None else initial) ** 2
+        if self._initial is None:
+            assert outcome is not None
+            error = outcome.innovation_norm**2
+        elif outcome is None or outcome.initial is None:
+            error = self._misfit(K, V, self._initial) ** 2
+        else:
+            error = outcome.initial**2
         self._errors = forget * self._errors + sign * (error / noise if noise > 0.0 else math.inf if error else 0.0)
 
     def _shift(self) -> float:
-        """|W - W_0| in the S-norm, as far as the difference of two sums tells it.
+        """|W - W_0| in the S-norm, as far as the difference of two sums tells it; see `_track`.
 
         Where the weight is off by more than it has moved, J is too large by the square of that, and the difference
         is negative: it is not known, and not zero.

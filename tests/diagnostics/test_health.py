@@ -109,12 +109,15 @@ class TestCures:
 
 
 class TestWeight:
-    def test_rounding_is_estimated(self) -> None:
-        """Within a factor of six of what a float32 weight really loses on an exact state."""
+    @pytest.mark.parametrize("track_bounds", [True, False])
+    def test_rounding_is_estimated(self, track_bounds) -> None:
+        """Within a factor of six of what a float32 weight really loses on an exact state, with and without W_0."""
         for name in ("easy", "condition-1e4", "condition-1e8", "consistent", "weak-1"):
             stream = make_stream(name, D, U)
             rls, truth = (
-                rk.RLSFilter(stream.W_0, stream.prior, "square_root", layout="in_out", solution="gain"),
+                rk.RLSFilter(
+                    stream.W_0, stream.prior, "square_root", layout="in_out", solution="gain", track_bounds=track_bounds
+                ),
                 Truth(stream),
             )
             for batch in islice(stream.batches(), 100):
@@ -143,11 +146,12 @@ class TestWeight:
             rls.update(batch.K * size, batch.V)
         assert rls.health().status == "ok"
 
-    def test_a_large_first_weight_is_seen(self) -> None:
+    @pytest.mark.parametrize("track_bounds", [True, False])
+    def test_a_large_first_weight_is_seen(self, track_bounds) -> None:
         """A model's weight beside a small change of it: the state is perfect, the change is lost in rounding."""
         stream = make_stream("weak-1", D, U)
         W_0 = 3e4 * torch.randn(D, 4, generator=torch.Generator().manual_seed(0))
-        rls = rk.RLSFilter(W_0, stream.prior, layout="in_out")
+        rls = rk.RLSFilter(W_0, stream.prior, layout="in_out", track_bounds=track_bounds)
         for batch in islice(stream.batches(), 60):
             V = (batch.K.double() @ W_0.double() + batch.V).float()
             rls.update(batch.K, V)
@@ -158,11 +162,17 @@ class TestWeight:
         assert found.weight_error is not None
         assert found.weight_error > 1e-3
 
-    def test_without_bounds_nothing_is_said(self) -> None:
+    @pytest.mark.parametrize("state", ["covariance", "square_root"])
+    def test_without_bounds_a_batch_taken_back_is_none(self, state) -> None:
         stream = make_stream("weak-1", D, U)
-        rls = rk.RLSFilter(stream.W_0, stream.prior, layout="in_out", track_bounds=False)
-        batch = next(stream.batches())
-        rls.update(batch.K, batch.V)
+        rls = rk.RLSFilter(stream.W_0, stream.prior, state, layout="in_out", track_bounds=False)
+        first, second = islice(stream.batches(), 2)
+        rls.update(first.K, first.V, 1e3)
+        alone = rls.health().weight_error
+        rls.update(second.K, second.V, 1e3)
+        rls.remove(second.K, second.V, 1e3)
+        assert rls.health().weight_error == pytest.approx(alone, rel=1.0)
+        rls.remove(first.K, first.V, 1e3)
         assert rls.health().weight_error is None
 
 
