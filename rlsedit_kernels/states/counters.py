@@ -17,7 +17,7 @@ class Counters:
     `careful_checked`, `worst_drift` and `repairs` are the guard's (`states/guard.py`), `largest_key` is the largest
     squared norm of a key, `largest_inner` the same in the coordinates of the form, `largest_weighted` the largest that
     `weighted` has given, `forgot` whether any batch came with forgetting, `restrictions` those of the singular writes
-    that `restrict` made.
+    that `restrict` made, `unheld` those of the hard writes that are kept by the covariance alone (`states/held.py`).
     """
 
     steps: int = 0
@@ -33,6 +33,7 @@ class Counters:
     largest_inner: float = 0.0
     restrictions: int = 0
     largest_weighted: float = 0.0
+    unheld: int = 0
 
     def __post_init__(self) -> None:
         self.largest_weighted = self.largest_weighted or self.largest_key  # saved by an earlier version

@@ -141,7 +141,8 @@ class CovarianceState(Moving):
 
         Args:
             K, noise: as for `gain`. With noise = 0 the batch is preserved by all later ones, to the rounding of one
-                batch as by `restrict` until hard writes span more than 1/8 of the space (`states/held.py`).
+                batch as by `restrict`, or while rho is small by C alone where hard writes span more than 1/8 of the
+                space (`states/held.py`).
             forget: forgetting factor in (0, 1]; the prior is forgotten too.
 
         Raises:
@@ -457,9 +458,6 @@ class CovarianceState(Moving):
             gain = (form.back64 if wide else form.back)(factored.gain).to(self.dtype)
             size = float(torch.linalg.vector_norm(gain))
         return Prepared(gain, size, factored, longest * longest, keys, noise, forget, self._writes)
-
-    def _hold(self, prepared: Prepared) -> None:
-        self._form = held.holding_keys(self._form, self._factor, prepared.keys.rows, prepared.factored.root)
 
     def _removal(self, K: Keys, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""

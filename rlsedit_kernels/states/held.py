@@ -25,7 +25,8 @@ from rlsedit_kernels.states.whitened import WhitenedForm
 MOST = 0.125
 """Part of the space of edits up to which hard writes are held: with keys (u, d) and q directions a batch costs 8 d q u
 flops more, a third of the plain form's 3 d^2 u there. Keys beyond it are kept by C alone, as all hard writes of an
-inverse root are. What `restrict` forbids is always held."""
+inverse root are, while rho is at most `choice.PLAIN_LIMIT`: from there on all are held, since C alone would not keep
+them, and `health()` warns of those that are not. What `restrict` forbids is always held."""
 
 DEPENDENT = 1e-5
 """A direction given in float32 that is nearer to others than this is one of them."""
@@ -77,11 +78,19 @@ class HeldForm:
         form: keeps C.
         outer: Q (d, q) float64.
         inner: an orthonormal basis (m, q) of T'Q, in the coordinates of the form; Q where T is a number or none.
+        of_prior: so many columns of Q, the first ones, are what the prior itself forbids (`within_prior`).
     """
 
-    def __init__(self, form: PlainForm | WhitenedForm, outer: torch.Tensor, inner: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        form: PlainForm | WhitenedForm,
+        outer: torch.Tensor,
+        inner: torch.Tensor | None = None,
+        of_prior: int = 0,
+    ) -> None:
         self.form = form
         self.outer = outer
+        self.of_prior = of_prior
         self.inner = Directions(outer if inner is None else inner, form.dtype)
         self._grown = 1.0
 
@@ -99,6 +108,7 @@ class HeldForm:
         """An independent copy; the directions, which nothing changes, are shared."""
         twin = HeldForm.__new__(HeldForm)
         twin.form, twin.outer, twin.inner, twin._grown = self.form.clone(), self.outer, self.inner, self._grown
+        twin.of_prior = self.of_prior
         return twin
 
     def to_(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -177,7 +187,8 @@ class HeldForm:
 
     def saved(self) -> dict[str, object]:
         """What `restore` of the form and `restored` need."""
-        return {**self.form.saved(), "held": self.outer.clone(), "held_inner": self.inner.wide.clone()}
+        kept = {"held": self.outer.clone(), "held_inner": self.inner.wide.clone(), "held_of_prior": self.of_prior}
+        return {**self.form.saved(), **kept}
 
 
 def bare(form: Any) -> Any:
@@ -207,13 +218,27 @@ def holding(form: Any, factor: PriorFactor, Q: torch.Tensor | None) -> Any:
     return _extended(form, free_rows(factor, Q).mT, DEPENDENT)
 
 
-def holding_keys(form: Any, factor: PriorFactor, K: torch.Tensor, root: torch.Tensor) -> Any:
+def within_prior(form: Any, factor: PriorFactor) -> Any:
+    """The plain form that holds what a null-space prior forbids, too; the form as it is where there is no need.
+
+    Other forms cannot leave the range of T. This one is held to it by subtraction alone, as by a restriction.
+    """
+    kept = bare(form)
+    if not isinstance(kept, PlainForm) or factor.rank == factor.d or (kept is not form and form.of_prior):
+        return form
+    assert factor.root is not None
+    outside = torch.linalg.qr(factor.root, mode="complete")[0][:, factor.rank :]
+    confined = HeldForm(kept, outside.to(kept.C.device).contiguous(), of_prior=factor.d - factor.rank)
+    return confined if kept is form else _extended(confined, form.outer, DEPENDENT)
+
+
+def holding_keys(form: Any, factor: PriorFactor, K: torch.Tensor, root: torch.Tensor, most: float = MOST) -> Any:
     """The form that holds what a hard write has told: K' root (d, w), root that of its factored system.
 
-    As it is where it needs no projection, or where more than `MOST` of the space of edits would be held.
+    As it is where it needs no projection, or where more than `most` of the space of edits would be held.
     """
-    known = form.count if isinstance(form, HeldForm) else 0
-    if not isinstance(bare(form), PlainForm | WhitenedForm) or known + root.shape[1] > MOST * factor.rank:
+    known = form.count - form.of_prior if isinstance(form, HeldForm) else 0
+    if not isinstance(bare(form), PlainForm | WhitenedForm) or known + root.shape[1] > most * factor.rank:
         return form
     return _extended(form, K.to(torch.float64).mT @ root.to(torch.float64), _DEPENDENT_KEYS)
 
@@ -222,7 +247,7 @@ def carried(form: Any, other: Any) -> Any:
     """Another form of the same covariance that holds what `form` does."""
     if not isinstance(form, HeldForm) or not isinstance(bare(other), PlainForm | WhitenedForm):
         return other
-    return _extended(other, form.outer, DEPENDENT)
+    return _extended(other, form.outer[:, form.of_prior :], DEPENDENT)
 
 
 def restored(
@@ -245,7 +270,10 @@ def restored(
         outer = joined(None, factor.root_inverse.to(device).mT @ inner, _DEPENDENT_KEYS)
     else:
         outer = inner
-    return HeldForm(form, outer, inner)
+    of_prior = saved.get("held_of_prior", 0)
+    if not isinstance(of_prior, int) or isinstance(of_prior, bool) or not 0 <= of_prior <= outer.shape[1]:
+        raise ValueError(f"load_state_dict: held_of_prior must be from 0 to {outer.shape[1]}, got {of_prior!r}")
+    return HeldForm(form, outer, inner, of_prior)
 
 
 def _extended(form: Any, columns: torch.Tensor, tolerance: float) -> Any:
@@ -258,7 +286,7 @@ def _extended(form: Any, columns: torch.Tensor, tolerance: float) -> Any:
     kept, inner = bare(form), None
     if kept.maps:
         inner = joined(None if known is None else known.inner.wide, kept.coordinates64(new.mT).mT, _DEPENDENT_KEYS)
-    return HeldForm(kept, outer, inner)
+    return HeldForm(kept, outer, inner, 0 if known is None else known.of_prior)
 
 
 def joined(held: torch.Tensor | None, columns: torch.Tensor, tolerance: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.counters import Counters, weighted
 from rlsedit_kernels.states.forgetting import ForgettingError
 from rlsedit_kernels.states.guard import Guarded
-from rlsedit_kernels.states.held import carried
+from rlsedit_kernels.states.held import MOST, carried, holding_keys, within_prior
 
 
 class Moving(Guarded):
@@ -52,9 +52,11 @@ class Moving(Guarded):
     def _choose(self, K: Any, noise: float) -> Any:
         """The form for keys with a `largest`; an automatic one gives way when larger keys or less noise ask for it."""
         form = self._form
-        if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
-            return form
         largest = max(self._counters.largest_weighted, weighted(K.largest, noise))
+        if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
+            if choice.rho(self._factor, form.dtype, largest) > choice.PLAIN_LIMIT:
+                self._form = within_prior(form, self._factor)
+            return self._form
         decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
         if form is None:
             self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
@@ -89,6 +91,14 @@ class Moving(Guarded):
             twin.to_(self.device, decided.storage)
             return twin
         return carried(form, self._from_covariance(decided, form.covariance(torch.float64)))
+
+    def _hold(self, prepared: Any) -> None:
+        """Hold what a hard write has told, where the form needs it and rho or what is held already lets it."""
+        form, counters, told = self._form, self._counters, prepared.factored.root
+        largest = max(counters.largest_weighted, weighted(prepared.keys.largest, prepared.noise))
+        exact = choice.rho(self._factor, form.dtype, largest) > choice.PLAIN_LIMIT
+        self._form = holding_keys(form, self._factor, prepared.keys.rows, told, 1.0 if exact else MOST)
+        counters.unheld += self._form is form and form.name in ("plain", "whitened") and told.shape[1] > 0
 
     def _singular_write(self) -> None:
         self._counters.singular_writes += 1

@@ -103,6 +103,12 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     if state._watch.fault is not None and found.status != "broken":
         found.broken(state._watch.fault)
     _count(found, counters)
+    weighted_level = choice.rho(factor, storage, counters.largest_weighted)
+    if counters.unheld and kind in ("plain", "whitened") and weighted_level > choice.PLAIN_LIMIT:
+        found.warn(
+            f"{counters.unheld} hard writes, beyond 1/8 of the space, are kept by C alone, which keys at rho "
+            f"{weighted_level:.1e} move: use form='inverse_root', restrict(Q), or write them after such keys"
+        )
     if form is not None and not (reach := size(form, factor)) < torch.finfo(state.dtype).max:
         found.broken(f"C has grown to {reach:.1e}, which {state.dtype} cannot hold: refactor(batches)")
     bounded = not counters.forgot
@@ -120,7 +126,7 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
         prior=factor.method,
         condition=factor.condition,
         lifted=factor.lifted,
-        rho=choice.rho(factor, storage, counters.largest_weighted),
+        rho=weighted_level,
         smallest_pivot=counters.smallest_pivot,
         largest_leverage=counters.largest_leverage,
         careful_steps=counters.careful_steps,

@@ -254,3 +254,130 @@ def test_directions_outside_of_a_null_space_forbid_nothing_in_it() -> None:
     state.restrict(basis[:, :2].float().double())
     assert size(state.covariance() - before) < 1e-6
     assert not isinstance(state._form, held.HeldForm)
+
+
+class TestNullSpace:
+    """What the prior forbids a plain covariance leaves alone as well, however small the noise."""
+
+    @staticmethod
+    def stream(state: Any, N: torch.Tensor, noise: float, batches: int, first: int = 0) -> list[torch.Tensor]:
+        """Gains (d, u) of batches of keys that lie anywhere."""
+        return [state.update(randn(U, D, seed=100 + i) / D**0.5, noise) for i in range(first, first + batches)]
+
+    @staticmethod
+    def prior(rank: int) -> tuple[rk.Prior, torch.Tensor, torch.Tensor]:
+        Q = orthonormal(D, seed=4)
+        return rk.Prior.null_space(Q[:, :rank], 1.0), Q[:, :rank], Q[:, rank:]
+
+    @staticmethod
+    def truth(N: torch.Tensor, noise: float, batches: int) -> torch.Tensor:
+        rows = [N.mT, *(randn(U, D, seed=100 + i).float().double() / D**0.5 / noise**0.5 for i in range(batches))]
+        half = torch.linalg.qr(torch.cat(rows) @ N)[1]
+        root = N @ torch.linalg.inv(half)
+        return root @ root.mT
+
+    @pytest.mark.parametrize("rank", [4, 16, 28])
+    @pytest.mark.parametrize("noise", [1.0, 1e-3, 1e-6])
+    def test_no_edit_goes_where_the_prior_forbids_it(self, rank, noise) -> None:
+        """At noise 1e-6 it broke down on what subtraction had left there."""
+        given, N, outside = self.prior(rank)
+        state = rk.CovarianceState(given, form="plain")
+        for gain in self.stream(state, N, noise, 100):
+            assert size(outside.mT @ gain.double()) < 1e-5 * size(gain)
+        C, true = state.covariance().double(), self.truth(N, noise, 100)
+        assert size(C - true) < (5e-6 if noise == 1.0 else 1e-3 if noise == 1e-3 else 0.2) * size(true)
+        if noise < 1.0:
+            assert size(outside.mT @ C) < 1e-6 * size(C)
+        assert state.form == "plain"
+
+    def test_it_pays_only_where_it_has_to(self) -> None:
+        """At noise 1 the form is the one without a projection."""
+        given, N, _ = self.prior(16)
+        state = rk.CovarianceState(given, form="plain")
+        self.stream(state, N, 1.0, 3)
+        assert not isinstance(state._form, held.HeldForm)
+        self.stream(state, N, 1e-6, 1)
+        assert state._form.of_prior == 16
+
+    @pytest.mark.parametrize("first", ["restricted", "noise"])
+    def test_restrictions_and_hard_writes_join_it(self, first) -> None:
+        given, N, outside = self.prior(24)
+        state = rk.CovarianceState(given, form="plain")
+        Q = torch.linalg.qr(torch.cat([N[:, :2], outside[:, :1]], dim=1))[0]
+        if first == "noise":
+            self.stream(state, N, 1e-6, 1)
+        state.restrict(Q)
+        K = randn(2, D, seed=77).float()[: 1 if first == "restricted" else 2]  # 3 directions are held at any rho
+        state.commit(K, 0.0)
+        for gain in self.stream(state, N, 1e-6, 60):
+            held_keys = K.double() @ N[:, 2:] @ N[:, 2:].mT  # what of them prior and restriction let change
+            assert size(torch.cat([Q, outside], dim=1).mT @ gain.double()) < 1e-6 * size(gain)
+            assert size(held_keys @ gain.double()) < 1e-5 * size(held_keys) * size(gain)
+        assert state._form.of_prior == 8
+        assert state._form.count == 8 + 2 + len(K)
+
+    @pytest.mark.parametrize("way", ["state_dict", "clone", "pickle", "deepcopy"])
+    def test_copies_go_on_to_the_bit(self, way) -> None:
+        given, N, _ = self.prior(16)
+        state = rk.CovarianceState(given, form="plain")
+        self.stream(state, N, 1e-6, 3)
+        if way == "state_dict":
+            twin = rk.CovarianceState(given, form="plain")
+            twin.load_state_dict(state.state_dict())
+        else:
+            ways = {"clone": lambda s: s.clone(), "pickle": lambda s: pickle.loads(pickle.dumps(s))}
+            twin = ways.get(way, copy.deepcopy)(state)
+        for a, b in zip(self.stream(state, N, 1e-6, 3, 3), self.stream(twin, N, 1e-6, 3, 3), strict=True):
+            assert torch.equal(a, b)
+        saved = state.state_dict()
+        saved["tensors"]["held_of_prior"] = 99
+        with pytest.raises(ValueError, match="held_of_prior must be from 0 to 16, got 99"):
+            twin.load_state_dict(saved)
+
+    @pytest.mark.parametrize("form", ["whitened", "inverse_root", "auto", "square_root"])
+    def test_other_forms_take_over_what_was_forbidden_beside_it(self, form) -> None:
+        given, N, outside = self.prior(16)
+        state = rk.CovarianceState(given, form="plain")
+        self.stream(state, N, 1e-3, 2)
+        state.restrict(N[:, :2].contiguous())
+        twin = state.convert(form)
+        assert size(twin.covariance().double() - state.covariance().double()) < 1e-5 * size(state.covariance())
+        other = getattr(twin._form, "outer", None)
+        assert other is None or other.shape[1] in (2, 18)
+        for gain in self.stream(twin, N, 1e-3, 20, 2):
+            assert size(torch.cat([N[:, :2], outside], dim=1).mT @ gain.double()) < 2e-6 * size(gain)
+
+
+class TestManyHardWrites:
+    """Beyond 1/8 of the space they are held where keys tell so much that C alone would not keep them."""
+
+    @staticmethod
+    def left(state: Any, K: torch.Tensor, batches: int) -> float:
+        """By how much a stream of noise 1e-6 moves the targets of K, of what it changes."""
+        W = torch.zeros(D, V, dtype=torch.float64)
+        for i in range(batches):
+            k = (randn(U, D, seed=300 + i) / D**0.5).to(state.dtype)
+            W += state.update(k, 1e-6).double() @ (k.double() @ randn(D, V, seed=8) - k.double() @ W)
+        return size(K.double() @ W) / (size(K) * size(W))
+
+    @pytest.mark.parametrize("form", PROJECTED)
+    @pytest.mark.parametrize("noise", [1.0, 1e-6])
+    def test_they_stay_or_health_says_that_they_do_not(self, form, noise) -> None:
+        state = rk.CovarianceState(rk.Prior.ridge(D, 1.0), form=form, guard="off")
+        state.commit((randn(U, D, seed=5) / D**0.5).float(), noise)
+        K = torch.cat([(randn(5, D, seed=70 + i) / D**0.5).float() for i in range(3)])
+        for rows in K.split(5):
+            state.commit(rows, 0.0)
+        if noise == 1.0:
+            assert state._counters.unheld == 3
+            assert state.health().status == "ok"
+        moved = self.left(state, K, 100)
+        if noise < 1.0:
+            assert state._form.count == 15
+            assert state._counters.unheld == 0
+            assert moved < 1e-6
+        else:
+            assert any("3 hard writes, beyond 1/8 of the space" in text for text in state.health().messages)
+        twin = rk.CovarianceState(rk.Prior.ridge(D, 1.0), form=form, guard="off")
+        twin.load_state_dict(state.state_dict())
+        assert twin.health().messages == state.health().messages
