@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlsedit_kernels import filter_saving as saving
-from rlsedit_kernels.errors import BreakdownError, LeverageError
+from rlsedit_kernels.errors import BreakdownError, LeverageError, UnderdeterminedError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.ops.contract import aligned
 from rlsedit_kernels.priors import Prior
@@ -214,16 +214,20 @@ class RLSFilter:
         size = self._shift()
         if size == 0.0 or not math.isfinite(size) or self.state.steps == 0:  # with no batch left W is W_0
             return found
-        W = self._current()
+        try:
+            W = self._current()
+        except (BreakdownError, UnderdeterminedError):
+            return found  # which says so
         error = self._rounding.error(W, self._solution.rounds) / size
+        advice = "use float64, or the carried solution"
+        if isinstance(self._solution, CarriedSolution) and found.ok:
+            error, advice = max(error, self._solution.own_error(self._objective) / size), "use float64"
         if error > WEIGHT_WARNING and self._initial is not None and torch.equal(W, self._initial):
             return found  # nothing that was written has changed it
         found = replace(found, weight_error=error)
         if not error > WEIGHT_WARNING:
             return found
-        message = (
-            f"rounding the weight to {self.state.dtype} costs about {error:.1e}: use float64, or the carried solution"
-        )
+        message = f"rounding to {self.state.dtype} costs the weight about {error:.1e}: {advice}"
         return replace(found, status="warning" if found.ok else found.status, messages=(*found.messages, message))
 
     def remove(

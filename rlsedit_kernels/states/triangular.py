@@ -14,6 +14,8 @@ from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states.batch import LEVERAGE_MARGIN
 
 _ROWS = 256
+_POWERS = 5
+_VECTORS = 4
 _PANEL = 128
 
 
@@ -58,6 +60,22 @@ def solve_columns(R: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         right = W[start_:stop].addmm_(rows[:, stop - start_ :], W[stop:], alpha=-1.0)
         W[start_:stop] = torch.linalg.solve_triangular(rows[:, : stop - start_], right, upper=True)
     return W
+
+
+def extremes(R: torch.Tensor) -> tuple[float, float]:
+    """|R| and |R^-1| in the 2-norm, estimated from below by block power iteration: 80 r^2 flops, for a regular R."""
+    generator = torch.Generator().manual_seed(0)
+    start_ = torch.randn(R.shape[0], min(_VECTORS, R.shape[0]), dtype=torch.float64, generator=generator, device="cpu")
+    start_ = start_.to(R.device)
+    x, y, largest, smallest = start_, start_, 0.0, 0.0
+    for _ in range(_POWERS):
+        forward = (R @ torch.linalg.qr(x)[0].to(R.dtype)).to(torch.float64)
+        largest = float(torch.linalg.vector_norm(forward, dim=0).max())
+        x = (R.mT @ (forward / max(largest, torch.finfo(torch.float64).tiny)).to(R.dtype)).to(torch.float64)
+        y = solve_rows(R, torch.linalg.qr(y)[0].mT).mT
+        smallest = float(torch.linalg.vector_norm(y, dim=0).max())
+        y = solve_columns(R, y / smallest)
+    return largest, smallest
 
 
 def system(H: torch.Tensor, noise: float) -> torch.Tensor:
