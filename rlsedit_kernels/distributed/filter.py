@@ -177,7 +177,7 @@ class ShardedRLSFilter(RLSFilter):
 
     @session
     def health(self, *, thorough: bool = False) -> Health:
-        """`RLSFilter.health`, by all ranks together."""
+        """`RLSFilter.health`, by all ranks together; what rounding R and B costs a carried solution is left out."""
         return super().health(thorough=thorough)
 
     def state_dict(self) -> NoReturn:
