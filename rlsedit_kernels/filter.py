@@ -44,7 +44,8 @@ class Step:
 
     Attributes:
         innovation_norm: |E|, E = V - K W before the batch (a priori error); NaN where there was no weight yet.
-        residual_norm: |V - K W| after it (a posteriori error); NaN where there is no weight yet.
+        residual_norm: |V - K W| after it (a posteriori error); NaN where there is no weight yet. After a hard write it
+            is what was not written: of keys too near each other to be told apart (`CovarianceState.gain`).
         objective: J_t, the minimum of the objective over all batches so far (docs/mathematics.md, fact 6).
         parameter_bound: |W_t - W_0| is at most this (fact 7); None where lambda = 0 or bounds are not tracked.
         anchor_bound: |K_0 (W_t - W_0)| is at most this (fact 7); None where mu = 0 or bounds are not tracked.

@@ -397,3 +397,19 @@ def test_the_residual_of_a_high_leverage_is_no_difference(form: str, seed: int) 
     residual = torch.linalg.solve(0.9 * torch.eye(6) + wide @ wide.mT, 0.9 * error)
     assert step.residual_norm == pytest.approx(float(residual.norm()), rel=5e-7)
     assert rls.health().careful_steps == 0
+
+
+@pytest.mark.parametrize("form", ["plain", "whitened", "inverse_root"])
+@pytest.mark.parametrize("apart", [0.0, 1e-4, 1e-3])
+def test_what_a_hard_write_could_not_tell_apart_is_in_its_residual(form, apart) -> None:
+    """Two keys that float32 takes for one, with other targets: the mean is written, and the step says what is not."""
+    generator = torch.Generator().manual_seed(0)
+    K = torch.randn(1, D, generator=generator) + torch.tensor([[0.0], [apart]]) * torch.randn(2, D, generator=generator)
+    V = torch.eye(2)
+    rls = rk.RLSFilter(torch.zeros(D, 2), rk.Prior.ridge(D, 1.0), layout="in_out", form=form)
+    step = rls.update(K, V, 0.0)
+    assert step.residual_norm == pytest.approx(float((V - K @ rls.weight).norm()), rel=1e-3)
+    assert step.residual_norm == pytest.approx(1.0, rel=0.05)
+    together = torch.randn(2, D, generator=generator)
+    rls.update(together, torch.ones(2, 2), 0.0)
+    assert float((together @ rls.weight - 1.0).norm()) < 1e-4
