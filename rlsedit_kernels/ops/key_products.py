@@ -11,7 +11,6 @@ OP = "key_products"
 
 
 def fake(A: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
-    torch._check(K.shape[-1] == A.shape[-2], lambda: f"{OP}: K.shape[-1] must be A.shape[-2]")
     return A.new_empty((*K.shape[:-1], A.shape[-1]))
 
 
@@ -37,5 +36,5 @@ def key_products(A: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
     Numerics: accumulated in the dtype of A; each element is within about d eps |K||A| of the exact value.
     """
     A = _checks.matrix(OP, "A", A, "d", "n")
-    K = _checks.shaped(OP, "K", K, A, "A", (None, A.shape[-2]), "u, d")
+    K = _checks.fitting(OP, "K", K, "A", A, ("u", None), ("d = A.shape[-2]", A.shape[-2]))
     return torch.ops.rlsedit_kernels.key_products.default(A, K)

@@ -23,6 +23,7 @@ SCHEMAS: dict[str, str] = {
 
 SHAPES: dict[str, str] = {
     "gain_products": "dd ud",
+    "key_products": "dn ud",
     "cholesky": "uu",
     "gain_solve": "du uu",
     "downdate_": "dd dw",
