@@ -221,6 +221,7 @@ _UNCOUNTED = (
 _FLOPS: dict[str, Formula] = {
     "aten::mm": _product,
     "aten::bmm": _product,
+    "mkldnn::_linear_pointwise": _product,
     "aten::mv": lambda _out, a, *_: 2.0 * a.numel(),
     "aten::addmv": lambda _out, _c, a, *_: 2.0 * a.numel(),
     "aten::addmv_": lambda _out, _c, a, *_: 2.0 * a.numel(),

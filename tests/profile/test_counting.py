@@ -26,6 +26,11 @@ def total(action) -> Count:
         (lambda C, K: C @ K.mT, 2 * D * D * U, D * D + 2 * D * U),
         (lambda C, K: torch.addmm(C, K.mT, K), 2 * D * D * U, 2 * D * D + 2 * D * U),
         (lambda C, K: C.addmm_(K.mT, K), 2 * D * D * U, 2 * D * D + 2 * D * U),
+        (
+            lambda C, K: torch.ops.mkldnn._linear_pointwise(K, C, None, "none", [], ""),  # what rlsedit edits with
+            2 * D * D * U,
+            D * D + 2 * D * U,
+        ),
         (lambda C, K: C + C.mT, 0, 3 * D * D),
         (lambda C, K: C.clone(), 0, 2 * D * D),
         (lambda C, K: torch.empty_like(C).copy_(C), 0, 2 * D * D),

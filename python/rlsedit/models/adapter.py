@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..parallel import OneProcess, Part, holders, plain_class
 from .detect import detect
 from .families import FAMILIES, Family
 from .probe import check_logits, check_replay, probe, same_factor, unlike
+from .products import Tokens, linear_products
 from .quantised import advice, check_config, is_subclass
 from .replay import evaluating
 
@@ -230,9 +231,14 @@ class Adapter:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., d) behind the last layer: head(norm(hidden)), soft-capped if the model is."""
         self.processes.awake()
-        logits: Tensor = self.head(self.norm(hidden))
+        with self.products([self.head]):
+            logits: Tensor = self.head(self.norm(hidden))
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def products(self, modules: Iterable[nn.Module], tokens: Tokens | None = None) -> AbstractContextManager[None]:
+        """`linear_products`, for a model that this process holds alone."""
+        return nullcontext() if self.processes.many else linear_products(modules, tokens)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .products import Tokens
+
 if TYPE_CHECKING:
     from .adapter import Adapter
 
@@ -24,15 +26,17 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Calls:
     """Arguments of every decoder layer for one batch, and the hidden states entering layer 0."""
 
-    def __init__(self, hidden: Tensor, calls: list[Call]) -> None:
+    def __init__(self, hidden: Tensor, calls: list[Call], tokens: Tokens | None = None) -> None:
         self.hidden = hidden
-        self._calls = calls
+        self._calls, self._tokens = calls, tokens
 
     def run(self, adapter: Adapter, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Hidden states (B, T, d) behind layer `stop - 1`, given those entering layer `start`."""
         adapter.processes.awake()
-        for layer, (args, kwargs) in zip(adapter.layers[start:stop], self._calls[start:stop], strict=True):
-            hidden = _tensor(layer(hidden, *args, **kwargs))
+        layers = adapter.layers[start:stop]
+        with adapter.products(layers.modules(), self._tokens):
+            for layer, (args, kwargs) in zip(layers, self._calls[start:stop], strict=True):
+                hidden = _tensor(layer(hidden, *args, **kwargs))
         return hidden
 
 
@@ -64,7 +68,7 @@ def capture(adapter: Adapter, ids: Tensor, mask: Tensor, positions: Tensor, cach
             past_key_values=cache,
             use_cache=cache is not None,
         )
-    return Calls(entering[0], calls)
+    return Calls(entering[0], calls, Tokens.of(mask[:, mask.shape[1] - ids.shape[1] :]))
 
 
 @contextmanager

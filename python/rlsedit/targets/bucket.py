@@ -115,8 +115,8 @@ def _past(rows: Sequence[Prepared], length: int, layer: int, num_layers: int) ->
     return Cache(layers=layers)
 
 
-BUCKET_COST = 48
-"""What a further bucket costs beside its tokens, in tokens: each reads and packs all weights once more."""
+BUCKET_COST = 160
+"""What a further bucket costs, in tokens of padding: it reads all weights once more, and padding is not multiplied."""
 
 
 def make_buckets(

@@ -1,0 +1,132 @@
+"""Products of a model's linear modules on the CPU: of real tokens alone, by the faster of torch's two libraries.
+
+Rows of a batch are padded to one length; what stands where a row has no token is read by nobody, and multiplying it by
+weights is most of what it would cost. Float32 matrices torch multiplies by MKL, which leaves AVX-512 unused on
+processors of other makers than Intel; oneDNN, which torch carries too, uses it, with the same sums in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["Tokens", "linear_products", "onednn_is_faster"]
+
+WORTH = 0.1
+"""Share of padding from which on taking tokens out of it costs less than multiplying it."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Places of the tokens of a padded batch.
+
+    Attributes:
+        shape: (B, T) of the batch.
+        real: (n,) int64, places of tokens in the flattened batch.
+        source: (B T,) int64, for each place the token whose product stands there: its own, where padded any.
+    """
+
+    shape: tuple[int, int]
+    real: Tensor
+    source: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Tokens | None:
+        """Those of a mask (B, T), None where leaving out the padding is not worth it or it is not on the CPU."""
+        if mask.device.type != "cpu":
+            return None
+        flat = mask.reshape(-1).bool()
+        real = flat.nonzero().flatten()
+        if not 0 < len(real) <= (1 - WORTH) * len(flat):
+            return None
+        source = torch.where(flat, flat.cumsum(0) - 1, 0)
+        return cls((mask.shape[0], mask.shape[1]), real, source)
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN uses instructions of this processor that MKL does not."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    here: Mapping[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer than the oldest torch that serves
+    return bool(here.get("avx512_f")) and "intel" not in str(here.get("cpu_name", "")).lower()
+
+
+@contextmanager
+def linear_products(modules: Iterable[nn.Module], tokens: Tokens | None = None) -> Iterator[None]:
+    """Products on the CPU, inside, of `tokens` alone and by oneDNN where that is faster.
+
+    A module with a `forward` of its own is left alone, and so is one whose weight is trained.
+    `torch.backends.mkldnn.flags(enabled=False)` leaves products to MKL.
+    """
+    onednn = onednn_is_faster() and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
+    changed: list[nn.Module] = []
+    if onednn or tokens is not None:
+        changed = [m for m in modules if type(m) in (nn.Linear, Conv1D) and "forward" not in m.__dict__]
+    for module in changed:
+        module.__dict__["forward"] = _forward(module, tokens, onednn)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.__dict__["forward"]
+
+
+def _forward(module: nn.Module, tokens: Tokens | None, onednn: bool) -> Callable[[Tensor], Tensor]:
+    usual, turned = module.forward, type(module) is Conv1D
+
+    def forward(states: Tensor) -> Tensor:
+        weight: Any = module.weight
+        fits = type(weight) in (nn.Parameter, Tensor) and not weight.requires_grad and states.dtype == weight.dtype
+        fits = fits and states.device.type == weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        fast = onednn and states.dtype == torch.float32
+        some = tokens if tokens is not None and states.ndim == 3 and states.shape[:2] == tokens.shape else None
+        if not fits or not (fast or some is not None):
+            result: Tensor = usual(states)
+            return result
+        product: Tensor = _Product.apply(states, weight.T if turned else weight, module.bias, some, fast)
+        return product
+
+    return forward
+
+
+def _product(states: Tensor, weight: Tensor, bias: Tensor | None, fast: bool) -> Tensor:
+    if fast:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+        return product
+    return nn.functional.linear(states, weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    """states (..., d) times weight (v, d) transposed, plus bias; differentiable in the states alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tokens | None, fast: bool
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.tokens, ctx.fast = tokens, fast
+        if tokens is None:
+            return _product(states, weight, bias, fast)
+        product = _product(states.reshape(-1, states.shape[-1])[tokens.real], weight, bias, fast)
+        return product[tokens.source].view(*states.shape[:-1], -1)  # finite where padded, whatever comes behind
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), tokens = ctx.saved_tensors, ctx.tokens
+        if tokens is None:
+            return _product(gradient.contiguous(), weight.T, None, ctx.fast), None, None, None, None
+        some = _product(gradient.reshape(-1, gradient.shape[-1])[tokens.real], weight.T, None, ctx.fast)
+        whole = some.new_zeros(len(tokens.source), some.shape[-1]).index_copy_(0, tokens.real, some)
+        return whole.view(*gradient.shape[:-1], -1), None, None, None, None
