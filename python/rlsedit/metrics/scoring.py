@@ -168,12 +168,19 @@ def _continue(
 
 def _read(adapter: Adapter, hidden: Tensor, rows: list[int], tokens: list[int]) -> tuple[list[float], list[bool]]:
     """log p and argmax flags of `tokens`, token i read from hidden state `rows[i]`."""
-    logits = adapter.logits(hidden)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    norm, best = torch.logsumexp(logits, -1), logits.argmax(-1)
-    at = torch.tensor(rows, device=logits.device)
-    token = torch.tensor(tokens, device=logits.device)
-    return (logits[at, token] - norm[at]).tolist(), (best[at] == token).tolist()
+    at = torch.tensor(rows, device=hidden.device)
+    token = torch.tensor(tokens, device=hidden.device)
+    found = torch.zeros(len(rows), dtype=torch.float64, device=hidden.device)
+    right = torch.zeros(len(rows), dtype=torch.bool, device=hidden.device)
+    for first in range(0, len(hidden), adapter.at_once):
+        logits = adapter.logits(hidden[first : first + adapter.at_once]).to(hidden.device)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        norm, best = torch.logsumexp(logits, -1), logits.argmax(-1)
+        here = ((at >= first) & (at < first + len(logits))).nonzero().flatten()
+        row, wanted = at[here] - first, token[here]
+        found[here] = (logits[row, wanted] - norm[row]).double()
+        right[here] = best[row] == wanted
+    return found.tolist(), right.tolist()
 
 
 def _groups(prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[list[tuple[int, ...]]]:

@@ -22,6 +22,9 @@ from .replay import evaluating
 if TYPE_CHECKING:
     from rlsedit_kernels.distributed import Ranks
 
+LOGITS = 1 << 24
+"""Logits that are formed at once: positions times vocabulary."""
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -169,6 +172,12 @@ class Adapter:
         return int(length) if isinstance(length, int) and length > 0 else None
 
     @property
+    def at_once(self) -> int:
+        """Positions whose logits are formed at once: some 16 million numbers, whatever the vocabulary."""
+        config = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        return max(1, LOGITS // (getattr(config, "vocab_size", None) or 1 << 18))
+
+    @property
     def device(self) -> torch.device:
         """Device of the first edited weight."""
         return self.edited(0).weight.device  # type: ignore[return-value]
@@ -230,9 +239,18 @@ class Adapter:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., d) behind the last layer: head(norm(hidden)), soft-capped if the model is."""
+        return self.headed(self.normed(hidden))
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., d) behind the last layer as the head reads them: norm(hidden)."""
         self.processes.awake()
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def headed(self, normed: Tensor) -> Tensor:
+        """Logits of what `normed` gives."""
         with self.products([self.head]):
-            logits: Tensor = self.head(self.norm(hidden))
+            logits: Tensor = self.head(normed)
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 

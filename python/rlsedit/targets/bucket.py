@@ -16,8 +16,9 @@ from transformers.cache_utils import Cache
 from ..models.adapter import Adapter
 from ..models.replay import FrozenLayer, capture
 from ..prompts import align
-from .objective import Terms, answer_loss, divergence, log_probabilities
+from .objective import Terms
 from .prepare import Prepared
+from .reading import read_terms
 
 
 class Bucket:
@@ -50,7 +51,6 @@ class Bucket:
         self._anchors = [b for b, p in enumerate(rows) if p.row.kind == "kl"]
         ends = [(b, rows[b].length - 1) for b in self._anchors]
         device = self._hidden.device
-        self._count = len(answers)
         self._at = torch.tensor([a[:2] for a in answers] + ends, device=device).T
         self._facts = torch.tensor([p.row.fact for p in rows], device=device)
         self._tokens = torch.tensor([a[2] for a in answers], dtype=torch.long, device=device)
@@ -72,29 +72,11 @@ class Bucket:
             hidden = self._batch.replaced(self._hidden, self._adapter.shifted(self._layer, start, self._inner, moves))
         hidden = self._calls.run(self._adapter, hidden, self._layer + 1, self._adapter.num_layers)
         at = self._at.to(hidden.device)  # layers may lie on several devices
-        logits = self._adapter.logits(hidden[at[0], at[1]]).to(delta.device)
-        heads = logits[: self._count]
-        answer = answer_loss(heads, self._tokens)
-        owner = self._facts[self._at[0]]
-        zero = torch.zeros(len(delta), dtype=answer.dtype, device=delta.device)
-        total = zero.index_add(0, owner[: self._count], answer * self._weights.to(answer.dtype))
-        wrong = (heads.detach().argmax(-1) != self._tokens).to(answer.dtype)
-        misses = zero.index_add(0, owner[: self._count], wrong)
-        drift = zero
-        if self._anchors:
-            moved = divergence(logits[self._count :], self._log_start(logits[self._count :]))
-            drift = zero.index_add(0, owner[self._count :], moved)
-        return Terms(total, drift, misses)
-
-    @torch.no_grad()
-    def _log_start(self, logits: Tensor) -> Tensor:
-        """Log-probabilities at delta = 0, which is where the first step is taken."""
-        known = [self._rows[b].log_start for b in self._anchors]
-        if any(part is None for part in known):
-            known = list(log_probabilities(logits))
-            for b, part in zip(self._anchors, known, strict=True):
-                self._rows[b].log_start = part
-        return torch.stack([part for part in known if part is not None])
+        starts = [self._rows[b].log_start for b in self._anchors]
+        read = read_terms(self._adapter, hidden[at[0], at[1]], self._tokens, starts)
+        for b, known in zip(self._anchors, starts, strict=True):  # from the first step on, where delta is 0
+            self._rows[b].log_start = known
+        return read.by_fact(self._facts[self._at[0]], self._weights, len(delta))
 
 
 def _past(rows: Sequence[Prepared], length: int, layer: int, num_layers: int) -> Cache:

@@ -20,7 +20,8 @@ from ..models.adapter import Adapter
 from ..models.replay import capture, outputs_of
 from ..prompts import Context, align
 from .descend import Stopping, Targets, descend, wide
-from .objective import Terms, answer_loss, divergence, log_probabilities
+from .objective import Terms
+from .reading import read_terms
 from .rows import Row, fact_rows
 
 STOPPING = Stopping(ease=0.1, drift=0.01)
@@ -70,11 +71,10 @@ class Joint:
             for at in row.wanted
         ]
         ends = [(b, first[b] + len(row.inputs) - 1) for b, row in enumerate(rows) if row.kind == "kl"]
-        self._count = len(answers)
         self._at = torch.tensor([a[:2] for a in answers] + ends, device=device).T
         self._tokens = torch.tensor([a[2] for a in answers], dtype=torch.long, device=device)
         self._weights = torch.tensor([a[3] for a in answers], dtype=torch.float64, device=device)
-        self._log_start: Tensor | None = None
+        self._starts: list[Tensor | None] = [None] * len(ends)  # known from the first evaluation on, where delta is 0
 
     def any_of(self, active: Sequence[bool]) -> bool:
         """Whether a row belongs to an active fact."""
@@ -103,17 +103,8 @@ class Joint:
             for handle in handles:
                 handle.remove()
         hidden = self._calls.run(self._adapter, hidden, self._layer + 1, self._adapter.num_layers)
-        logits = self._adapter.logits(hidden[self._at[0], self._at[1]])
-        heads, tails = logits[: self._count], logits[self._count :]
-        answer, owner = answer_loss(heads, self._tokens), self._facts[self._at[0]]
-        zero = torch.zeros(len(delta), dtype=answer.dtype, device=delta.device)
-        total = zero.index_add(0, owner[: self._count], answer * self._weights.to(answer.dtype))
-        misses = zero.index_add(0, owner[: self._count], (heads.detach().argmax(-1) != self._tokens).to(answer.dtype))
-        if len(tails) == 0:
-            return Terms(total, zero, misses)
-        if self._log_start is None:  # the first evaluation is at delta = 0
-            self._log_start = log_probabilities(tails.detach())
-        return Terms(total, zero.index_add(0, owner[self._count :], divergence(tails, self._log_start)), misses)
+        read = read_terms(self._adapter, hidden[self._at[0], self._at[1]], self._tokens, self._starts)
+        return read.by_fact(self._facts[self._at[0]], self._weights, len(delta))
 
     def _shift(self, moves: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:

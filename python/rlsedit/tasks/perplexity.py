@@ -22,8 +22,6 @@ from .task import Progress, Task, TaskOptions, TaskReport
 
 __all__ = ["TASK", "perplexity"]
 
-_LOGITS = 1 << 24  # at a time: positions times vocabulary
-
 
 @dataclass(frozen=True)
 class _Window:
@@ -141,7 +139,7 @@ def _nll(adapter: Adapter, hidden: Tensor, window: _Window) -> float:
     """-sum log p of the scored tokens, given hidden states (T, d) of the window; logits in pieces."""
     wanted = torch.tensor(window.ids[window.first :], device=hidden.device)
     before = hidden[window.first - 1 : -1]
-    piece = max(1, _LOGITS // adapter.model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    piece = adapter.at_once
     total = 0.0
     for states, tokens in zip(before.split(piece), wanted.split(piece), strict=True):
         logits = adapter.logits(states)

@@ -18,6 +18,7 @@ from ..methods.simie import SimIESolver
 from ..models.adapter import Adapter
 from ..models.replay import capture
 from ..prompts import Context, align
+from ..targets.reading import read_terms
 from ..targets.rows import Row, fact_rows
 from .job import Job, LayerState, Written
 from .targets import write_targets
@@ -112,10 +113,9 @@ def _group_features(
             if not gradients:
                 return {n: Features(inputs[n], None) for n in layers}, 0.0
             places = [(b, at, row.encoding.ids[at + 1]) for b, row in enumerate(rows) for at in row.wanted]
-            logits = adapter.logits(hidden[[p[0] for p in places], [p[1] for p in places]])
-            tokens = torch.tensor([p[2] for p in places], device=logits.device)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            loss = torch.nn.functional.cross_entropy(logits, tokens, reduction="sum") / answers
+            tokens = torch.tensor([p[2] for p in places], device=hidden.device)
+            read = read_terms(adapter, hidden[[p[0] for p in places], [p[1] for p in places]], tokens)
+            loss = read.answer.sum() / answers
             found = torch.autograd.grad(loss, [offsets[n] for n in layers])
     finally:
         for handle in handles:

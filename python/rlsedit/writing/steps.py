@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.adapter import Adapter
 from ..models.replay import Calls, capture
 from ..prompts import Context, align
+from ..targets.reading import read_terms
 from ..targets.rows import Row, fact_rows
 from .features import token_groups
 from .job import Job, LayerState, Written
@@ -102,10 +103,7 @@ def _gradients(adapter: Adapter, groups: Sequence[_Group], layers: Sequence[int]
     try:
         for group in groups:
             hidden = group.calls.run(adapter, group.hidden, layers[0], adapter.num_layers)
-            logits = adapter.logits(hidden[group.places[0], group.places[1]])
-            terms = torch.nn.functional.cross_entropy(
-                logits if logits.dtype == torch.float64 else logits.float(), group.tokens, reduction="none"
-            )
+            terms = read_terms(adapter, hidden[group.places[0], group.places[1]], group.tokens).answer
             loss = (terms * group.weights.to(terms.dtype)).sum()
             for into, gradient in zip(sums, torch.autograd.grad(loss, parameters), strict=True):  # type: ignore[arg-type]
                 into += gradient if adapter.layout == "in_out" else gradient.T
