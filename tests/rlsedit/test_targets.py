@@ -15,6 +15,8 @@ from rlsedit.models import Adapter
 from rlsedit.prompts import Context
 from rlsedit.targets import optimise_targets, plain_targets
 from rlsedit.targets.bucket import BUCKET_COST, divide
+from rlsedit.targets.prepare import prepare_rows
+from rlsedit.targets.rows import fact_rows
 
 # GPT-J's attention computes in float32 whatever the model's dtype, so its batch sizes and lengths show at 1e-7.
 TOLERANCE = {"gptj": dict(rtol=1e-5, atol=1e-6)}
@@ -119,6 +121,20 @@ def test_half_precision_models_give_float32_targets(dtype: torch.dtype) -> None:
     change, wanted = result.z - result.start, (exact.z - exact.start).float()
     cosine = torch.nn.functional.cosine_similarity(change, wanted)
     assert cosine.min() > 0.8
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_is_constant_takes_three_passes(count: int) -> None:
+    """Whatever the number of contexts: what prompts begin with, the layers up to L, and tokens before p above them."""
+    adapter = Adapter.for_model(tiny("llama"))
+    passes = [0] * adapter.num_layers
+    for n, layer in enumerate(adapter.layers):
+        layer.mlp.register_forward_pre_hook(lambda _module, _args, n=n: passes.__setitem__(n, passes[n] + 1))
+    with adapter.frozen():
+        rows = fact_rows(tokenizer(), FACTS[:count], CONTEXTS)
+        prepared = prepare_rows(adapter, rows, 2, 1 << 20)
+    assert len(prepared) == count * (len(CONTEXTS) + 1)
+    assert passes == [2, 2, 2, *([2, 2] if count > 1 else [1, 1])]  # one fact: nothing is left before p
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 40))
