@@ -70,20 +70,25 @@ def linear_products(modules: Iterable[nn.Module], tokens: Tokens | None = None) 
     `torch.backends.mkldnn.flags(enabled=False)` leaves products to MKL.
     """
     onednn = onednn_is_faster() and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
-    changed: list[nn.Module] = []
-    if onednn or tokens is not None:
-        changed = [m for m in modules if type(m) in (nn.Linear, Conv1D) and "forward" not in m.__dict__]
-    for module in changed:
-        module.__dict__["forward"] = _forward(module, tokens, onednn)
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+    for module in modules if onednn or tokens is not None else ():
+        own = module.__dict__
+        name = "_old_forward" if "_old_forward" in own else "forward"  # which accelerate's hooks call
+        usual = getattr(module, name)
+        if type(module) in (nn.Linear, Conv1D) and getattr(usual, "__func__", None) is type(module).forward:
+            changed.append((own, name, own.get(name)))
+            own[name] = _forward(module, usual, tokens, onednn)
     try:
         yield
     finally:
-        for module in changed:
-            del module.__dict__["forward"]
+        for own, name, before in changed:
+            own.pop(name) if before is None else own.update({name: before})
 
 
-def _forward(module: nn.Module, tokens: Tokens | None, onednn: bool) -> Callable[[Tensor], Tensor]:
-    usual, turned = module.forward, type(module) is Conv1D
+def _forward(
+    module: nn.Module, usual: Callable[[Tensor], Tensor], tokens: Tokens | None, onednn: bool
+) -> Callable[[Tensor], Tensor]:
+    turned = type(module) is Conv1D
 
     def forward(states: Tensor) -> Tensor:
         weight: Any = module.weight
