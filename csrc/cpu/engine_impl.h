@@ -24,8 +24,16 @@ struct Kernels {
   typedef T V __attribute__((vector_size(VB)));
   typedef T U __attribute__((vector_size(VB), aligned(sizeof(T))));  // the same vector at any address
   static constexpr int W = VB / static_cast<int>(sizeof(T));
-  // 6 x 2 accumulators, 2 loads and a broadcast: 15 of 16 registers; 12 x 2 and 2 loads: 26 of AVX-512's 32.
+#if defined(__aarch64__)
+  static constexpr int kRegisters = 32;
+  // 8 x 2 accumulators, 2 loads and 8 entries of A, for no operand is broadcast from memory: 26. Four pipes
+  // of four cycles have 16 sums to work on; with 12 x 2, gcc puts some on the stack.
+  static constexpr int MR = 8;
+#else
+  static constexpr int kRegisters = VB == 64 ? 32 : 16;
+  // 6 x 2 accumulators, 2 loads and a broadcast: 15 of 16; 12 x 2 and 2 loads: 26 of AVX-512's 32.
   static constexpr int MR = VB == 64 ? 12 : 6;
+#endif
   static constexpr int NR = 2 * W;
   static constexpr int kLine = 64 / static_cast<int>(sizeof(T));
   static constexpr int kRows = 48;  // a multiple of MR and of a cache line
@@ -170,7 +178,7 @@ struct Kernels {
   template <int R>
   static void dot_rows(const T* A, int64_t rs, const T* B, int64_t ldb, int64_t u, int64_t d, T* y,
                        int64_t ldy) {
-    constexpr int N = VB == 64 ? 4 : 2;  // R x N sums, N entries of B and one of A in registers
+    constexpr int N = kRegisters == 32 ? 4 : 2;  // R x N sums, N entries of B and one of A in registers
     int64_t c = 0;
     for (; c + N <= u; c += N) dot_block<R, N>(A, rs, B + c * ldb, ldb, d, y + c * ldy, ldy);
     for (; c < u; ++c) dot_block<R, 1>(A, rs, B + c * ldb, ldb, d, y + c * ldy, ldy);
@@ -203,7 +211,7 @@ struct Kernels {
 
   static void combine(const T* A, int64_t lda, int64_t u, const T* B, int64_t ldb, int64_t d, int64_t n, T* y,
                       int64_t ldy) {
-    constexpr int N = VB == 64 ? 4 : 2, S = 4;
+    constexpr int N = kRegisters == 32 ? 4 : 2, S = 4;
     int64_t j = 0;
     // Fewer rows of A than are taken side by side: rather longer pieces of each row of B.
     if (u == 1) {

@@ -47,7 +47,9 @@ def test_near_the_identity_a_gain_is_as_exact_as_two_solves_of_torch(dtype, back
     half = torch.linalg.solve_triangular(R.mT, K.mT, upper=False)
     plain = torch.linalg.solve_triangular(R, half, upper=True)
     error = tolerances.relative_error
-    assert error(rk.ops.qr_gain(R, K), exact) <= 2.0 * error(plain, exact)
+    # In float64 the reference is two solves too: where torch calls the same routine (AArch64), they agree to the bit.
+    allowed = 2.0 * max(error(plain, exact), torch.finfo(dtype).eps)
+    assert error(rk.ops.qr_gain(R, K), exact) <= allowed
 
 
 @dtypes
