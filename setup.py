@@ -44,6 +44,7 @@ ALL_ARCHITECTURES = ("80-real", "90a-real", "100-real", "100-virtual")
 # CMake reads these when it configures a folder for the first time, and never again.
 REMEMBERED = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAHOSTCXX")
 SETTINGS = "settings.json"
+HINT = "it needs a compiler of C++17, and ninja or make"
 # Not the "-Werror" of a command that is repeated before its errors.
 ERROR = re.compile(r"\b(error|Error|fatal)\s*:|^CMake Error|cannot find|undefined reference")
 
@@ -60,6 +61,13 @@ def switch(name: str) -> bool | None:
     if value not in ("", "0", "1"):
         raise OptionError(f"{name} must be 0, 1 or empty, got {value!r}")
     return value == "1" if value else None
+
+
+def check_wanted(skip: bool | None) -> None:
+    if skip:
+        raise CannotBuild("skipped at installation by RLSEDIT_SKIP_NATIVE")
+    if os.name != "posix":  # flags and scratch memory are those of Linux and macOS
+        raise CannotBuild("the native parts are for Linux and macOS; elsewhere the ops run in plain torch")
 
 
 def tool(name: str) -> str | None:
@@ -149,8 +157,7 @@ class CMakeBuild(build_ext):
         note = package / NOTE
         note.unlink(missing_ok=True)
         try:
-            if skip:
-                raise CannotBuild("skipped at installation by RLSEDIT_SKIP_NATIVE")
+            check_wanted(skip)
             self.build_native(package)
         except CannotBuild as error:
             for stale in (package / LIBRARY, *package.glob("_info*.so")):  # they would hide the reason
@@ -166,8 +173,7 @@ class CMakeBuild(build_ext):
         note = package / CUDA_NOTE
         note.unlink(missing_ok=True)
         try:
-            if skip:
-                raise CannotBuild("skipped at installation by RLSEDIT_SKIP_NATIVE")
+            check_wanted(skip)
             if wanted is False:
                 raise CannotBuild("skipped at installation by RLSEDIT_CUDA=0")
             self.build_cuda(package)
@@ -208,11 +214,11 @@ class CMakeBuild(build_ext):
         if (directory := pybind11_location()) is not None:
             options["pybind11_DIR"] = directory
         try:
-            self.cmake(ROOT, "native", options, "is there a C++ compiler?")
+            self.cmake(ROOT, "native", options, HINT)
         except CannotBuild:  # the build info, say, whose headers of Python or pybind11 may not fit: no op needs it
             for stale in package.glob("_info*.so"):
                 stale.unlink()
-            self.cmake(ROOT, "native", options, "is there a C++ compiler?", "_C_cpu")
+            self.cmake(ROOT, "native", options, HINT, "_C_cpu")
             logger.warning("%s: no build info", PACKAGE)
         if not (package / LIBRARY).is_file():
             raise CannotBuild(f"the build left no {LIBRARY}")
@@ -223,7 +229,7 @@ class CMakeBuild(build_ext):
         """Configure and build a project of CMake, or one target of it."""
         cmake, ninja = tool("cmake"), tool("ninja")
         if cmake is None:
-            raise CannotBuild("cmake was not found")
+            raise CannotBuild("cmake was not found (pip install cmake ninja)")
         build = Path(self.build_temp).resolve() / name
         configure = [cmake, f"-S{source}", f"-B{build}", "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-D{key}={value}" for key, value in options.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -99,7 +100,26 @@ def test_it_can_be_required(tmp_path: Path) -> None:
 def test_without_cmake_the_installation_goes_on_and_says_why(tmp_path: Path, bare_python: Path) -> None:
     done = build(tmp_path, python=bare_python, PATH="/nonexistent", PYTHONPATH=packages())
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / NOTE).read_text(encoding="utf-8") == "cmake was not found\n"
+    assert (tmp_path / NOTE).read_text(encoding="utf-8") == "cmake was not found (pip install cmake ninja)\n"
+
+
+def test_without_ninja_and_make_the_reason_names_both(tmp_path: Path, bare_python: Path) -> None:
+    cmake = shutil.which("cmake")
+    assert cmake is not None
+    (bare_python.parent / "cmake").write_text(f'#!/bin/sh\nexec "{cmake}" "$@"\n', encoding="utf-8")
+    (bare_python.parent / "cmake").chmod(0o755)
+    assert build(tmp_path, python=bare_python, PATH="/nonexistent", PYTHONPATH=packages()).returncode == 0
+    assert "a compiler of C++17, and ninja or make" in (tmp_path / NOTE).read_text(encoding="utf-8")
+
+
+def test_elsewhere_than_on_linux_and_macos_the_native_parts_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    script = runpy.run_path(str(ROOT / "setup.py"))
+    script["check_wanted"](None)
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        with pytest.raises(script["CannotBuild"], match=r"for Linux and macOS; elsewhere .* plain torch"):
+            script["check_wanted"](None)
 
 
 def test_cmake_is_found_beside_the_interpreter(tmp_path: Path, bare_python: Path) -> None:
