@@ -95,7 +95,7 @@ def used_bytes(device: torch.device) -> float | None:
     """Memory in use now: the allocator's count on a GPU, the resident set elsewhere (Linux); None where unknown."""
     if device.type == "cuda":
         return float(torch.cuda.memory_allocated(device))
-    with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed: give it back first
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc keeps what was freed: give it back first
         ctypes.CDLL(None).malloc_trim(0)
     try:
         return _status("VmRSS")

@@ -9,7 +9,7 @@ import socket
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .errors import FolderBusyError
+from .errors import FolderBusyError, StoreError
 
 __all__ = ["Lock"]
 
@@ -27,11 +27,17 @@ class Lock:
 
     Raises:
         FolderBusyError: another process holds it.
+        StoreError: the system has no such locks (Windows).
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
-        import fcntl
-
+        try:
+            import fcntl
+        except ImportError:
+            raise StoreError(
+                f"{folder}: a folder of edits needs locks (flock) and syncs that this system does not have; "
+                "edit on Linux or macOS"
+            ) from None
         self._pid = os.getpid()
         self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
