@@ -26,7 +26,7 @@ def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int
     A, G = partial(builders.symmetric, batch, d, dtype, 6), partial(builders.symmetric, batch, u, dtype, 7)
     wanted: dict[str, tuple[Any, ...]] = {
         "gain_products": (C, K),
-"key_products": (B, K),
+        "key_products": (B, K),
         "cholesky": (A,),
         "gain_solve": (Z, G, 0.5),
         "downdate_": (C, Z, -0.5),
