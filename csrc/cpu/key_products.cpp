@@ -15,6 +15,7 @@ Tensor key_products(Tensor A, Tensor K) {
   check_floating(op, "A", A);
   check_alike(op, "K", K, "A", A);
   const int64_t d = rows(A), n = columns(A), u = rows(K);
+  check_shape(op, "A", A, A, -1, -1);
   check_shape(op, "K", K, A, -1, d);
   Tensor Y = new_output(A, {u, n});
   for_dtype(A, [&](auto zero) {

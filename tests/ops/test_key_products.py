@@ -68,7 +68,11 @@ A, K = torch.ones(3, 5), torch.ones(2, 3)
     ("given", "kind", "message"),
     [
         ((torch.ones(3, 0), K), ValueError, r"A must have shape \(..., d, n\), both >= 1, got \(3, 0\)"),
-        ((A, torch.ones(2, 4)), ValueError, r"K must have shape \(..., u, d\) with d = 3, got \(2, 4\)"),
+        (
+            (A, torch.ones(2, 4)),
+            ValueError,
+            r"K must have shape \(..., u, d\) with d = A.shape\[-2\] = 3, u >= 1, got \(2, 4\)",
+        ),
         ((A, torch.ones(0, 3)), ValueError, r"K must have shape"),
         ((A.expand(4, 3, 5), K), ValueError, r"K and A must have the same leading dimensions"),
         ((A, K.double()), TypeError, r"K must have the dtype"),
