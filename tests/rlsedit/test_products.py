@@ -91,6 +91,10 @@ def test_modules_are_left_as_they_were(engine: bool) -> None:
         assert own(states) is states
         trained(states).sum().backward()
         assert trained.weight.grad is not None
+        trained.weight.requires_grad_(False)
+        trained.bias.grad = None
+        trained(states).sum().backward()
+        assert trained.bias.grad.tolist() == [15.0] * 6
         with torch.autocast("cpu", torch.bfloat16):
             assert other(states).dtype == torch.bfloat16
         assert "forward" in other.__dict__
@@ -111,6 +115,10 @@ def test_onednn_is_taken_where_it_is_faster_and_not_switched_off(monkeypatch: py
     assert fresh()
     for changes in ({"avx512_f": False}, {"cpu_name": "Intel(R) Xeon(R) Platinum 8488C"}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda changes=changes: {**capabilities, **changes})
+        assert not fresh()
+    with monkeypatch.context() as patch:  # a torch whose own op takes something else
+        patch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        patch.setattr(products, "_product", lambda *_, **__: torch.ops.mkldnn._linear_pointwise(states))
         assert not fresh()
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     with linear_products([module]):

@@ -56,17 +56,21 @@ def onednn_is_faster() -> bool:
     """Whether oneDNN uses instructions of this processor that MKL does not."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
-    here: Mapping[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer than the oldest torch that serves
-    return bool(here.get("avx512_f")) and "intel" not in str(here.get("cpu_name", "")).lower()
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch that serves
+    here: Mapping[str, object] = ask()
+    if not here.get("avx512_f") or "intel" in str(here.get("cpu_name", "")).lower():
+        return False
+    try:  # an op that torch keeps for its own compiler
+        return _product(torch.ones(1, 2), torch.ones(3, 2), None, fast=True).tolist() == [[2.0, 2.0, 2.0]]
+    except (AttributeError, RuntimeError):
+        return False
 
 
 @contextmanager
 def linear_products(modules: Iterable[nn.Module], tokens: Tokens | None = None) -> Iterator[None]:
     """Products on the CPU, inside, of `tokens` alone and by oneDNN where that is faster.
 
-    A module with a `forward` of its own is left alone, and so is one whose weight is trained.
+    A module with a `forward` of its own is left alone, and so is one whose weight or bias is trained.
     `torch.backends.mkldnn.flags(enabled=False)` leaves products to MKL.
     """
     onednn = onednn_is_faster() and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
@@ -92,7 +96,8 @@ def _forward(
 
     def forward(states: Tensor) -> Tensor:
         weight: Any = module.weight
-        fits = type(weight) in (nn.Parameter, Tensor) and not weight.requires_grad and states.dtype == weight.dtype
+        trained = weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
+        fits = type(weight) in (nn.Parameter, Tensor) and not trained and states.dtype == weight.dtype
         fits = fits and states.device.type == weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         fast = onednn and states.dtype == torch.float32
         some = tokens if tokens is not None and states.ndim == 3 and states.shape[:2] == tokens.shape else None
