@@ -121,7 +121,7 @@ def captured(p: Problem) -> Callable[[], object]:
     return run
 
 
-BY_WGMMA = ("gain_products", "rls_update_")
+BY_WGMMA = ("gain_products", "key_products", "rls_update_")
 """Ops that have a product by wgmma."""
 
 
@@ -189,8 +189,9 @@ def parts(bench: Bench, p: Problem) -> None:
 
 
 def weights(bench: Bench, p: Problem, gain: torch.Tensor) -> None:
-    """W <- W + gain (V - K W), W being the transpose of the weight of an nn.Linear."""
+    """K W, and W <- W + gain (V - K W), W being the transpose of the weight of an nn.Linear."""
     (d, v), u = p.W.shape, p.K.shape[0]
+    shape = {"d": d, "u": u, "v": v}
     gain = gain.float()
     exact = p.W.double() + gain.double() @ (p.V.double() - p.K.double() @ p.W.double())
 
@@ -202,12 +203,22 @@ def weights(bench: Bench, p: Problem, gain: torch.Tensor) -> None:
     def turned() -> torch.Tensor:  # a plain clone would keep the strides of p.W
         return p.W.mT.clone(memory_format=torch.contiguous_format).mT
 
+    W, product = turned(), p.K.double() @ p.W.double()
+
+    def formed(name: str) -> dict[str, float]:
+        with forced(name):
+            return {"error": error(torch.ops.rlsedit_kernels.key_products(W, p.K), product)}
+
+    entries = by_backend(bench, "key_products", (W, p.K), formed)
+    entries.append(Entry("plain torch", lambda: p.K @ W, lambda: {"error": error(p.K @ W, product)}))
+    bench.compare("key_products", shape, entries, floor(4.0 * d * v, 2.0 * d * v * u))
+
     def entry(name: str) -> Entry:
         W = turned()
         return Entry(name, lambda: update(name, W), lambda: {"error": error(update(name, turned()), exact)})
 
     entries = [entry(name) for name in variants(bench.device)]
-    bench.compare("weight_update_", {"d": d, "u": u, "v": v}, entries, floor(12.0 * d * v, 4.0 * d * u * v))
+    bench.compare("weight_update_", shape, entries, floor(12.0 * d * v, 4.0 * d * u * v))
 
 
 def appends(bench: Bench, p: Problem) -> None:

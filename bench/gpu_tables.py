@@ -36,13 +36,14 @@ PREDICTIONS = (
     ),
     Prediction("gain_products", {"u": 100}, {"cuda": (0.5, 0.55), "cuda, wgmma": (0.35, 0.4)}),
     Prediction("gain_solve", {"u": 100}, {"cuda": (0.03, 0.04), "triton": (0.05, 0.06)}),
+    Prediction("key_products", {"u": 100}, {"cuda": (0.16, 0.17), "cuda, wgmma": (0.1, 0.11)}),
     Prediction("weight_update_", {"u": 100}, {"cuda": (0.3, 0.3), "cuda, wgmma": (0.24, 0.24)}),
     Prediction("downdate_", {"u": 100}, {"cuda": (0.33, 0.4)}),
     Prediction(WHOLE, {"u": 1}, {"cuda": (0.8, 0.85)}, "state and weight"),
     Prediction("downdate_gain_products_", {"u": 1}, {"cuda": (0.45, 0.45)}),
     Prediction("cholesky", {"count": 5, "u": 128}, {"cuda": (0.015, 0.015)}),
     Prediction("cholesky", {"count": 5, "u": 256}, {"cuda": (0.032, 0.04)}),
-    Prediction("qr_append_", {"u": 100}, {"cuda": (5.0, 5.0), "triton": (8.7, 8.7)}),
+    Prediction("qr_append_", {"u": 100}, {"cuda": (5.0, 5.0), "triton": (6.5, 7.4)}),
     Prediction("qr_gain", {"u": 100}, {"cuda": (1.5, 2.0), "triton": (2.5, 2.5)}),
 )
 

@@ -103,14 +103,15 @@ def test_the_whole_run_on_the_cpu(tmp_path, capsys, monkeypatch) -> None:
 
 
 class Weights(TorchDispatchMode):
-    """Notes the strides of every weight that is updated."""
+    """Notes the strides of every weight that is updated or multiplied."""
 
     def __init__(self) -> None:
         super().__init__()
         self.strides: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.rlsedit_kernels.weight_update_.default:
+        ops = torch.ops.rlsedit_kernels
+        if func in (ops.weight_update_.default, ops.key_products.default):
             self.strides.append(args[0].stride())
         return func(*args, **(kwargs or {}))
 
@@ -120,7 +121,9 @@ def test_the_error_of_a_weight_update_is_that_of_the_layout_that_is_timed() -> N
     bench, problem = Bench("cpu", 2, 60.0), Problem(d, u, v, "cpu")
     with Weights() as seen:
         gpu_cases.weights(bench, problem, torch.randn(d, u, device="cpu"))
-    assert len(seen.strides) == 5 * len(bench.rows)  # two to warm up, two timed, one for the error
+    ours = [row for row in bench.rows if row["name"] != "plain torch"]
+    assert {row["what"] for row in ours} == {"key_products", "weight_update_"}
+    assert len(seen.strides) == 5 * len(ours)  # two to warm up, two timed, one for the error
     assert set(seen.strides) == {(1, d)}
     assert problem.W.stride() == (v, 1)
 
