@@ -1,7 +1,8 @@
 """Terms of the loss read from hidden states behind the last layer, with the logits of a few positions at a time.
 
 Each position has a term of its own, so its gradient is taken as soon as its logits are there: neither these nor what
-softmax and backward pass keep of them is ever held for all positions of a batch.
+softmax and backward pass keep of them is ever held for all positions of a batch. A model over many processes has
+them all at once.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def read_terms(adapter: Adapter, hidden: Tensor, tokens: Tensor, starts: list[Te
         known = [start for start in starts[begin : begin + len(tails)] if start is not None]
         return torch.cat([found, divergence(tails, torch.stack(known))])
 
-    terms: Tensor = _ByParts.apply(adapter.normed(hidden), measure, adapter.at_once)
+    normed = adapter.normed(hidden)
+    # FSDP2 takes weights away behind every backward pass: of a model over many processes there must be one alone.
+    terms = measure(normed, 0) if adapter.processes.many else _ByParts.apply(normed, measure, adapter.at_once)
     return Reading(terms[:count], wrong, terms[count:])
 
 
