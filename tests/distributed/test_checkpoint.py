@@ -412,7 +412,8 @@ def test_a_sharded_state_goes_on_at_another_number_of_ranks(tmp_path: Path, kind
     load(tmp_path, {"layer": single})
     alone = _advanced(_single(kind), 0, 4)
     assert single.steps == 4
-    assert torch.allclose(single.covariance(), alone.covariance(), rtol=1e-4, atol=1e-6)
+    C = alone.covariance()
+    assert float((single.covariance() - C).norm()) <= 5e-5 * float(C.norm())  # either is off by 1e-5 in float32
 
 
 def _read_plain(ranks: Ranks, folder: str, kind: str) -> Any:
