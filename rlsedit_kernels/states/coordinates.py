@@ -26,7 +26,7 @@ def _applied(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return product(A, x)
     if x.shape[1] > NARROW:
         return product(A.to(x.device), x)
-    return product(A, x.to(A.device)).to(x.device)
+    return (A @ x.to(A.device)).to(x.device)  # by torch: a back end that is forced for the GPU does not serve the host
 
 
 def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
