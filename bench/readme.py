@@ -156,10 +156,12 @@ def stream(result: Result) -> str:
     peaks = [row["peak_extra_percent"] for row in result["rows"]]
     growth = max(row["memory_growth_MB"] for row in result["rows"])
     settings, ages = result["settings"], [row["batches"] for row in result["rows"]]
+    grown = f"{growth:.1f}" if growth >= 0.1 else "less than 0.1"
+    span = " to ".join(dict.fromkeys(f"{peak:.0f}" for peak in (min(peaks), max(peaks))))
     return (
-        f"\nMemory at d = {settings['d']}, u = {settings['u']}: an update takes {min(peaks):.0f} to {max(peaks):.0f} % "
+        f"\nMemory at d = {settings['d']}, u = {settings['u']}: an update takes {span} % "
         f"of what the filter keeps, at its peak (measured without the guard, whose check takes more for a moment); "
-        f"over {ages[1] - ages[0]} batches of a stream it grows by {growth:.1f} MB."
+        f"over {ages[1] - ages[0]} batches of a stream it grows by {grown} MB."
     )
 
 
