@@ -38,7 +38,7 @@ def state_dict(rls: RLSFilter) -> dict[str, object]:
     carried = None
     if isinstance(solution, CarriedSolution):
         solution.check_alone()
-        carried = {"B": solution.B.clone(), "size": solution._size, "current": solution._current}
+        carried = solution.saved()
     return {
         "version": VERSION,
         "layout": rls.layout,
@@ -57,12 +57,14 @@ def load_state_dict(rls: RLSFilter, saved: Mapping[str, Any]) -> None:
     _check_header(rls, saved)
     device, dtype = rls.state.device, rls.state.dtype
     weight = saved_tensor(saved, "weight", tuple(rls._weight.shape), dtype, device)
-    initial, B = None, None
+    initial, B, change = None, None, None
     if rls._initial is not None:
         initial = saved_tensor(saved, "initial", tuple(rls._initial.shape), dtype, device)
     solution = rls._solution
     if isinstance(solution, CarriedSolution):
         B = saved_tensor(saved["carried"], "B", (None, solution.W.shape[1]), dtype, device)
+        if saved["carried"].get("change") is not None:
+            change = saved_tensor(saved["carried"], "change", tuple(solution.W.shape), dtype, device)
         R = saved["state"].get("tensors", {}).get("R")
         if isinstance(R, torch.Tensor) and R.shape[0] != B.shape[0]:
             raise ValueError(f"load_state_dict: B must have as many rows as R, {R.shape[0]}, got {B.shape[0]}")
@@ -74,8 +76,7 @@ def load_state_dict(rls: RLSFilter, saved: Mapping[str, Any]) -> None:
     rls._initial = solution.W_0 = initial  # type: ignore[assignment]
     if isinstance(solution, CarriedSolution):
         assert B is not None
-        size, current = float(saved["carried"]["size"]), bool(saved["carried"]["current"])
-        solution.B, solution._size, solution._current, solution._writes = B, size, current, rls.state._writes
+        solution.restore(B, change, saved["carried"])
     else:
         solution._version = None
     rls.__dict__.update(numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ SHARE = 0.1
 """Of the worst case: what errors of independent sign come to. Where W is off by more than 1e-5 on streams of
 `rk.diagnostics`, it is within a factor of four of that, but for priors whose condition float32 cannot hold."""
 _HEADROOM = 0.125
+_GAIN_STEPS = 16
+"""Batches whose gains are added to a carried solution between two triangular solves, where it is read after each."""
 
 Written = tuple[Keys, Values, float]
 """A batch as it was written: K (u, d), V (u, v), noise."""
@@ -180,7 +182,9 @@ class CarriedSolution:
     """[R B] <- Q'[R B; K D] with D = V - K W_0, and W = W_0 + R^-1 B by one triangular solve when it is asked for.
 
     A weight that is made anew from R and B does not inherit the rounding errors of the weights before it: with a
-    prior too weak to pull them out again, those of the gain form stay and add up.
+    prior too weak to pull them out again, those of the gain form stay and add up. The solve costs d^2 v flops, though.
+    Where W is read between one batch and the next, a batch is added to W - W_0 by its gain, in O(d u (d + v)), and a
+    solve forgets the errors of that every `_GAIN_STEPS` batches. R and B do not depend on what is read.
 
     Args:
         state: holds R.
@@ -196,13 +200,17 @@ class CarriedSolution:
         self.W_0 = W_0
         self.B = torch.zeros(state.rank, W.shape[1], dtype=state.dtype, device=state.device)
         self._size = 0.0  # |B|^2 is at most this
-        self._current = True
+        self._current = True  # whether W is that of R and B
+        self._change: torch.Tensor | None = None  # W - W_0 of R and B (d, v), where it is known without a solve
+        self._steps = 0  # batches in it since a solve
+        self._read = False  # whether W was asked for since the last batch
         self._writes = state._writes
 
     def copied(self, state: SquareRootState, W: torch.Tensor) -> CarriedSolution:
         """The same for copies of state and weight; W_0, which nothing changes, is shared."""
         twin = copy.copy(self)
         twin.state, twin.B = state, self.B.clone()
+        twin._change = None if self._change is None else self._change.clone()
         twin.take(W)
         return twin
 
@@ -211,6 +219,7 @@ class CarriedSolution:
         self.W = W
         if self.B.is_inference():
             self.B = self.B.clone()
+            self._change = None if self._change is None else self._change.clone()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "W"}
@@ -222,14 +231,18 @@ class CarriedSolution:
             UnderdeterminedError: the stream started from nothing and has seen too little.
             BreakdownError: the solution is not finite: R is singular to working precision.
         """
+        self._read = True
         if self._current:
             return
         self.check_alone()
-        change = self.state.solve(self.B)
-        if not math.isfinite(float(change.sum())) and not bool(torch.isfinite(change).all()):
-            raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
+        if self._change is None:
+            change = self.state.solve(self.B)
+            if not math.isfinite(float(change.sum())) and not bool(torch.isfinite(change).all()):
+                raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
+            self._change = torch.empty_like(self.W_0).copy_(change)  # LAPACK's has columns where ours has rows
+            self._steps = 0
         with writing(self.W):
-            torch.add(self.W_0, change, out=self.W)
+            torch.add(self.W_0, self._change, out=self.W)
         self._current = True
 
     def update(self, K: Keys, V: Values, noise: float, forget: float) -> Outcome:
@@ -239,13 +252,18 @@ class CarriedSolution:
         self.state.look()
         D = misfit(K, V, self.W_0)
         determined = self.state.determined
-        asked, more = Norms(), []
+        asked, more, gain = Norms(), [], None
         asked.ask(D)
         if determined:
             H = self.state.half(K)
             innovation = less_products(D, H.mT, self.B)
             asked.ask(innovation)
-            more.append(triangular.after(triangular.system(H, forget * noise), innovation, noise, forget))
+            if self._change is not None and self._read and self._steps < _GAIN_STEPS:
+                gain, system = self.state._form.gain_before(H, forget * noise)
+                asked.ask(gain)
+            else:
+                system = triangular.system(H, forget * noise)
+            more.append(triangular.after(system, innovation, noise, forget))
         (initial, *sizes), figures = asked.read(*more)
         size = forget * self._size + initial**2 / noise
         if not math.sqrt(size) < _HEADROOM * torch.finfo(self.B.dtype).max:
@@ -255,6 +273,11 @@ class CarriedSolution:
             if not math.isfinite(cost):
                 raise ValueError(f"update: K R^-1 overflows {self.state.dtype}: keys of size {reach(K)} are too large")
             self.state._append_with("update", self.B, K, D, noise, forget)
+            change = self._change
+            self._moved(size)
+            if gain is not None and change is not None and math.prod(sizes) < _HEADROOM * torch.finfo(change.dtype).max:
+                ops.weight_update_(change, K.rows, D, gain)
+                self._change = change
             outcome = Outcome(sizes[0], residual_norm, cost, initial)
         else:
             before = squared_norm(self.B)
@@ -262,9 +285,26 @@ class CarriedSolution:
             # An orthogonal transform keeps lengths: what B did not take up is the cost of the batch.
             cost = max(forget * before + initial**2 / noise - squared_norm(self.B), 0.0)
             residual_norm = norm(self._error(K, D)) if self.state.determined else math.nan
+            self._moved(size)
             outcome = Outcome(math.nan, residual_norm, cost, initial)
-        self._size, self._current, self._writes = size, False, self.state._writes
         return outcome
+
+    def _moved(self, size: float) -> None:
+        """R and B are those of another stream now, and |B|^2 is at most this."""
+        self._size, self._writes = size, self.state._writes
+        self._current, self._change, self._read, self._steps = False, None, False, self._steps + 1
+
+    def saved(self) -> dict[str, object]:
+        """What `restore` needs beside state and weight: tensors (copies) and plain values."""
+        change = None if self._change is None else self._change.clone()
+        numbers = {"size": self._size, "current": self._current, "read": self._read, "steps": self._steps}
+        return {"B": self.B.clone(), "change": change, **numbers}
+
+    def restore(self, B: torch.Tensor, change: torch.Tensor | None, numbers: Mapping[str, Any]) -> None:
+        """Go on where `saved` was taken; the state has been restored before, the weight is by its owner."""
+        self.B, self._size, self._current = B, float(numbers["size"]), bool(numbers["current"])
+        self._change, self._steps = change, int(numbers.get("steps", 0))
+        self._read, self._writes = bool(numbers.get("read", False)), self.state._writes
 
     def own_error(self, objective: float) -> float:
         """|e| of W in the S-norm that comes from rounding R and B with every batch, estimated without history.
@@ -290,7 +330,7 @@ class CarriedSolution:
             check(norm(innovation), norm(residual), _inner(innovation, residual) / noise)
 
         self.state.take_back_with(self.B, K, D, noise, possible)
-        self._size, self._current, self._writes = squared_norm(self.B), False, self.state._writes
+        self._moved(squared_norm(self.B))
         innovation = self._error(K, D)
         return Outcome(norm(innovation), norm(residual), _inner(innovation, residual) / noise, norm(D))
 
@@ -301,7 +341,7 @@ class CarriedSolution:
         fresh, B, objective = carried64(self.state, W_0, written)
         self.state.adopt(fresh)
         self.B = B.to(self.B.dtype)
-        self._size, self._current, self._writes = squared_norm(self.B), False, self.state._writes
+        self._moved(squared_norm(self.B))
         return objective
 
     def _error(self, K: Keys, D: torch.Tensor) -> torch.Tensor:

@@ -91,6 +91,7 @@ def _filter(form: str, dtype: torch.dtype, matrix: bool) -> Contender:
     width = 8 if dtype == torch.float64 else 4
     kept = {"plain": 1, "whitened": 2, "inverse_root": 1, "square_root": 1}[form]
     work = {"plain": 3.0, "whitened": 7.0, "inverse_root": 6.0, "square_root": 4.0}[form]
+    weights = 5.0 if form == "square_root" else 3.0  # the right-hand side, W - W_0, and for a moment a solution
     wide = ", float64" if dtype == torch.float64 else ""
     early = form == "whitened" and not matrix
     note = " (columns at first, a matrix later)" if early else " (as a matrix, after many batches)" if matrix else ""
@@ -99,7 +100,7 @@ def _filter(form: str, dtype: torch.dtype, matrix: bool) -> Contender:
         lambda p: Filter(p, form, torch.float64 if p.dtype == torch.float64 else dtype, matrix=matrix),
         f"the {form} form{note}, checks, probes and deviation bounds included",
         "anchor",
-        bytes=lambda p: (kept * width + 16.0 + 8.0) * p.d**2 + 3.0 * width * p.d * p.v,
+        bytes=lambda p: (kept * width + 16.0 + 8.0) * p.d**2 + weights * width * p.d * p.v,
         flops=lambda p: work * p.d**2 * p.u * width / 4,
         start=(lambda p: 2.0 * 4.0 / 3.0 * p.d**3) if form == "square_root" else None,  # float64 QR of the prior's root
         shared=lambda p: p.prior,
