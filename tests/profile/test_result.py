@@ -138,7 +138,8 @@ def test_extrapolation_is_marked_and_tells_how_far_it_was_off(found) -> None:
     memit = next(row for row in filled.rows if row.name.startswith("MEMIT"))
     small = profile.measure([contenders[-1]], Problem(64, 16, 4), settings, found=found).rows[0]
     work = [2.0 * d * d * (2 / 3 * d + 24) for d in (64, 256)]
-    assert memit.times.median == pytest.approx(small.times.median * work[1] / work[0], rel=0.9)
+    ratio = memit.times.median / (small.times.median * work[1] / work[0])
+    assert 1 / 3 < ratio < 3  # a law of d^2 instead of d^3 would be off by 4
 
 
 def test_extrapolation_counts_the_layers_of_a_step_that_writes_to_all(monkeypatch, found) -> None:
