@@ -14,10 +14,11 @@ def weighted(largest: float, noise: float) -> float:
 class Counters:
     """Figures of the stream so far, as `health()` reports them.
 
-    `careful_checked`, `worst_drift` and `repairs` are the guard's (`states/guard.py`), `largest_key` is the largest
-    squared norm of a key, `largest_inner` the same in the coordinates of the form, `largest_weighted` the largest that
-    `weighted` has given, `forgot` whether any batch came with forgetting, `restrictions` those of the singular writes
-    that `restrict` made, `unheld` those of the hard writes that are kept by the covariance alone (`states/held.py`).
+    `careful_checked`, `worst_drift`, `repairs` and `again` are the guard's (`states/guard.py`), the last the steps from
+    which on drift alone is cured by another rebuild. `largest_key` is the largest squared norm of a key, `largest_inner`
+    the same in the coordinates of the form, `largest_weighted` the largest that `weighted` has given, `forgot` whether
+    any batch came with forgetting, `restrictions` those of the singular writes that `restrict` made, `unheld` those of
+    the hard writes that are kept by the covariance alone (`states/held.py`).
     """
 
     steps: int = 0
@@ -34,6 +35,7 @@ class Counters:
     restrictions: int = 0
     largest_weighted: float = 0.0
     unheld: int = 0
+    again: int = 0
 
     def __post_init__(self) -> None:
         self.largest_weighted = self.largest_weighted or self.largest_key  # saved by an earlier version

@@ -63,7 +63,6 @@ class Watch:
         """Why the state refuses; None once it is repaired."""
         self._writes = -1
         self._careful = 0
-        self._again = 0
 
     def copy(self, history: History | None = None) -> Watch:
         """For a copy of the state, which its owner does not own and which gets other batches, unless `history` says."""
@@ -145,7 +144,7 @@ class Watch:
         kept = counters.restrictions if state._restriction is not None and self.rebuild is None else 0
         if counters.forgot or counters.singular_writes > kept or (self.rebuild is None and self.history is None):
             return False  # a rebuild from batches would lose what was forgotten or forbidden
-        if verdict != "broken" and counters.steps < self._again:
+        if verdict != "broken" and counters.steps < counters.again:
             return False  # a form that is kept by request may drift for a while
         repairs = counters.repairs
         if self.rebuild is not None:
@@ -153,8 +152,7 @@ class Watch:
         else:
             assert self.history is not None
             state.refactor(self.history())
-        state._counters.repairs = repairs
-        self._again = state.steps + EVERY
+        state._counters.repairs, state._counters.again = repairs, state.steps + EVERY
         return True
 
     def _measured(self, state: CovarianceState | SquareRootState) -> tuple[float, str]:

@@ -234,6 +234,42 @@ def test_a_restored_state_is_checked_when_the_first_would_be(monkeypatch) -> Non
     assert state.health().careful_steps >= 4
 
 
+@pytest.mark.parametrize("kind", ["plain", "square_root"])
+def test_a_restored_state_is_rebuilt_when_the_first_would_be(kind) -> None:
+    """A form that is kept by request may drift for a while once it has been rebuilt: a copy did not know of that."""
+    kept: list[tuple[torch.Tensor, float]] = []
+    state = make(kind, history=lambda: kept)
+    kept += written(state, 16)
+    damaged(state, 5e-3)
+    state.update(*kept[0])
+    kept.append(kept[0])
+    assert state.health().repairs == 1
+    loaded, twin = make(kind, history=lambda: kept), state.clone()
+    loaded.load_state_dict(state.state_dict())
+    twin.history = lambda: kept
+    states, batches = (state, loaded, twin), kept[1:16]
+    for one in states:
+        for K, noise in batches:
+            one.update(K, noise)
+        damaged(one, 5e-3)
+        one.update(*batches[0])  # batch 33 is looked at
+    assert [one.health().repairs for one in states] == [1, 1, 1]
+    for one in states[1:]:
+        assert torch.equal(one.covariance(), state.covariance())
+
+
+def test_an_earlier_state_that_is_loaded_is_rebuilt_as_in_a_new_one() -> None:
+    kept: list[tuple[torch.Tensor, float]] = []
+    state = make("plain", history=lambda: kept)
+    kept += written(state, 8)
+    saved = state.state_dict()
+    for _ in range(2):
+        state.load_state_dict(saved)
+        damaged(state, 5e-3)
+        state.update(*kept[0])
+        assert state.health().repairs == 1
+
+
 class TestBroken:
     """A state that was found broken goes on refusing until it is repaired, and says so."""
 
