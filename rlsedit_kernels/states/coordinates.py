@@ -29,6 +29,21 @@ def _applied(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (A @ x.to(A.device)).to(x.device)  # by torch: a back end that is forced for the GPU does not serve the host
 
 
+def rounded(T: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A copy of a float64 root, contiguous."""
+    return torch.empty(T.shape, dtype=dtype, device=device).copy_(T)
+
+
+def moved_root(
+    root: torch.Tensor | None, factor: PriorFactor, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """T of a form elsewhere. In another dtype it is rounded anew, as it will be when the form is saved and read."""
+    if root is None or root.dtype == dtype:
+        return None if root is None else root.to(device)
+    assert factor.root is not None
+    return rounded(factor.root, dtype, device)
+
+
 def whiten(factor: PriorFactor, z: torch.Tensor) -> torch.Tensor:
     """T^-1 z."""
     return z / (factor.scale or 1.0) if factor.root_inverse is None else _applied(factor.root_inverse, z)

@@ -391,7 +391,7 @@ class CovarianceState(Moving):
         twin._restriction = None if self._restriction is None else self._restriction.to(twin.device)
         if twin._form is not None:
             kept = self._form.dtype if dtype is None and self._form is not None else twin.dtype
-            twin._form.to_(twin.device, kept)
+            twin._form.to_(twin.device, kept, self._factor)
         return twin
 
     def __setstate__(self, found: dict[str, Any]) -> None:

@@ -111,10 +111,14 @@ class HeldForm:
         twin.of_prior = self.of_prior
         return twin
 
-    def to_(self, device: torch.device, dtype: torch.dtype) -> None:
+    def to_(self, device: torch.device, dtype: torch.dtype, factor: PriorFactor) -> None:
         """Move in place."""
-        self.form.to_(device, dtype)
-        self.outer, self.inner = self.outer.to(device), Directions(self.inner.wide.to(device), dtype)
+        other = self.form.maps and dtype != self.form.dtype  # T is rounded anew, and T'Q with it
+        self.form.to_(device, dtype, factor)
+        self.outer, inner = self.outer.to(device), self.inner.wide.to(device)
+        if other:
+            inner = joined(None, self.form.coordinates64(self.outer.mT).mT, _DEPENDENT_KEYS)
+        self.inner = Directions(inner, dtype)
 
     def coordinates(self, K: torch.Tensor) -> torch.Tensor:
         """Keys (u, m) in the coordinates of the form, without what is held."""

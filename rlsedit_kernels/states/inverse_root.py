@@ -20,7 +20,7 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import wide
-from rlsedit_kernels.states.coordinates import unwhiten, whiten, whitened64
+from rlsedit_kernels.states.coordinates import moved_root, rounded, unwhiten, whiten, whitened64
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.saving import saved_tensor
 
@@ -51,7 +51,8 @@ class InverseRootForm:
         """A_0 = T or A~_0 = I; T is rounded once from float64 (a ridge keeps a number only)."""
         if mapped(factor, dtype):
             return cls._mapped(torch.eye(factor.rank, dtype=dtype, device=device), factor)
-        return cls._unmapped(_rounded(factor.root, dtype, device))
+        assert factor.root is not None
+        return cls._unmapped(rounded(factor.root, dtype, device))
 
     @classmethod
     def from_covariance(
@@ -66,11 +67,11 @@ class InverseRootForm:
             L = vectors * values.clamp_min(0.0).sqrt()
         if mapped(factor, dtype):
             return cls._mapped(L.to(dtype), factor)
-        return cls._unmapped(_rounded(unwhiten(factor, L), dtype, device))
+        return cls._unmapped(rounded(unwhiten(factor, L), dtype, device))
 
     @classmethod
     def _mapped(cls, A: torch.Tensor, factor: PriorFactor) -> InverseRootForm:
-        root = None if factor.root is None else _rounded(factor.root, A.dtype, A.device)
+        root = None if factor.root is None else rounded(factor.root, A.dtype, A.device)
         return cls(A, root, factor.scale or 1.0, True)
 
     @classmethod
@@ -81,11 +82,10 @@ class InverseRootForm:
         """An independent copy; the prior's root, which nothing changes, is shared."""
         return InverseRootForm(self.A.clone(), self.root, self.root_scale, self.maps)
 
-    def to_(self, device: torch.device, dtype: torch.dtype) -> None:
+    def to_(self, device: torch.device, dtype: torch.dtype, factor: PriorFactor) -> None:
         """Move in place; the coordinates stay."""
         self.A = self.A.to(device=device, dtype=dtype)
-        if self.root is not None:
-            self.root = self.root.to(device=device, dtype=dtype)
+        self.root = moved_root(self.root, factor, dtype, device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,12 +176,6 @@ class InverseRootForm:
             raise ValueError(f"load_state_dict: maps must be a bool, got {type(maps).__name__}")
         A = saved_tensor(saved, "A", (factor.rank if maps else factor.d, factor.rank), dtype, device)
         return cls._mapped(A, factor) if maps else cls._unmapped(A)
-
-
-def _rounded(T: torch.Tensor | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A copy of a float64 root, contiguous."""
-    assert T is not None
-    return torch.empty(T.shape, dtype=dtype, device=device).copy_(T)
 
 
 def _gram(A: torch.Tensor) -> torch.Tensor:

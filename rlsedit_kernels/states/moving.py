@@ -88,7 +88,7 @@ class Moving(Guarded):
         """The decided form with what `form` has learnt, by the covariance in float64; None where it cannot be had."""
         if decided.form == form.name and self._factor.root is None:  # columns stay columns
             twin = form.clone()
-            twin.to_(self.device, decided.storage)
+            twin.to_(self.device, decided.storage, self._factor)
             return twin
         return carried(form, self._from_covariance(decided, form.covariance(torch.float64)))
 

@@ -39,7 +39,7 @@ class PlainForm:
         """An independent copy."""
         return PlainForm(self.C.clone())
 
-    def to_(self, device: torch.device, dtype: torch.dtype) -> None:
+    def to_(self, device: torch.device, dtype: torch.dtype, factor: PriorFactor) -> None:
         """Move in place."""
         self.C = self.C.to(device=device, dtype=dtype)
 

@@ -15,7 +15,7 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import wide
-from rlsedit_kernels.states.coordinates import whitened64
+from rlsedit_kernels.states.coordinates import moved_root, whitened64
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.saving import saved_tensor
 
@@ -197,11 +197,10 @@ class WhitenedForm:
         twin.chunks = [replace(chunk, Z=chunk.Z.clone()) for chunk in self.chunks]
         return twin
 
-    def to_(self, device: torch.device, dtype: torch.dtype) -> None:
+    def to_(self, device: torch.device, dtype: torch.dtype, factor: PriorFactor) -> None:
         """Move in place."""
         self.device, self.dtype = device, dtype
-        if self.root is not None:
-            self.root = self.root.to(device=device, dtype=dtype)
+        self.root = moved_root(self.root, factor, dtype, device)
         if self.matrix is not None:
             self.matrix = self.matrix.to(device=device, dtype=dtype)
         for chunk in self.chunks:

@@ -438,6 +438,24 @@ class TestSaving:
         assert "CovarianceState" in repr(state)
 
 
+@pytest.mark.parametrize("form", ["plain", "whitened", "inverse_root"])
+def test_a_state_in_another_dtype_is_saved_and_read_to_the_bit(form) -> None:
+    """The copy went on with the prior's root as it had been rounded to float32, what was read with the exact one."""
+    S = torch.diag(torch.logspace(0, 6, 40, dtype=torch.float64))
+    state = rk.CovarianceState(rk.Prior.precision(S), form=form)
+    state.commit(keys(3))
+    state.restrict(torch.eye(40)[:, 1:3])
+    state.commit(keys(2, seed=1), noise=0.0)
+    wide = state.to(dtype=torch.float64)
+    loaded = rk.CovarianceState(state.prior, form=form, dtype=torch.float64)
+    loaded.load_state_dict(wide.state_dict())
+    for i in range(2, 6):
+        K = keys(3, seed=i).double()
+        assert torch.equal(loaded.update(K), wide.update(K))
+    assert torch.equal(loaded.covariance(), wide.covariance())
+    assert float(wide.covariance()[:, 1:3].abs().max()) < 1e-6 * float(wide.covariance().abs().max())
+
+
 def test_checked_keys_of_another_layer_are_refused() -> None:
     """A state passes keys on that were checked already; those of a layer of another width are not its own."""
     wide = rk.CovarianceState(rk.Prior.ridge(8, 1.0), form="plain")
