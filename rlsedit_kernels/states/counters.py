@@ -15,10 +15,10 @@ class Counters:
     """Figures of the stream so far, as `health()` reports them.
 
     `careful_checked`, `worst_drift`, `repairs` and `again` are the guard's (`states/guard.py`), the last the steps from
-    which on drift alone is cured by another rebuild. `largest_key` is the largest squared norm of a key, `largest_inner`
-    the same in the coordinates of the form, `largest_weighted` the largest that `weighted` has given, `forgot` whether
-    any batch came with forgetting, `restrictions` those of the singular writes that `restrict` made, `unheld` those of
-    the hard writes that are kept by the covariance alone (`states/held.py`).
+    which on drift alone is cured by another rebuild. `largest_key` is the largest squared norm of a key,
+    `largest_inner` the same in the coordinates of the form, `largest_weighted` the largest that `weighted` has given,
+    `forgot` whether any batch came with forgetting, `restrictions` those of the singular writes that `restrict` made,
+    `unheld` those of the hard writes that are kept by the covariance alone (`states/held.py`).
     """
 
     steps: int = 0
