@@ -283,6 +283,17 @@ class TestSquareRoot:
         assert relative_error(rls.weight, expected.weight) < 1e-5
         assert step.objective == pytest.approx(alone.objective, rel=1e-5)
 
+    @pytest.mark.parametrize("state", ["covariance", "square_root"])
+    def test_a_filter_is_not_rebuilt_from_a_hard_write(self, state) -> None:
+        rls = rk.RLSFilter(torch.zeros(D, 3), rk.Prior.ridge(D, 1.0), state, layout="in_out")
+        K, Y = torch.randn(2, D), torch.ones(2, 3)
+        step = rls.update(K, Y)
+        before = rls.weight.clone()
+        with pytest.raises(ValueError, match="refactor: noise must be > 0 for every batch"):
+            rls.refactor([(K, Y, 1.0), (K, Y, 0.0)])
+        assert torch.equal(rls.weight, before)
+        assert (rls.objective, rls.state.steps) == (step.objective, 1)
+
     def test_refactor_needs_the_initial_weight(self) -> None:
         rls = rk.RLSFilter(weight(), prior(), layout="in_out", track_bounds=False)
         with pytest.raises(ValueError, match="W_0 is not kept"):

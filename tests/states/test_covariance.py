@@ -413,6 +413,7 @@ class TestSaving:
             (lambda s: s["tensors"].update(C=torch.eye(39)), r"C must be torch.float32 of shape \(40, 40\)"),
             (lambda s: s["tensors"]["C"].fill_(float("nan")), "C must be finite"),
             (lambda s: s.update(form="qr"), "unknown form 'qr'"),
+            (lambda s: s.update(storage="torch.float16"), "storage must be torch.float32 or torch.float64, got 'torch"),
         ],
     )
     def test_a_wrong_file_is_refused_and_changes_nothing(self, change, message) -> None:

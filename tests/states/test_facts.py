@@ -110,6 +110,17 @@ def test_fact_4_dependent_keys_are_written_on_their_range(form) -> None:
     assert float((state.covariance() @ K.mT).abs().max()) < 1e-9
 
 
+@pytest.mark.parametrize("form", ["plain", "whitened", "inverse_root"])
+@pytest.mark.parametrize(("lam", "size"), [(1e4, 1.0), (1.0, 1e-5)], ids=["strong prior", "small keys"])
+def test_fact_4_a_hard_write_is_exact_however_small_its_keys(form, lam, size) -> None:
+    """What counts as rounding is relative to K C_0 K' itself, 1e-7 and less here."""
+    state = rk.CovarianceState(rk.Prior.ridge(24, lam), form=form)
+    for seed in range(2):
+        K = size * torch.randn(3, 24, generator=torch.Generator().manual_seed(seed))
+        gain = state.update(K, noise=0.0)
+        torch.testing.assert_close(K @ gain, torch.eye(3), rtol=0.0, atol=1e-5)
+
+
 @properties
 @given(seeds)
 def test_fact_5_removal_gives_the_stream_without_the_batch(seed) -> None:

@@ -122,6 +122,23 @@ def test_what_was_forgotten_or_forbidden_is_not_rebuilt() -> None:
             state.update(batches[0][0])
 
 
+@pytest.mark.parametrize("hard", [[], ["first"], ["last"]], ids=["alone", "after a hard write", "before one"])
+def test_a_restriction_is_rebuilt_and_a_hard_write_is_not(hard) -> None:
+    """The state knows the directions of the one alone."""
+    kept: list[tuple[torch.Tensor, float]] = []
+    state = make("plain", history=lambda: kept)
+    if hard == ["first"]:
+        state.commit(torch.ones(1, D), 0.0)
+    state.restrict(torch.eye(D)[:, :2])
+    if hard == ["last"]:
+        state.commit(torch.ones(1, D), 0.0)
+    kept += written(state, 16 - len(hard))
+    state._form.form.C.mul_(1.5)
+    with pytest.raises(rk.BreakdownError) if hard else contextlib.nullcontext():
+        state.update(kept[0][0])
+    assert state.health().repairs == (not hard)
+
+
 def test_checks_are_rare(monkeypatch) -> None:
     state = make("plain")
     seen: list[int] = []
