@@ -204,8 +204,9 @@ class Ledger:
                 where.append(clause)
                 values.append(value)
         if text is not None:
-            where.append("instr(lower(request), lower(?)) > 0")
-            values.append(json.dumps(text, ensure_ascii=False)[1:-1])
+            self._db.create_function("holds", 2, _holds, deterministic=True)
+            where.append("holds(request, ?)")
+            values.append(text)
         query = f"SELECT seq, digest, {_COLUMNS} FROM edits WHERE {' AND '.join(where)} ORDER BY seq DESC"
         try:
             rows = self._db.execute(query + (f" LIMIT {limit:d}" if limit is not None else ""), values).fetchall()
@@ -276,6 +277,19 @@ def _edit(row: tuple) -> Edit:  # type: ignore[type-arg]
     fact = Fact(**json.loads(request))
     whole = digest == _digest(values) and isinstance(seq, int)
     return Edit(seq, fact, state, batch, removed_by, time, reason, whole)
+
+
+def _holds(request: str, text: str) -> bool:
+    """Whether a text of a request holds this one, by `casefold`: SQLite's `lower` knows ASCII alone."""
+    left, wanted = [json.loads(request)], text.casefold()
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if wanted in value.casefold():
+                return True
+        elif value is not None:
+            left += value.values() if isinstance(value, dict) else value
+    return False
 
 
 def _digest(values: Iterable[object]) -> str:
