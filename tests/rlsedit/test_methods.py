@@ -11,8 +11,15 @@ import torch
 from support.method_streams import BATCHES, CONFIG, moment, stream
 from torch import Tensor
 
+import rlsedit_kernels as rk
 from rlsedit.deviations import Deviations
 from rlsedit.methods import DenseAlphaEdit, get_method, list_methods, null_basis
+from rlsedit.methods.solver import RecursionSolver, appended
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
 
 NAMES = [
     "rlsedit", "memit", "memit_seq", "encore", "alphaedit", "langedit", "evoedit", "emmet", "rome", "r_rome", "pmet",
@@ -141,3 +148,31 @@ def test_wrong_input_is_named() -> None:
     assert isinstance(get_method("alphaedit_dense").start(moment(), CONFIG, torch.float32), DenseAlphaEdit)
     assert "alphaedit_dense" not in list_methods()
     assert BATCHES >= 10
+
+
+def test_a_rebuilt_solver_holds_the_batches_that_stay_and_no_others() -> None:
+    d, prior = 12, rk.Prior.ridge(12, 2.0)
+    solver = RecursionSolver(rk.CovarianceState(prior, dtype=torch.float64), lambda keys: 0.3 * keys, "batch")
+    rows = [(randn(u, d, seed=u), randn(u, 3, seed=10 + u), 0.3 * u) for u in (2, 3, 4)]
+    following: RecursionSolver = solver
+    for keys, _, _ in rows:
+        _, following = following.solved(keys)
+    before = following.state.covariance()
+    shift, rebuilt = following.rebuilt(lambda: iter(rows[1:]))
+    system = 4.0 * torch.eye(d, dtype=torch.float64) + sum(K.T @ K / noise for K, _, noise in rows[1:])
+    right = sum(K.T @ V / noise for K, V, noise in rows[1:])
+    torch.testing.assert_close(shift, torch.linalg.solve(system, right))
+    torch.testing.assert_close(rebuilt.state.covariance(), torch.linalg.inv(system))
+    assert torch.equal(following.state.covariance(), before)
+    gain, removed = following.removed(rows[0][0])
+    torch.testing.assert_close(removed.state.covariance(), torch.linalg.inv(system))
+    torch.testing.assert_close(gain, torch.linalg.solve(system, rows[0][0].T / rows[0][2]))
+
+
+def test_rows_that_are_appended_keep_their_gram_matrix_and_are_bounded() -> None:
+    kept, gram = None, torch.zeros(4, 4, dtype=torch.float64)
+    for seed, noise in enumerate([0.5, 2.0, 1.0, 0.1]):
+        keys = randn(5, 4, seed=seed)
+        kept, gram = appended(kept, keys, noise), gram + keys.T @ keys / noise
+        torch.testing.assert_close(kept.T @ kept, gram)
+        assert len(kept) <= 12

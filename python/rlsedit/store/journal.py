@@ -120,17 +120,19 @@ def scan(folder: Path) -> tuple[list[Record | None], list[str], list[str]]:
     headers: list[Record | None] = []
     digests: list[str] = []
     for number in range(1, max(by_number, default=0) + 1):
-        header, digest = None, ""
         paths = by_number.get(number, [])
+        header, digest = None, paths[-1].stem[-32:] if paths else ""
         for path in paths:
-            digest = path.stem[-32:]
             if not intact(path):
                 wrong.append(f"{path}: content and hash differ")
                 continue
-            header, parent = records.load(path)
+            found, parent = records.load(path)
             if number > 1 and digests[-1] and parent != digests[-1]:
                 wrong.append(f"{path}: does not follow the record before it")
-                header = None
+            elif header is not None:
+                wrong.append(f"{path}: is a second record {number}")
+            else:
+                header, digest = found, path.stem[-32:]
         if not paths:
             wrong.append(f"{folder}: record {number} is missing")
         headers.append(header)

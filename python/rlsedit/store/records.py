@@ -172,9 +172,9 @@ def load(path: Path, device: torch.device | str | None = None) -> tuple[Record, 
             sizes={int(n): value for n, value in content["sizes"].items()},
             report=content["report"],
         )
+        return record, content["parent"]
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: is no record of edits: {error!r}") from None
-    return record, content["parent"]
 
 
 def figures(report: object) -> dict[str, Any]:
