@@ -9,9 +9,10 @@ import pytest
 import torch
 from support.method_streams import CONFIG, D, V
 
+import rlsedit_kernels as rk
 from rlsedit.methods import get_method
 from rlsedit.store.errors import StoreError
-from rlsedit.store.packing import pack, unpack
+from rlsedit.store.packing import RootChanged, pack, unpack
 
 
 def batch(t: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,3 +44,36 @@ def test_langedit_goes_on_with_the_same_bits(few: float, monkeypatch: pytest.Mon
         del tree["fields"]["state"]["prior"]
         with pytest.raises(StoreError, match="holds a covariance state where the method has NoneType"):
             unpack(tree, kept, method.start(moment, config, torch.float32))
+
+
+@pytest.mark.parametrize("form", ["whitened", "plain"])
+def test_a_state_needs_the_root_of_its_prior_to_the_bit(form: str) -> None:
+    """Another machine may take a prior apart otherwise; the plain form keeps nothing in those coordinates."""
+
+    def fresh() -> rk.CovarianceState:
+        S = torch.diag(torch.linspace(1.0, 2.0, D, dtype=torch.float64))
+        return rk.CovarianceState(rk.Prior.precision(S), form=form)
+
+    state, tensors = fresh(), {}
+    state.commit(batch(0)[0])
+    tree = json.loads(json.dumps(pack(state, "state", tensors)))
+    assert torch.equal(unpack(tree, tensors, fresh()).covariance(), state.covariance())
+    other = fresh()
+    other.prior.factor.root[0, 0] *= 1.0 + 1e-15
+    if form == "plain":
+        assert torch.equal(unpack(tree, tensors, other).covariance(), state.covariance())
+        return
+    with pytest.raises(RootChanged, match="in other bits on this machine"):
+        unpack(tree, tensors, other)
+
+
+def test_what_cannot_be_kept_or_is_not_known_is_named() -> None:
+    class Other:
+        def __init__(self) -> None:
+            self.value = 1
+
+    with pytest.raises(TypeError, match=r"pack: cannot keep a Other \(solver\.1\)"):
+        pack([1.0, Other()], "solver", {})
+    with pytest.raises(StoreError, match=r"unknown entry \['other'\]"):
+        unpack({"other": 1}, {}, None)
+    assert unpack(pack({"a": [1, None, "x", True]}, "solver", {}), {}, None) == {"a": [1, None, "x", True]}
