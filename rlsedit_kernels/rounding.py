@@ -50,8 +50,7 @@ class Rounding:
 
     def write(self, K: Any, noise: float, forget: float, W: Any) -> None:
         """A batch; W (d, v) as it is afterwards, None where no weight was changed."""
-        if noise > 0.0:
-            self._trace = forget * self._trace + self._size_of(K) / noise
+        self._trace = forget * self._trace + (self._size_of(K) / noise if noise > 0.0 else 0.0)
         self._steps += 1
         if W is None:
             return
