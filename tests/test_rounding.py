@@ -23,7 +23,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("forget", [1.0, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_is_that_of_the_recursion(kind: str, forget: float, dtype: torch.dtype) -> None:
-    """|W| is measured with batches 1, 2, 4, ... and every 32nd; hard writes (noise 0) leave the trace, and forget too."""
+    """|W| is measured with batches 1, 2, 4, ... and every 32nd; hard writes (noise 0) add nothing, and forget too."""
     prior, trace = PRIORS[kind]
     rounding, unit, total, size = Rounding(prior, dtype), 0.5 * torch.finfo(dtype).eps * RELATIVE, 0.0, 0.0
     for step in range(1, 2 * EVERY + 4):
