@@ -285,3 +285,20 @@ def test_a_drift_that_has_passed_is_remembered() -> None:
     twin = rk.CovarianceState(stream.prior, form="plain")
     twin.load_state_dict(state.state_dict())
     assert twin.health() == found
+
+
+@pytest.mark.parametrize("form", ["plain", "whitened"])
+def test_taken_apart_an_indefinite_covariance_is_broken(form: str) -> None:
+    """A few probes need not see one direction; the eigenvalues do."""
+    prior = rk.Prior.precision(torch.diag(torch.linspace(1.0, 2.0, 32, dtype=torch.float64)))
+    state = rk.CovarianceState(prior, form=form, guard="off")
+    for seed in range(8):
+        state.commit(torch.randn(4, 32, generator=torch.Generator().manual_seed(seed)))
+    kept = state._form.C if form == "plain" else state._form.matrix
+    assert state.health(thorough=True).ok
+    values, vectors = torch.linalg.eigh(kept)
+    kept -= 1.001 * values[0] * vectors[:, :1] * vectors[:, 0]
+    health = state.health(thorough=True)
+    assert health.status == "broken"
+    assert any("it is not positive definite" in message for message in health.messages)
+    assert health.smallest_eigenvalue < 0.0

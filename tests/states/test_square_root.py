@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import builders
+from support.bits import same
 from support.tolerances import relative_error
 
 import rlsedit_kernels as rk
@@ -425,3 +426,17 @@ def test_the_gain_is_taken_before_the_batch_for_a_reason() -> None:
     after = rk.ops.qr_gain(state.factor, K)
     assert relative_error(before, exact) < 3e-3
     assert relative_error(after, exact) > 10 * relative_error(before, exact)
+
+
+@each_prior
+def test_what_a_loaded_state_saves_is_what_it_was_given(kind) -> None:
+    """|R|^2, by which an overflow is known before it happens, among it: it is followed and not read from R again."""
+    for dtype in (torch.float32, torch.float64):
+        state, _ = written(kind, dtype)
+        state.commit(keys(3, 12, dtype), noise=0.5, forget=0.7)
+        B = torch.zeros(state.rank, 2, dtype=dtype)
+        state.append_with(B, keys(2, 13, dtype), torch.ones(2, 2, dtype=dtype), forget=0.9)
+        twin = rk.SquareRootState(PRIORS[kind](), dtype=dtype)
+        twin.load_state_dict(snapshot(state))
+        assert same(twin.state_dict(), state.state_dict())
+        assert twin._form.trace == pytest.approx(float(state.factor.double().square().sum()), rel=1e-5)
