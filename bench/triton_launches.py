@@ -40,13 +40,16 @@ class Launch:
     options: dict[str, Any]
 
 
-def _call(op: str, dtype: torch.dtype, u: int, precision: str) -> None:
+def _call(op: str, dtype: torch.dtype, u: int, precision: str, d: int, v: int, turned: bool) -> None:
     """The op on meta tensors."""
 
     def made(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
+        *lead, m, n = shape
+        whole = (*lead, n, m) if turned else shape
+        tensor = torch.empty(*whole, dtype=dtype, device="meta")
+        return tensor.mT if turned else tensor
 
-    C, K, Z, B, T = made(D, D), made(u, D), made(D, u), made(D, V), made(u, V)
+    C, K, Z, B, T = made(d, d), made(u, d), made(d, u), made(d, v), made(u, v)
     arguments = {
         "gain_products": (C, K),
         "key_products": (B, K),
@@ -63,8 +66,13 @@ def _call(op: str, dtype: torch.dtype, u: int, precision: str) -> None:
     triton_kernels.KERNELS[op](*arguments, input_precision=precision)
 
 
-def launches_of(op: str, dtype: torch.dtype, u: int, architecture: str = "cuda") -> list[Launch]:
-    """What a call with u keys would launch, with the tiles and the precision of an architecture ("cuda", "hip")."""
+def launches_of(
+    op: str, dtype: torch.dtype, u: int, architecture: str = "cuda", d: int = D, v: int = V, turned: bool = False
+) -> list[Launch]:
+    """What a call with u keys would launch, with the tiles and the precision of an architecture ("cuda", "hip").
+
+    turned: every matrix has adjacent rows.
+    """
     launches: list[Launch] = []
     run, asked = JITFunction.run, tuning._architecture
 
@@ -74,7 +82,7 @@ def launches_of(op: str, dtype: torch.dtype, u: int, architecture: str = "cuda")
 
     JITFunction.run, tuning._architecture = note, lambda: architecture
     try:
-        _call(op, dtype, u, "tf32x3" if architecture == "cuda" else "ieee")
+        _call(op, dtype, u, "tf32x3" if architecture == "cuda" else "ieee", d, v, turned)
     finally:
         JITFunction.run, tuning._architecture = run, asked
     return launches

@@ -97,7 +97,7 @@ def _reflected(R, G, S, overs, largest, j, left, h, r_r, r_c, N: tl.constexpr):
     one = tl.where(c == j, 1.0, 0.0).to(dtype)  # products and not selects: fewer instructions
     square = tl.sum(squares * one, axis=0)
     alpha = tl.sum(diagonal * one, axis=0)
-    row = R + j * r_r.to(tl.int64)
+    row = R + j * tl.cast(r_r, tl.int64)
     while (j < N) & (square != -1.0):
         one = tl.where(c == j, 1.0, 0.0).to(dtype)
         one_r = tl.where(r == j, 1.0, 0.0).to(dtype)

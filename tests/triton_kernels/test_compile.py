@@ -35,6 +35,19 @@ def test_one_key_compiles(op) -> None:
         compiled(launch)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_matrices_with_adjacent_rows_compile(op) -> None:
+    """A stride of 1 is a constant too, and no tensor: it has no `.to`."""
+    for launch in distinct(launches_of(op, torch.float32, 8, turned=True)):
+        compiled(launch)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_matrices_of_one_element_compile(op) -> None:
+    for launch in distinct(launches_of(op, torch.float32, 1, d=1, v=1)):
+        compiled(launch)
+
+
 @pytest.mark.parametrize("op", ["gain_products", "rls_update_"])
 def test_thousands_of_keys_need_no_workspace_beyond_their_results(op) -> None:
     """A partial G for every block of rows of C would take 64 times a G."""
