@@ -1,14 +1,17 @@
 """What does a batch of edits cost on a GPU, beside AlphaEdit's solve and plain torch, and how far from the floors?
 
 Device events, the back ends and their rivals taking turns, medians with spread; beside each time its error against
-float64 and the floor from bytes and flops (docs/cuda.md). What fails is recorded with its message and the run goes on;
-what hangs ends it, with what was measured until then. Kernels that wait for each other (appends) come last.
+float64, the floor from bytes and flops (docs/cuda.md), and what the call costs the host. What fails is recorded with
+its message and the run goes on, in a new process where the failure took the GPU away from this one; what hangs ends
+it. The file has at any time what was measured until then. Kernels that wait for each other (appends) come last.
 `--device cpu` with small sizes runs the same code anywhere, for checking the benchmark itself; `--emulate-cuda` adds
 the CUDA kernels under their emulator, and `--pretend-cuda` makes of that a GPU with events and graphs.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
 import time
@@ -16,14 +19,18 @@ import time
 import checkout  # noqa: F401
 import gpu_cases
 import torch
-from gpu_bench import BYTES, FLOPS, Bench, wake
-from harness import arguments, report
+from gpu_bench import BYTES, FLOPS, Bench, wake, works
+from harness import arguments, report, result_of, write
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.backends.precision import ieee_products
 
 SECTIONS = ("ceilings", "updates", "parts", "factors", "layers", "appends")
 """Of a run, in this order: kernels that wait for each other at the end."""
+
+
+MOST_PROCESSES = 8
+"""That may follow each other, each behind a failure that took the GPU away from the one before."""
 
 
 def main() -> None:
@@ -37,6 +44,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=450.0, help="seconds after which nothing more is started")
     parser.add_argument("--hang", type=float, default=90.0, help="seconds of one call after which the run ends")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections, for a second run")
+    parser.add_argument("--commit", help="of this checkout, where git does not tell it")
+    parser.add_argument("--begun", type=float, nargs=2, help=argparse.SUPPRESS)  # when, and how many processes
     parser.add_argument("--emulate-cuda", action="store_true", help="the CUDA kernels under their emulator")
     parser.add_argument("--pretend-cuda", action="store_true", help="a rehearsal on a pretended GPU, with small sizes")
     options = parser.parse_args()
@@ -50,12 +59,16 @@ def main() -> None:
         from support import emulated
 
         emulated.install()
-    bench = Bench(options.device, options.repetitions, options.budget, target=options.json)
+    bench = Bench(options.device, options.repetitions, options.budget)
     card = torch.cuda.get_device_name() if options.device == "cuda" else "none"
+    begun, before = options.begun or (time.time(), 0.0)
+    if before and options.json:  # rows of the processes before this one
+        bench.begin -= time.time() - begun
+        bench.rows += json.loads(options.json.read_text(encoding="utf-8"))["rows"]
+        bench.rows[:] = [row for row in bench.rows if row["what"] != "target"]
 
-    def finish() -> None:
-        bench.section(gpu_cases.targets, options.d, options.u, options.factors)
-        settings = {
+    def settings(finished: bool) -> dict[str, object]:
+        return {
             "gpu": card,
             "cuda": torch.version.cuda,
             "d": options.d,
@@ -65,14 +78,38 @@ def main() -> None:
             "floors": f"{BYTES / 1e12:g} TB/s, {FLOPS / 1e12:g} TFLOP/s",
             "back ends": {row.name: row.reason or "available" for row in rk.backends()},
             "seconds": round(time.monotonic() - bench.begin, 1),
+            "finished": finished,
         }
-        report("gpu", settings, bench.rows, options.json)
+
+    def rows() -> list[dict[str, object]]:
+        return [*bench.rows, *gpu_cases.targets(bench, options.d, options.u, options.factors)]
+
+    def keep(finished: bool = False) -> None:
+        if options.json:
+            result = result_of("gpu", settings(finished), rows())
+            if options.commit:
+                result["machine"]["commit"] = options.commit
+            write(result, options.json)
+
+    def end(finished: bool) -> None:
+        report("gpu", settings(finished), rows(), None)
+        keep(finished)
+        sys.stdout.flush()
+
+    def look() -> None:
+        """Behind a failure: where the GPU answers this process no more, a new one goes on with what is left."""
+        if options.device != "cuda" or works() or not options.json or before >= MOST_PROCESSES:
+            return
+        keep()
+        words = sys.argv[: sys.argv.index("--begun")] if "--begun" in sys.argv else sys.argv
+        print("the GPU is lost to this process; a new one goes on", file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable, *words, "--begun", str(begun), str(before + 1)])
 
     def give_up() -> None:
-        finish()
-        sys.stdout.flush()
+        end(False)
         os._exit(1)  # the interpreter would wait for the device
 
+    bench.keep, bench.failed = keep, look
     if options.device == "cuda":
         bench.watch(options.hang, give_up)
     given = {
@@ -86,7 +123,7 @@ def main() -> None:
         for name in (name for name in SECTIONS if name in options.only):
             for arguments_of in given.get(name, [(name, options.d, u, options.v) for u in options.u]):
                 bench.section(getattr(gpu_cases, name if name in given else "with_problem"), *arguments_of)
-        finish()
+        end(True)
 
 
 if __name__ == "__main__":

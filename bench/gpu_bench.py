@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from harness import summary
@@ -44,6 +42,27 @@ def seconds(function: Function, device: str) -> float:
     return float(start.elapsed_time(stop)) / 1e3
 
 
+def host_seconds(function: Function) -> float:
+    """Until the host has put a call on the stream, and is free again."""
+    found = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - begin)
+    torch.cuda.synchronize()
+    return min(found)
+
+
+def works() -> bool:
+    """Whether the GPU still answers this process: behind a kernel that failed, every call fails."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def wake(n: int) -> None:
     """Products of n x n matrices for a second: an idle GPU has low clocks, and the first rows would be slow."""
     A, end = torch.randn(n, n, device="cuda"), time.monotonic() + 1.0
@@ -62,6 +81,10 @@ def floor(bytes_moved: float, flops: float) -> float:
     return 1e3 * max(bytes_moved / BYTES, flops / FLOPS)
 
 
+MOST = 1000
+"""Repetitions of an entry that is not said to be slow."""
+
+
 @dataclass
 class Entry:
     """A candidate: what is timed, its error against float64 (by name of the result), how often at most."""
@@ -69,53 +92,71 @@ class Entry:
     name: str
     run: Function
     errors: Callable[[], dict[str, float]] | None = None
-    most: int = 1000
+    most: int = MOST
 
 
 @dataclass
 class Bench:
-    """The rows of a run, and the time that is left for it."""
+    """The rows of a run, and the time that is left for it.
+
+    Attributes:
+        keep: called behind every comparison: should the process be killed, its rows are there.
+        failed: called behind a failure.
+    """
 
     device: str
     repetitions: int
     budget: float
     begin: float = field(default_factory=time.monotonic)
     rows: list[dict[str, object]] = field(default_factory=list)
-    target: Path | None = None
+    keep: Callable[[], object] = lambda: None
+    failed: Callable[[], object] = lambda: None
     doing: tuple[float, dict[str, object]] | None = None  # since when, and what
 
     def compare(self, what: str, shape: dict[str, int], entries: Sequence[Entry], least: float | None = None) -> None:
-        """Time the entries in turns; each leaves one row, with its failure where it fails."""
+        """Time the entries in turns; each leaves one row, with its failure where it fails.
+
+        Those that have a row, from a process before this one, are left out.
+        """
         base: dict[str, object] = {"what": what, **shape}
+        known = {row.get("name") for row in self.rows if base.items() <= row.items()}
         alive: list[Entry] = []
-        for entry in entries:
+        for entry in (entry for entry in entries if entry.name not in known):
             if time.monotonic() - self.begin > self.budget:
                 self.rows.append({**base, "name": entry.name, "failed": "not run: the time is used up"})
                 continue
             self.doing = time.monotonic(), {**base, "name": entry.name}
             if (failure := self._attempt(entry)) is not None:
                 self.rows.append({**base, "name": entry.name, "failed": failure})
+                self.failed()
             else:
                 alive.append(entry)
         times: dict[str, list[float]] = {entry.name: [] for entry in alive}
         for i in range(self.repetitions):
-            for entry in alive:
+            for entry in tuple(alive):
                 self.doing = time.monotonic(), {**base, "name": entry.name}
-                if i < entry.most and (time.monotonic() - self.begin < self.budget or not times[entry.name]):
+                if i >= entry.most or (times[entry.name] and time.monotonic() - self.begin >= self.budget):
+                    continue
+                try:
                     times[entry.name].append(seconds(entry.run, self.device))
+                except Exception as failure:
+                    alive.remove(entry)
+                    self.rows.append({**base, "name": entry.name, "failed": _text(failure)})
+                    self.failed()
         for entry in alive:
             self.doing = time.monotonic(), {**base, "name": entry.name}
             row = {**base, "name": entry.name, **summary(times[entry.name]), "floor_ms": least}
+            if self.device == "cuda" and entry.most == MOST:
+                row["host_ms"] = 1e3 * host_seconds(entry.run)
+            self.rows.append(row)
             try:
                 row |= entry.errors() if entry.errors is not None else {}
             except Exception as failure:  # the time stands; say that its error is not known
                 row["failed"] = f"error against float64: {_text(failure)}"
-            self.rows.append(row)
+                self.failed()
             print(f"{what} {shape} {entry.name}: {row['median_ms']:.3f} ms", file=sys.stderr, flush=True)
         self.doing = time.monotonic(), {"what": f"after {what}", **shape}
-        if self.target is not None:  # should the process be killed
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.target.write_text(json.dumps({"unfinished": self.rows}) + "\n", encoding="utf-8")
+        self.keep()
 
     def section(self, function: Callable[..., None], *arguments: object) -> None:
         """A part of the run; one that fails between its comparisons is a row too."""
@@ -125,6 +166,7 @@ class Bench:
         except Exception as failure:
             traceback.print_exc()
             self.rows.append({"what": function.__name__, "failed": _text(failure)})
+            self.failed()
 
     def watch(self, limit: float, give_up: Callable[[], None]) -> None:
         """From a thread of its own: `give_up` once a call takes longer than `limit` seconds."""

@@ -160,7 +160,8 @@ def parts(bench: Bench, p: Problem) -> None:
     entries.append(Entry("plain torch", lambda: p.K @ (p.C @ p.K.mT), lambda: {"error": error(p.C @ p.K.mT, exact_Y)}))
     bench.compare("gain_products", shape, entries, floor(4.0 * d * d, 2.0 * d * d * u))
 
-    exact_gain = torch.linalg.solve(G.double() + torch.eye(u, device=bench.device).double(), Y.double().mT).mT
+    eye = torch.eye(u, device=bench.device).double()
+    exact_gain = torch.linalg.solve(G.double() + eye, Y.double().mT).mT  # of what gain_solve is given
 
     def solved(name: str) -> dict[str, float]:
         return {"error": error(called(name, "gain_solve", Y, G, 1.0)[0], exact_gain)}  # type: ignore[index]
@@ -181,7 +182,17 @@ def parts(bench: Bench, p: Problem) -> None:
 
     weights(bench, p, exact_gain)
 
+    whole_gain = torch.linalg.solve(p.K.double() @ exact_Y + eye, exact_Y.mT).mT
+    exact_C = p.C[rows].double() - whole_gain[rows] @ exact_Y.mT
+
+    def committed(name: str) -> dict[str, float]:
+        fresh = p.C.clone()
+        gain = called(name, "rls_update_", fresh, p.K, 1.0, 1.0)[0]  # type: ignore[index]
+        return {"error": error(gain, whole_gain), "error_C": error(fresh[rows], exact_C)}
+
     C = p.C.clone()
+    entries = by_backend(bench, "rls_update_", (C, p.K, 1.0, 1.0), committed)
+    bench.compare("rls_update_", shape, entries, floor(2.5 * 4 * d * d, 3.0 * d * d * u))
     entries = by_backend(bench, "downdate_", (C, Z, -1e-6), changed("downdate_"))
     bench.compare("downdate_", shape, entries, floor(1.5 * 4 * d * d, 1.0 * d * d * u))
     entries = by_backend(bench, "downdate_gain_products_", (C, Z, p.K, -1e-6), changed("downdate_gain_products_", p.K))
@@ -247,6 +258,7 @@ def appends(bench: Bench, p: Problem) -> None:
     entries.append(Entry("torch.linalg.qr of the stack", dense, dense_error, most=2))
     bench.compare("qr_append_", {"d": d, "u": u}, entries, floor(4.0 * d * d, 2.0 * d * d * u))
 
+    appends_rhs(bench, p)
     half = torch.linalg.solve_triangular(p.R.double().mT, p.K.double().mT, upper=False)
     exact = torch.linalg.solve_triangular(p.R.double(), half, upper=True)
     del half
@@ -259,6 +271,26 @@ def appends(bench: Bench, p: Problem) -> None:
     for entry in entries:
         entry.most = 7
     bench.compare("qr_gain", {"d": d, "u": u}, entries, floor(4.0 * d * d, 2.0 * d * d * u))
+
+
+def appends_rhs(bench: Bench, p: Problem) -> None:
+    """Rows appended to a triangular factor and to its right-hand side."""
+    (d, v), u = p.W.shape, p.K.shape[0]
+    R, B = p.R.clone(), p.W.clone()
+    rows = slice(0, min(d, 2048))
+    exact = p.R[:, rows].double().mT @ p.W.double() + p.K[:, rows].double().mT @ p.V.double()
+
+    def appended(name: str) -> dict[str, float]:
+        fresh_R, fresh_B = p.R.clone(), p.W.clone()
+        with rk.use_backend(name):
+            torch.ops.rlsedit_kernels.qr_append_rhs_(fresh_R, fresh_B, p.K, p.V)
+        return {"error": error(fresh_R[:, rows].double().mT @ fresh_B.double(), exact)}  # R'B gains K'V
+
+    entries = by_backend(bench, "qr_append_rhs_", (R, B, p.K, p.V), appended)
+    for entry in entries:
+        entry.most = 3 if entry.name == "torch" else 7
+    least = floor(4.0 * d * d + 8.0 * d * v, 2.0 * d * u * (d + 2 * v))
+    bench.compare("qr_append_rhs_", {"d": d, "u": u, "v": v}, entries, least)
 
 
 def factors(bench: Bench, sizes: Sequence[int]) -> None:
@@ -314,7 +346,7 @@ def worst_error(bench: Bench, name: str) -> float | None:
     return max(ratios, default=None)
 
 
-def targets(bench: Bench, d: int, sizes: Sequence[int], factor_sizes: Sequence[int]) -> None:
+def targets(bench: Bench, d: int, sizes: Sequence[int], factor_sizes: Sequence[int]) -> list[dict[str, object]]:
     """The figures to reach, each with what was measured; nothing where either side is missing."""
 
     def ratio(what: str, name: str, rival: float | None, **shape: int) -> float | None:
@@ -330,11 +362,10 @@ def targets(bench: Bench, d: int, sizes: Sequence[int], factor_sizes: Sequence[i
     once = bench.median("read and write once", "copy", d=d)
     if 1 in sizes:
         one = bench.median(update, "cuda", u=1)
-        parts_of_one = [bench.median(op, "cuda", u=1) for op in ("gain_products", "gain_solve", "downdate_")]
+        state = bench.median("rls_update_", "cuda", u=1)
         found.append(
             ("u = 1, state and weight, by a copy of the state", 1.5, one / once if one and once else None, True)
         )
-        state = sum(x for x in parts_of_one if x) if all(parts_of_one) else None
         found.append(
             ("u = 1, state alone, by a copy of the state", 1.5, state / once if state and once else None, True)
         )
@@ -354,6 +385,9 @@ def targets(bench: Bench, d: int, sizes: Sequence[int], factor_sizes: Sequence[i
         worst = worst_error(bench, name)
         if name != WGMMA or worst is not None:
             found.append((f"{name}: largest error by torch's in IEEE float32", 2.0, worst, True))
-    for name, wanted, got, less in found:
+
+    def row(name: str, wanted: float, got: float | None, less: bool) -> dict[str, object]:
         met = None if got is None else (got <= wanted if less else got >= wanted)
-        bench.rows.append({"what": "target", "name": name, "wanted": wanted, "measured": got, "met": met})
+        return {"what": "target", "name": name, "wanted": wanted, "measured": got, "met": met}
+
+    return [row(*each) for each in found]

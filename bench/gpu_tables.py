@@ -86,6 +86,8 @@ def comparison(result: Result | None, backend: str) -> str:
     settings = result["settings"]
     head = f"{settings['gpu']}, torch {result['machine']['torch']}, commit {result['machine']['commit']}"
     head += f", d = {settings['d']}, v = {settings['v']}. Median and, in brackets, from 20 % to 80 % of the calls."
+    if not settings.get("finished", True):
+        head += " The run did not come to its end."
     lines = [head, "", "| ms | predicted | measured | floor | torch | error | of torch |", "|---" * 7 + "|"]
     for prediction, name in ((p, name) for p in PREDICTIONS for name in p.spans if name.startswith(backend)):
         row = _row(result, prediction.what, prediction.shape, name)

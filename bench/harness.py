@@ -68,16 +68,27 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def result_of(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written as JSON."""
+    return {"schema": SCHEMA, "benchmark": name, "machine": machine(), "settings": settings, "rows": rows}
+
+
+def write(result: dict[str, Any], target: Path) -> None:
+    """A result as a file, which is there whole or as it was before."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{target.name}.new")
+    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    beside.replace(target)
+
+
 def report(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], target: Path | None) -> None:
     """Print the rows, without what is nested in them, and write the result where asked."""
-    result = {"schema": SCHEMA, "benchmark": name, "machine": machine(), "settings": settings, "rows": rows}
     columns = list(dict.fromkeys(k for row in rows for k, value in row.items() if not isinstance(value, (dict, list))))
     print("  ".join(f"{column:>18}" for column in columns))
     for row in rows:
         print("  ".join(f"{_text(row.get(column)):>18}" for column in columns))
     if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(result_of(name, settings, rows), target)
         print(f"written to {target}")
 
 

@@ -2,7 +2,8 @@
 
 Needs the checkout and the packages of a usual CUDA image, no `make` and no index. Each step has a limit of its own and
 is killed with all its processes when it is over; what fails or hangs is said, and the run goes on. What does not fit
-into `--limit` any more is left for a second call, whose `--steps` the last line names. Everything that was printed is
+into `--limit` any more is left for a second call, whose `--steps` the last line names; it builds first, which takes
+moments where the build is still there. Everything that was printed is
 in OUT/gpu.log, the measurements in OUT/gpu.json. `--pretend-cuda` rehearses all of it without a GPU.
 """
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SHOWN = 30
 """Lines of a step's output that are shown, the last ones: more is in the log."""
+
+GRACE = 15.0
+"""Seconds in which a step that was killed has ended, unless it sits in the driver behind a kernel that hangs."""
 
 QR = "qr_"
 """In the names of the tests of kernels whose blocks wait for each other."""
@@ -52,7 +57,7 @@ class Step:
     budget: bool = False
 
 
-def plan(out: Path, pretended: bool = False) -> dict[str, Step]:
+def plan(out: Path, pretended: bool = False, commit: str | None = None) -> dict[str, Step]:
     """All steps by name, in the order in which they are worth their time."""
     there = importlib.util.find_spec
     workers = ["--dist", "worksteal", "--max-worker-restart", "8", "-n", str(min(16, os.cpu_count() or 1))]
@@ -69,6 +74,7 @@ def plan(out: Path, pretended: bool = False) -> dict[str, Step]:
     one = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     interpreted = {**one, "TRITON_INTERPRET": "1"} if pretended else one
     small = ["--pretend-cuda", "--d", "48", "--u", "5", "1", "--v", "12", "--factors", "32", "--repetitions", "1"]
+    named = ["--commit", commit] if commit else []
     streams = ["--d", "256", "--u", "64", "--batches", "300"]
     steps = {
         "build": Step(["setup.py", "build_ext", "--inplace"], 400, 60, {"RLSEDIT_CUDA": "1"}),
@@ -82,7 +88,7 @@ def plan(out: Path, pretended: bool = False) -> dict[str, Step]:
             {**one, "RLSEDIT_CUDA_WGMMA": "1"},
         ),
         "bench": Step(
-            ["bench/gpu.py", "--json", str(out / "gpu.json"), *(small if pretended else [])],
+            ["bench/gpu.py", "--json", str(out / "gpu.json"), *named, *(small if pretended else [])],
             500,
             120,
             one if pretended else {},
@@ -121,27 +127,30 @@ def run(name: str, step: Step, seconds: float, log: TextIO) -> int:
         errors="replace",
         start_new_session=True,  # all that it starts is killed with it
     )
-    over = threading.Event()
+    lines: deque[str] = deque(maxlen=SHOWN)
 
-    def kill() -> None:
-        over.set()
-        _kill(child)
-
-    clock = threading.Timer(seconds, kill)
-    clock.start()
-    lines: list[str] = []
-    try:
+    def read() -> None:
         assert child.stdout is not None
         for line in child.stdout:
             log.write(line)
             log.flush()
-            lines = [*lines[-SHOWN + 1 :], line]
-        status = child.wait()
+            lines.append(line)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    status = 124
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = child.wait(timeout=seconds)
     finally:
-        clock.cancel()
         _kill(child)
-    sys.stdout.writelines(lines)
-    return 124 if over.is_set() else status
+    try:
+        child.wait(timeout=GRACE)
+    except subprocess.TimeoutExpired:  # the pipe stays open too: nobody waits for it
+        _say(f"{name} was killed and has not ended", log)
+    reader.join(GRACE)
+    sys.stdout.writelines(tuple(lines))
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,13 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="folder of log and results")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds of all steps together")
     parser.add_argument("--steps", help="some of them, comma-separated; all, unless told")
+    parser.add_argument("--commit", help="of this checkout, for the results, where git does not tell it")
     parser.add_argument("--pretend-cuda", action="store_true", help="a rehearsal without a GPU")
     options = parser.parse_args(arguments)
     out = options.out.resolve()
-    steps = plan(out, options.pretend_cuda)
+    steps = plan(out, options.pretend_cuda, options.commit)
     wanted = options.steps.split(",") if options.steps else list(steps)
     if unknown := [name for name in wanted if name not in steps]:
         parser.error(f"--steps: expected some of {', '.join(steps)}, got {', '.join(unknown)}")
+    wanted.append("build")  # on a machine that is new, the last call's is gone
     out.mkdir(parents=True, exist_ok=True)
     with (out / "gpu.log").open("a", encoding="utf-8") as log:
         return execute({name: steps[name] for name in steps if name in wanted}, options.limit, log)

@@ -95,6 +95,22 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A kernel that fails takes the GPU away from its process: every later test there would fail for it."""
+    result = yield
+    if item.config.getoption("--device") == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            text = f"the GPU is lost behind {item.nodeid}: {str(error).splitlines()[0]}"
+            if hasattr(item.config, "workerinput"):  # xdist says which test it was, and starts another worker
+                os.write(2, f"{text}\n".encode())
+                os._exit(70)
+            item.session.shouldstop = text
+    return result
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Skips by reason: a green run without a GPU must not be mistaken for one with it."""
     reasons: Counter[str] = Counter()

@@ -17,6 +17,8 @@ import torch
 from gpu_bench import Bench, Entry, Problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlsedit_kernels.ops.schemas import SCHEMAS
+
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
@@ -51,7 +53,9 @@ def test_nothing_is_started_when_the_time_is_used_up() -> None:
 
 
 def test_a_section_that_fails_is_a_row_and_what_was_measured_is_kept(tmp_path) -> None:
-    bench = Bench("cpu", 3, 60.0, target=tmp_path / "new" / "gpu.json")
+    kept: list[list[dict[str, object]]] = []
+    bench = Bench("cpu", 3, 60.0)
+    bench.keep = lambda: kept.append(list(bench.rows))
 
     def half(bench: Any) -> None:
         bench.compare("something", {}, [Entry("good", lambda: None)])
@@ -59,7 +63,81 @@ def test_a_section_that_fails_is_a_row_and_what_was_measured_is_kept(tmp_path) -
 
     bench.section(half)
     assert bench.rows[1:] == [{"what": "half", "failed": "MemoryError: no room"}]
-    assert json.loads(bench.target.read_text())["unfinished"] == bench.rows[:1]
+    assert kept == [bench.rows[:1]]
+
+
+def test_a_failure_while_it_is_timed_is_a_row() -> None:
+    calls: list[int] = []
+
+    def fails_late() -> None:
+        calls.append(0)
+        if len(calls) > 3:
+            broken()
+
+    bench, looked = Bench("cpu", 3, 60.0), []
+    bench.failed = lambda: looked.append(len(bench.rows))
+    bench.compare("something", {"u": 4}, [Entry("late", fails_late), Entry("good", lambda: None)])
+    assert [(row["name"], row.get("failed")) for row in bench.rows] == [
+        ("late", "RuntimeError: no kernel image"),
+        ("good", None),
+    ]
+    assert looked == [1]
+
+
+def test_what_has_a_row_is_not_measured_again() -> None:
+    """By a process that goes on behind one which lost its GPU."""
+    bench = Bench("cpu", 3, 60.0)
+    bench.rows += [{"what": "something", "u": 4, "name": "lost", "failed": "gone"}]
+    bench.compare("something", {"u": 4}, [Entry("lost", broken), Entry("good", lambda: None)])
+    bench.compare("something", {"u": 5}, [Entry("lost", lambda: None)])
+    assert [(row["u"], row["name"], "failed" in row) for row in bench.rows] == [
+        (4, "lost", True),
+        (4, "good", False),
+        (5, "lost", False),
+    ]
+
+
+LOSES_ITS_GPU = """
+import sys
+sys.path.insert(0, {bench!r})
+import checkout
+import gpu_cases, torch
+from support import pretended_cuda
+before, again = gpu_cases.factors, "--begun" in sys.argv
+
+def factors(bench, sizes):  # a kernel that fails: from then on every call does
+    def fails():
+        torch.cuda.synchronize = fails
+        raise RuntimeError("an illegal memory access")
+    from gpu_bench import Entry
+    bench.compare("factors", {{}}, [Entry("bad", fails), Entry("good", lambda: None)])
+
+gpu_cases.factors = factors
+import gpu
+gpu.main()
+"""
+
+
+def test_a_process_that_lost_its_gpu_is_followed_by_one_that_goes_on(tmp_path) -> None:
+    target, program = tmp_path / "gpu.json", tmp_path / "program.py"
+    program.write_text(LOSES_ITS_GPU.format(bench=str(BENCH)), encoding="utf-8")
+    words = f"--pretend-cuda --d 16 --u 2 --v 4 --only ceilings factors --repetitions 1 --commit abc --json {target}"
+    command = [sys.executable, str(program), *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "CannotEmulate" in done.stderr:
+        pytest.skip("CUDA kernels on the CPU: there is no C++ compiler")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("a new one goes on") == 1
+    result = json.loads(target.read_text(encoding="utf-8"))
+    rows = [(row["name"], row.get("failed")) for row in result["rows"] if row["what"] != "target"]
+    assert rows == [
+        ("copy", None),
+        ("torch.mm", None),
+        ("bad", "RuntimeError: an illegal memory access"),
+        ("good", None),
+    ]
+    assert result["settings"]["finished"] is True
+    assert result["machine"]["commit"] == "abc"
 
 
 def test_a_call_that_hangs_ends_the_run() -> None:
@@ -100,6 +178,8 @@ def test_the_whole_run_on_the_cpu(tmp_path, capsys, monkeypatch) -> None:
     assert whole
     assert all(max(row["error"], row["error_C"], row["error_W"]) < 1e-5 for row in whole)
     assert len([row for row in rows if row["what"] == "target"]) == 13
+    alone = {row["what"] for row in rows if {"torch", "cpu"} & {row.get("name")}}
+    assert alone >= set(SCHEMAS)  # each op beside torch
 
 
 class Weights(TorchDispatchMode):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -76,3 +79,60 @@ def test_a_step_that_keeps_what_it_has_is_told_its_time(on_gpu: ModuleType) -> N
     step = on_gpu.Step(["-c", "import sys; print(sys.argv[1:])"], 600, 0.1, budget=True)
     assert on_gpu.execute({"bench": step}, 130.0, log) == 0
     assert "['--budget', '100']" in log.getvalue()
+
+
+def test_what_outlives_its_kill_is_not_waited_for(on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that sits in the driver behind a kernel which hangs: the other steps are worth the time."""
+    monkeypatch.setattr(on_gpu, "_kill", lambda child: None)
+    monkeypatch.setattr(on_gpu, "GRACE", 0.2)
+    steps = {"stuck": on_gpu.Step(["-c", "import time; time.sleep(5)"], 0.5, 0.1)}
+    log, begin = io.StringIO(), time.monotonic()
+    assert on_gpu.execute(steps, 100.0, log) == 1
+    assert time.monotonic() - begin < 4.0
+    assert "stuck was killed and has not ended" in log.getvalue()
+
+
+def test_a_second_call_builds_first(on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was given back in between is bare: without a build, plain torch alone would be measured."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(on_gpu, "execute", lambda steps, limit, log: asked.append(list(steps)) or 0)
+    for more in ([], ["--pretend-cuda"]):
+        on_gpu.main(["--out", str(tmp_path), "--steps", "bench", "--commit", "abc", *more])
+    assert asked == [["build", "bench"], ["bench"]]
+    assert on_gpu.plan(tmp_path, commit="abc")["bench"].arguments[-2:] == ["--commit", "abc"]
+
+
+LOSES = """
+import pytest, torch
+
+@pytest.mark.parametrize("i", range(6))
+def test_some(i, monkeypatch):
+    if i == 2:
+        def fails(*_):
+            raise RuntimeError("an illegal memory access")
+        torch.cuda.synchronize = fails
+        fails()
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2", "--max-worker-restart", "4"]])
+def test_a_test_that_loses_the_gpu_fails_no_other(workers: list[str], tmp_path: Path) -> None:
+    """Behind an illegal access every call of its process fails: tests must not."""
+    file = tmp_path / "test_lost.py"
+    file.write_text(LOSES, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-rpfE", "-p", "no:cacheprovider", "-p", "conftest", *workers]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--device", "cuda", "--pretend-cuda", str(file)]
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if "CannotEmulate" in said:
+        pytest.skip("CUDA kernels on the CPU: there is no C++ compiler")
+    assert done.returncode != 0
+    assert "the GPU is lost behind" in said
+    summary = said.partition("short test summary")[2]
+    assert summary.count("PASSED") == (5 if workers else 2), said
+    assert {line.split()[1] for line in summary.splitlines() if line.startswith(("FAILED", "ERROR"))} == {
+        "::test_some[2]"
+    }
+    assert "an illegal memory access" in summary
