@@ -40,13 +40,14 @@ class Launch:
     options: dict[str, Any]
 
 
-def _call(op: str, dtype: torch.dtype, u: int, precision: str, d: int, v: int, turned: bool) -> None:
+def _call(
+    op: str, dtype: torch.dtype, u: int, precision: str, d: int, v: int, turned: bool, layers: tuple[int, ...]
+) -> None:
     """The op on meta tensors."""
 
     def made(*shape: int) -> torch.Tensor:
-        *lead, m, n = shape
-        whole = (*lead, n, m) if turned else shape
-        tensor = torch.empty(*whole, dtype=dtype, device="meta")
+        *lead, m, n = *layers, *shape
+        tensor = torch.empty(*lead, *((n, m) if turned else (m, n)), dtype=dtype, device="meta")
         return tensor.mT if turned else tensor
 
     C, K, Z, B, T = made(d, d), made(u, d), made(d, u), made(d, v), made(u, v)
@@ -67,11 +68,19 @@ def _call(op: str, dtype: torch.dtype, u: int, precision: str, d: int, v: int, t
 
 
 def launches_of(
-    op: str, dtype: torch.dtype, u: int, architecture: str = "cuda", d: int = D, v: int = V, turned: bool = False
+    op: str,
+    dtype: torch.dtype,
+    u: int,
+    architecture: str = "cuda",
+    *,
+    d: int = D,
+    v: int = V,
+    turned: bool = False,
+    layers: tuple[int, ...] = (),
 ) -> list[Launch]:
     """What a call with u keys would launch, with the tiles and the precision of an architecture ("cuda", "hip").
 
-    turned: every matrix has adjacent rows.
+    turned: every matrix has adjacent rows. layers: leading dimensions.
     """
     launches: list[Launch] = []
     run, asked = JITFunction.run, tuning._architecture
@@ -82,7 +91,7 @@ def launches_of(
 
     JITFunction.run, tuning._architecture = note, lambda: architecture
     try:
-        _call(op, dtype, u, "tf32x3" if architecture == "cuda" else "ieee", d, v, turned)
+        _call(op, dtype, u, "tf32x3" if architecture == "cuda" else "ieee", d, v, turned, layers)
     finally:
         JITFunction.run, tuning._architecture = run, asked
     return launches

@@ -1,4 +1,4 @@
-// cholesky(A) -> L, info
+// cholesky(A) -> L, info: L L' = A
 //
 // One block a matrix, in tiles of 32 x 32 that stay in shared memory (u up to 288, 192 in float64; else in
 // global memory, where they stay in the second-level cache):
@@ -11,7 +11,7 @@
 //
 // The inverse, for those who need it, replaces the factor: diagonal tiles by substitution, a column a lane,
 // then block row by block row V_ij = -V_ii sum_k L_ik V_kj. Flops u^3 / 3, twice that with the inverse; what
-// it takes is the latency of u column steps.
+// it takes is the latency of u column steps. Bytes: u^2 / 2 of A, u^2 of L and as many of the inverse.
 #include "cholesky.h"
 
 #include "tile.h"

@@ -2,6 +2,12 @@
 //
 // Two launches. The first factors and inverts (cholesky.cu). In the second a block takes 64 rows of Y, and
 // with V = L^-1
+//
+//               K <= J                 J                       K >= J                J
+//             +---------+           +-----+                  +---------+         +--------+
+//     rows of | Y_K ==> |  V_JK' =  | Z_J |          rows of | Z_K ==> | V_KJ =  | gain_J |
+//             +---------+           +-----+                  +---------+         +--------+
+//
 //     Z_J    = sum_{K <= J} Y_K V_JK'      tiles of 64 keys
 //     gain_J = sum_{K >= J} Z_K V_KJ       Z comes back from the cache, after a barrier
 // Bytes: 3 d u; flops 2 d u^2.

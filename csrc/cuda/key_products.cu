@@ -1,5 +1,10 @@
 // key_products(A, K) -> K A, for a few rows K and any matrix A
 //
+//              d              n
+//      +---------------+    +----+
+//    u |  ===[K]====>  |  d | A  |  =  K A
+//      +---------------+    +----+
+//
 //   1. K A: a block takes 128 keys (16 where there are no more) and 64 (128) columns of A, and a part of d
 //   2. the parts added in a fixed order, or taken from V in it: V - K A
 // A (d, n) with adjacent columns, or adjacent rows (the transpose of the weight of an nn.Linear).

@@ -1,4 +1,12 @@
-// A K' by wgmma, in 3xTF32 (Hopper)
+// Y = A K' by wgmma, in 3xTF32 (Hopper)
+//
+//              d                  112 keys
+//      +---------------+            +--+
+//  192 |  ===[A]====>  |   x   K' = |  |    64 rows a warpgroup, 32 terms of both a step, 4 steps under way
+//      +---------------+            +--+
+//
+// Bytes: A once for every 112 keys, K once for every 192 rows of A from the second-level cache, in both
+// parts; flops 2 rows d u, three times over on the tensor cores.
 //
 //   1. K is split into high and low parts once, in the order of shared memory: tiles of up to 112 keys by 32
 //      terms, swizzled, high and low one after the other

@@ -1,5 +1,10 @@
 // weight_update_(W, K, V, gain) -> E = V - K W, and W <- W + gain E in place: what a batch does to the weight
 //
+//              u              v             v
+//      +---------------+    +----+        +----+
+//    d | ==[gain]===>  |  u | E  |  +=  d | [] |  W
+//      +---------------+    +----+        +----+
+//
 //   1. E, as key_products.cu has it
 //   2. W: a block takes a tile of 128 x 64, adds gain E
 // W (d, v) in row form with adjacent columns, or adjacent rows (the transpose of the weight of an nn.Linear).

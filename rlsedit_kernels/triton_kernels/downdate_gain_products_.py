@@ -3,7 +3,9 @@
 A program owns a block of rows. It walks along them tile by tile, changes each tile, writes it back, and multiplies it
 with the next keys while it is there:
 
-    rows I:  C_I0 C_I1 ... C_IJ ...      C_IJ += alpha Z_I Z_J' ;  Y_I += C_IJ K_J'
+            +------+------+------+----
+    rows I: | C_I0 | C_I1 | C_IJ | ..      C_IJ += alpha Z_I Z_J' ;  Y_I += C_IJ K_J'
+            +------+------+------+----
 
 No tile is touched by two programs, so nothing waits. A tile above the diagonal is formed as the transpose of the one
 below, from the same numbers in the same order: C stays exactly symmetric although both halves are computed.

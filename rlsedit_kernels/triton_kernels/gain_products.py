@@ -86,13 +86,12 @@ def reduce(P: torch.Tensor, G: torch.Tensor) -> None:
 
 
 def _by_products(C: torch.Tensor, K: torch.Tensor, Y: torch.Tensor, G: torch.Tensor, used: str) -> None:
-    """Y and G without partial sums of G, one matrix after the other."""
+    """Y and G without partial sums of G, as two plain products."""
     Y.zero_()
     G.zero_()
-    for c, k, y, g in zip(C, K, Y, G, strict=True):
-        product(y, c, k.mT, y, 1, used)
-        product(g, k, y, g, 1, used)
-        g.copy_(0.5 * (g + g.mT))
+    product(Y, C, K.mT, Y, 1, used)
+    product(G, K, Y, G, 1, used)
+    G.copy_(0.5 * (G + G.mT))
 
 
 @launch.on_its_device

@@ -2,6 +2,11 @@
 
 The first factors and inverts L (cholesky.py); in the second a program takes a block of rows of Y:
 
+              K <= J                 J                       K >= J                J
+            +---------+           +-----+                  +---------+         +--------+
+    rows of | Y_K ==> |  V_JK' =  | Z_J |          rows of | Z_K ==> | V_KJ =  | gain_J |
+            +---------+           +-----+                  +---------+         +--------+
+
     Z_J    = sum_{K <= J} Y_K V_JK'      V = L^-1, tiles of keys J, K
     gain_J = sum_{K >= J} Z_K V_KJ       Z comes back from the cache, after a barrier
 

@@ -1,5 +1,9 @@
 """R'R <- R'R + K'K for an upper triangular R: `qr_append_rhs_` without a right-hand side.
 
+    R   +---+---+---+    a program owns 32 columns of R and of K: for every panel before its own it waits until
+        | 0 | . | j |    that is reduced, corrects its tile there and its part of K; then it reduces its own
+    K   +---+---+---+
+
 Bytes: d^2 of R once and d / 32 times the rows, which stay in the second-level cache; flops 2 d^2 u.
 """
 

@@ -3,6 +3,11 @@
 Two launches. A program owns a block column c and up to 64 keys; it takes in the columns solved before it as soon as
 they are there (dataflow.py says why programs may wait for each other), then solves its own and publishes it:
 
+    +---+---+---+      a program has the diagonal block D of its block column and takes in, tile by tile,
+    | . | F | . |      forth what stands above it (F), back what stands beside it (B)
+        | D | B |
+            +---+
+
     forth:  X_c' = R_cc^-T (K_c' - sum_{p < c} R_pc' X_p')
     back:   Y_c' = R_cc^-1 (X_c' - sum_{p > c} R_cp Y_p')
 

@@ -14,6 +14,13 @@ For the panel, X = [y_1 .. y_N], S upper triangular:
 
 or, without E, with L = strictly lower S' and W = X'K:  R_new - R = L (W + R) + tau W - tau |y|^2 R.
 
+    R   [ N x N  ]      tiles in registers: the panel's block of R, G (N x N), S, T; the rows pass through once for G
+    X   [ U x N  ]      and once for T
+    Y   [ U x N  ]
+
+Bytes: the panel's block of R and 2 U N rows once, N (2 U + N) numbers written for those behind. Flops 2 (2 U) N^2 for
+G, as many for T, and N steps of about 12 N^2.
+
 A column step needs of the rows x'K alone, and takes it from their Gram matrix G = K'K, which is brought up to date
 instead of them: with m = (R + R_new)[j] / (a + r),
 

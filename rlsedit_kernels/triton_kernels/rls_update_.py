@@ -2,6 +2,10 @@
 
     gain_products, its reduction -> Cholesky and inverse of forget noise I + G -> gain, Z -> downdate where info == 0
 
+    C (d, d) ==> Y (d, u) -> G (u, u) -> V = L^-1 (u, u)      tiles: 64 rows of C and all keys; the whole of G;
+                     |                       |                64 rows of Y; lower 64 x 64 tiles of C, mirrored
+                     +---------> Z, gain <---+   ==> C
+
 Bytes: 2.5 d^2 and about 8 d u; flops 3 d^2 u + 4 d u^2.
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import rlsedit_kernels as rk
+from rlsedit_kernels.ops.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = sorted((ROOT / "rlsedit_kernels").rglob("*.py"))
@@ -82,6 +83,24 @@ def test_libraries_do_not_print(path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     assert not [call.lineno for call in calls if call.func.id == "print"]
+
+
+def _heads() -> dict[str, str]:
+    """What files of GPU kernels start with, by path."""
+    triton, cuda = ROOT / "rlsedit_kernels" / "triton_kernels", ROOT / "csrc" / "cuda"
+    heads = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in triton.glob("*.py")}
+    heads |= {path: path.read_text().partition("#include")[0] for path in cuda.glob("*.cu")}
+    named = {*SCHEMAS, "reflectors", "warpgroup_product"}
+    return {str(path.relative_to(ROOT)): head for path, head in heads.items() if path.stem in named}
+
+
+@pytest.mark.parametrize("path", sorted(_heads()))
+def test_a_kernel_starts_with_its_equation_its_tiles_and_what_it_costs(path) -> None:
+    head = _heads()[path]
+    assert re.search(r"\S (=|<-|\+=|->) \S", head), "an equation"
+    assert len(re.findall(r"^.*(?:\+--|\|.*\||\[.*\]|==>|--->)", head, re.MULTILINE)) >= 2, "a picture of its tiles"
+    assert "Bytes: " in head, "bytes"
+    assert re.search(r"\b[Ff]lops\s", head), "flops"
 
 
 @pytest.mark.parametrize("path", [*KERNELS, *EDITOR], ids=relative)

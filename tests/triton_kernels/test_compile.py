@@ -119,6 +119,12 @@ def test_the_innovation_has_work_for_every_multiprocessor() -> None:
     assert launches[0].arguments["span"] == 512
 
 
+@pytest.mark.parametrize("u", [100, D])
+@pytest.mark.parametrize("op", OPS)
+def test_layers_go_in_the_same_launches(op, u) -> None:
+    assert len(launches_of(op, torch.float32, u, layers=(2, 3))) <= len(launches_of(op, torch.float32, u))
+
+
 def test_a_whole_commit_is_five_launches() -> None:
     assert len(launches_of("rls_update_", torch.float32, 100)) == 5
 
