@@ -14,6 +14,16 @@
 // along a chain as well, where a block publishes after it has waited for another. A first-level cache may
 // still hold what was there before: such data are read by cp.async of 16 bytes, which goes past it, and never
 // through ld.global.nc.
+//
+// Others on the GPU. Kernels of other streams, graphs and processes take multiprocessors from blocks that
+// have not started, not from those that run, and a GPU that is shared by time slices stops and resumes all
+// blocks of a process together: the argument holds, and waits only become longer. Counters are cleared on the
+// stream before every launch, by a node of its own where a graph is captured, so that neither a replay nor a
+// launch that failed leaves them dirty, and every call has its own.
+//
+// Should it be wrong all the same, a wait does not last for ever: after kPatience looks, half a minute where
+// the longest launch takes a tenth of a second, the kernel ends with a trap ("unspecified launch failure").
+// Looks are counted and not time, of which a process that is stopped has none.
 #pragma once
 
 #include "port.h"
@@ -22,6 +32,8 @@ namespace rlsedit {
 
 // A counter has a sector of memory of its own.
 constexpr int kCounterSize = 8;
+
+constexpr unsigned kPatience = 1u << 25;  // looks of about a microsecond
 
 // The block's ticket, 0 first. `room`: a word of shared memory, free again afterwards.
 RLSEDIT_DEVICE unsigned take_ticket(unsigned* counter, unsigned* room) {
@@ -45,9 +57,10 @@ class Awaited {
       seen_ = emulate::awaited(done_, count);
       (void)urgent;
 #else
-      for (;;) {
+      for (unsigned looks = 0;; ++looks) {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen_) : "l"(done_) : "memory");
         if (seen_ >= count) break;
+        if (looks == kPatience) __trap();
         if (!urgent) __nanosleep(200);
       }
 #endif

@@ -267,6 +267,7 @@ def test_products_of_float64(m, k) -> None:
         ("setp.lt.u32 %p1, %r0, 32; @%p1 bra $L; bar.sync 0; $L:", "barrier that not all threads reach"),
         ("$L: ld.acquire.gpu.global.u32 %r1, [%rd1]; setp.eq.u32 %p1, %r1, 0; @%p1 bra $L;", "waits for one that"),
         ("div.u32 %r1, %r0, 0;", "division by zero"),
+        ("trap;", "a trap"),
     ],
 )
 def test_what_a_gpu_does_not_allow_is_an_error(body, what) -> None:
@@ -351,6 +352,7 @@ MISTAKES = {
         _appended,
         lambda text: re.sub(r"ld\.acquire\.gpu\.global\.u32 (%r\d+), \[[^]]*\];", r"mov.u32 \1, 1000000;", text),
     ),
+    "a wait without patience": (_appended, lambda text: re.sub(r"\b33554432\b", "0", text)),  # dataflow.h: it ends
 }
 
 

@@ -30,6 +30,7 @@ _ARITHMETIC = {
     "add", "sub", "mul", "div", "rem", "min", "max", "and", "or", "xor", "shl", "shr", "neg", "abs", "not", "sqrt",
     "rcp", "rsqrt", "clz", "fma", "mad", "bfi", "bfe", "prmt",
 }  # fmt: skip
+_PLAIN = {"ret": "return;", "nanosleep": "", "trap": 'ptx_fail("a trap");'}  # the same whatever their operands
 
 KINDS = {
     "mma": ("mma", "wgmma.mma"),
@@ -242,6 +243,8 @@ class _Translation:
     def _instruction(self, opcode: str, operands: list[str]) -> str:
         base, *rest = opcode.split(".")
         modifiers = [modifier for modifier in rest if modifier not in _SILENT]
+        if base in _PLAIN:
+            return _PLAIN[base]
         special = getattr(self, f"_do_{base}", None)
         if special is not None:
             return str(special(opcode, modifiers, operands))
@@ -318,9 +321,6 @@ class _Translation:
     def _do_bra(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
         return f"goto {_name(operands[0])};"
 
-    def _do_ret(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
-        return "return;"
-
     def _memory(self, modifiers: list[str]) -> tuple[str, int, str]:
         """Space, elements and type of a load or store."""
         known = {"global", "shared", "param", "shared::cta"}
@@ -384,9 +384,6 @@ class _Translation:
         values = ", ".join(self._value(operand, "u32") for operand in operands[1:])
         code = f"bool in_range; {self._set(to, f'ptx_shuffle({mode}, {values}, &in_range)', 'u32')}"
         return code + (f" {self._set(valid, 'in_range', 'pred')}" if valid else "")
-
-    def _do_nanosleep(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
-        return ""
 
     def _do_prefetch(self, opcode: str, modifiers: list[str], operands: list[str]) -> str:
         return f"ptx_prefetch({self._address(operands[0])});"
