@@ -95,9 +95,12 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A kernel that fails takes the GPU away from its process: every later test there would fail for it."""
+    """A kernel that fails takes the GPU away from its process: every later test there would fail for it.
+
+    Next to the test itself, so that a plugin's limit of its time holds for what it has left on the GPU, too.
+    """
     result = yield
     if item.config.getoption("--device") == "cuda":
         try:
