@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from rlsedit_kernels.ops.contract import aligned, may_overlap
+from rlsedit_kernels.ops.contract import aligned, may_overlap, share_elements
 
 DTYPES = (torch.float32, torch.float64)
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in DTYPES}
@@ -89,8 +89,16 @@ def keys(op: str, K: object, C: torch.Tensor, name: str = "C") -> torch.Tensor:
     return fitting(op, "K", K, name, C, ("u", None), (f"d = {name}.shape[-1]", C.shape[-1]))
 
 
-def writable(op: str, name: str, value: torch.Tensor) -> None:
-    """An argument that is written to must not map two elements to one place, nor need a gradient."""
+def writable(op: str, name: str, value: torch.Tensor, **read: torch.Tensor) -> None:
+    """An argument that is written to must not map two elements to one place, nor need a gradient.
+
+    Nor may it share elements with what is read while it is written (`read`, by name).
+    """
+    for other, tensor in read.items():
+        if share_elements(value, tensor):
+            raise ValueError(
+                f"{op}: {other} must not lie in the memory of {name}, which is written in place; give {other}.clone()"
+            )
     if may_overlap(value):
         raise ValueError(
             f"{op}: {name} is written in place and must not overlap itself (an expanded tensor, a sliding window?), "

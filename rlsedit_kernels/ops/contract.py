@@ -6,11 +6,13 @@ native ones check the same by themselves. Like torch's own checks it raises Runt
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlsedit_kernels.ops.schemas import SCHEMAS, SHAPES, written
@@ -111,3 +113,34 @@ def may_overlap(value: torch.Tensor) -> bool:
         if stride <= sum(reached):
             return True
     return False
+
+
+class _Places:
+    """Where the elements of a tensor lie, as NumPy is told of memory. Nothing is read from there."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        size = value.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": f"|V{size}",
+            "shape": tuple(value.shape),
+            "strides": tuple(size * stride for stride in value.stride()),
+            "data": (value.data_ptr(), False),
+        }
+
+
+def share_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether an element of `a` lies where one of `b` lies; columns side by side in one buffer do not.
+
+    False where there is no address: fakes, transforms, compilation.
+    """
+    plain = (torch.Tensor, torch.nn.Parameter)
+    if torch.compiler.is_compiling() or type(a) not in plain or type(b) not in plain:
+        return False
+    try:
+        if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or math.prod((*a.shape, *b.shape)) == 0:
+            return False
+        places = np.asarray(_Places(a)), np.asarray(_Places(b))
+        return bool(np.may_share_memory(*places, max_work=100_000))  # type: ignore[arg-type]  # any number, not 0 or -1
+    except RuntimeError:
+        return False

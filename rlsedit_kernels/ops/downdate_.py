@@ -32,12 +32,13 @@ def downdate_(C: torch.Tensor, Z: torch.Tensor, alpha: float = -1.0) -> torch.Te
         C itself, exactly symmetric.
 
     Raises:
-        TypeError, ValueError: dtype, device, shape or alpha do not fit, or C overlaps itself.
+        TypeError, ValueError: dtype, device, shape or alpha do not fit, or C overlaps itself
+            or another argument.
 
     Numerics: accumulated in the dtype of C; no d x d temporary.
     """
     C = _checks.square(OP, "C", C, "d")
     Z = _checks.fitting(OP, "Z", Z, "C", C, ("d = C.shape[-1]", C.shape[-1]), ("u", None))
-    _checks.writable(OP, "C", C)
+    _checks.writable(OP, "C", C, Z=Z)
     torch.ops.rlsedit_kernels.downdate_.default(C, Z, _checks.finite_number(OP, "alpha", alpha, C.dtype))
     return C

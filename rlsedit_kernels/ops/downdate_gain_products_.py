@@ -36,13 +36,14 @@ def downdate_gain_products_(
         Y (..., d, u) and G (..., u, u) as `gain_products` of the new C gives them.
 
     Raises:
-        TypeError, ValueError: dtype, device, shape or alpha do not fit, or C overlaps itself.
+        TypeError, ValueError: dtype, device, shape or alpha do not fit, or C overlaps itself
+            or another argument.
 
     Numerics: as `downdate_` and `gain_products`.
     """
     C = _checks.square(OP, "C", C, "d")
     Z = _checks.fitting(OP, "Z", Z, "C", C, ("d = C.shape[-1]", C.shape[-1]), ("w", None))
     K = _checks.keys(OP, K, C)
-    _checks.writable(OP, "C", C)
+    _checks.writable(OP, "C", C, Z=Z, K=K)
     factor = _checks.finite_number(OP, "alpha", alpha, C.dtype)
     return torch.ops.rlsedit_kernels.downdate_gain_products_.default(C, Z, K, factor)

@@ -34,7 +34,8 @@ def qr_append_(R: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
         R itself.
 
     Raises:
-        TypeError, ValueError: dtype, device or shape do not fit, or R overlaps itself.
+        TypeError, ValueError: dtype, device or shape do not fit, or R overlaps itself
+            or another argument.
 
     Numerics: Householder reflectors, normwise backward stable: |R_new'R_new - (R'R + K'K)| is a small multiple of
     u eps of its norm (Higham, theorem 19.4), whatever the rank of [R; K]. Rows of any size that the dtype can square
@@ -42,6 +43,6 @@ def qr_append_(R: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
     """
     R = _checks.square(OP, "R", R, "d")
     K = _checks.keys(OP, K, R, "R")
-    _checks.writable(OP, "R", R)
+    _checks.writable(OP, "R", R, K=K)
     torch.ops.rlsedit_kernels.qr_append_.default(R, K)
     return R

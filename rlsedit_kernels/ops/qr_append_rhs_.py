@@ -35,7 +35,8 @@ def qr_append_rhs_(
         R and B themselves.
 
     Raises:
-        TypeError, ValueError: dtype, device or shape do not fit, or R or B overlap themselves.
+        TypeError, ValueError: dtype, device or shape do not fit, or R or B overlap themselves
+            or another argument.
 
     Numerics: that of `qr_append_`; columns of B do not mix. 2 d u (d + 2 v) flops.
     """
@@ -43,7 +44,7 @@ def qr_append_rhs_(
     B = _checks.fitting(OP, "B", B, "R", R, ("d = R.shape[-1]", R.shape[-1]), ("v", None))
     K = _checks.keys(OP, K, R, "R")
     V = _checks.fitting(OP, "V", V, "R", R, ("u = K.shape[-2]", K.shape[-2]), ("v = B.shape[-1]", B.shape[-1]))
-    _checks.writable(OP, "R", R)
-    _checks.writable(OP, "B", B)
+    _checks.writable(OP, "R", R, B=B, K=K, V=V)
+    _checks.writable(OP, "B", B, K=K, V=V)
     torch.ops.rlsedit_kernels.qr_append_rhs_.default(R, B, K, V)
     return R, B

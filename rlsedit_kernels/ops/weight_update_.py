@@ -33,7 +33,8 @@ def weight_update_(W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, gain: torc
         The innovation V - K W of before, (..., u, v), contiguous.
 
     Raises:
-        TypeError, ValueError: dtype, device or shape do not fit, or W overlaps itself.
+        TypeError, ValueError: dtype, device or shape do not fit, or W overlaps itself
+            or another argument.
 
     Numerics: sums in the dtype of W. 4 d u v flops; W is read twice and written once. The gain of a factor that failed
     (`info` of `rls_update_` or `gain_solve`) is NaN, and W then becomes NaN too: look at `info` first.
@@ -46,5 +47,5 @@ def weight_update_(W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, gain: torc
     u = ("u = K.shape[-2]", K.shape[-2])
     V = _checks.fitting(OP, "V", V, "W", W, u, v)
     gain = _checks.fitting(OP, "gain", gain, "W", W, d, u)
-    _checks.writable(OP, "W", W)
+    _checks.writable(OP, "W", W, K=K, V=V, gain=gain)
     return torch.ops.rlsedit_kernels.weight_update_.default(W, K, V, gain)

@@ -152,3 +152,32 @@ def test_a_filter_takes_keys_and_targets_wherever_they_lie(state: str, backend: 
     W = views.at_an_odd_address(torch.zeros(8, 2))
     with pytest.raises(ValueError, match="inplace needs a weight at an address that is a multiple of"):
         rk.RLSFilter(W, rk.Prior.ridge(8, 1.0), layout="in_out", inplace=True)
+
+
+D = 12
+SHARING = {
+    "downdate_, columns of C": lambda C: rk.ops.downdate_(C, C[:, :3]),
+    "downdate_gain_products_, Z": lambda C: rk.ops.downdate_gain_products_(C, C[:, 2:4], torch.ones(2, D)),
+    "downdate_gain_products_, K": lambda C: rk.ops.downdate_gain_products_(C, torch.ones(D, 2), C[:2]),
+    "weight_update_": lambda C: rk.ops.weight_update_(C, torch.ones(2, D), torch.ones(2, D), C[:, :2]),
+    "qr_append_": lambda C: rk.ops.qr_append_(C, C[1:3]),
+    "qr_append_rhs_, B": lambda C: rk.ops.qr_append_rhs_(C, C[:, :4], torch.ones(2, D), torch.ones(2, 4)),
+    "qr_append_rhs_, V": lambda C: rk.ops.qr_append_rhs_(torch.eye(D), C, torch.ones(2, D), C[:2]),
+}
+
+
+@pytest.mark.skipif(pretended.active(), reason="a pretended GPU's memory is not given by address")
+@pytest.mark.parametrize("case", SHARING)
+def test_what_is_read_while_another_argument_is_written_lies_elsewhere(case) -> None:
+    """In silence, what came out would depend on the order in which tiles are written: on a GPU on time."""
+    C = torch.eye(D)
+    with pytest.raises(ValueError, match=r"must not lie in the memory of \w, which is written in place; give "):
+        SHARING[case](C)
+    assert torch.equal(C, torch.eye(D))
+
+
+def test_parts_of_one_buffer_side_by_side_are_taken() -> None:
+    buffer = torch.cat([torch.eye(D), 0.1 * torch.ones(D, 3)], dim=1)
+    C, Z = buffer[:, :D], buffer[:, D:]
+    rk.ops.downdate_(C, Z)
+    torch.testing.assert_close(C, torch.eye(D) - Z @ Z.mT)
