@@ -13,6 +13,7 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import CovarianceState, SquareRootState, triangular
+from rlsedit_kernels.states.adding import add_product_
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.keys import Keys, Values, reach
 from rlsedit_kernels.states.modes import version, writing
@@ -136,7 +137,7 @@ class GainSolution:
 
         gain = self.state.take_back(K, noise, possible)
         with writing(self.W):
-            self.W.addmm_(gain, residual, alpha=-1.0)
+            add_product_(self.W, gain, residual.mT, -1.0)
         innovation = misfit(K, V, self.W)
         self._version = None
         return Outcome(norm(innovation), norm(residual), _inner(innovation, residual) / noise)

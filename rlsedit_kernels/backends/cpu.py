@@ -1,7 +1,8 @@
 """Loader of the native CPU library: C++ kernels for x86-64 and AArch64 behind torch's stable ABI.
 
-The library implements the schemas of `ops/schemas.py` in the private namespace `rlsedit_kernels_cpu`, which
-is defined here, in Python, before the library is loaded. What goes wrong is reported as a reason.
+The library implements the schemas of `ops/schemas.py`, and `HELPERS`, in the private namespace
+`rlsedit_kernels_cpu`, which is defined here, in Python, before the library is loaded. What goes wrong is reported as a
+reason.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ ENGINE_VARIABLE = "RLSEDIT_CPU_ENGINE"
 ENGINES = ("baseline", "avx2", "avx512")
 """What the variable may ask for; the library, which reads it itself, takes the best engine up to that one."""
 
+HELPERS: dict[str, str] = {"add_product_": "(Tensor(a!) A, Tensor left, Tensor right, float alpha) -> ()"}
+"""Parts of ops that states use by themselves, where the ops of a tensor run on this library (`states/adding.py`)."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARY = _PACKAGE / "_C_cpu.so"
 _NOTE = _PACKAGE / "_native_build.txt"  # written by setup.py when it could not build the library
@@ -32,7 +36,7 @@ def _define() -> None:
     """Declare the private ops once; a second definition of an op raises."""
     if not _definitions:
         library = torch.library.Library(NAMESPACE, "DEF")
-        for op, schema in SCHEMAS.items():
+        for op, schema in (SCHEMAS | HELPERS).items():
             library.define(op + schema)
         _definitions.append(library)
 
@@ -56,7 +60,8 @@ def load_library(path: Path, note: Path) -> tuple[bool, str]:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return False, f"the native CPU library cannot be loaded by torch {torch.__version__}: {error}"
-    missing = [op for op in SCHEMAS if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", "CPU")]
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    missing = [op for op in SCHEMAS | HELPERS if not has(f"{NAMESPACE}::{op}", "CPU")]
     if missing:
         return False, f"the native CPU library lacks {', '.join(missing)}: build it again"
     return True, ""

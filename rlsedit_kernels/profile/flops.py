@@ -276,6 +276,7 @@ _FLOPS: dict[str, Formula] = {
     ),
     "rlsedit_kernels::rls_update_": _rls_update,
     "rlsedit_kernels::weight_update_": _weight_update,
+    "rlsedit_kernels_cpu::add_product_": lambda _out, A, left, *_: 2.0 * A.numel() * left.shape[-1],
     "rlsedit_kernels::qr_append_": _qr_append,
     "rlsedit_kernels::qr_append_rhs_": _qr_append_rhs,
     "rlsedit_kernels::qr_gain": _qr_append,  # two triangular solves

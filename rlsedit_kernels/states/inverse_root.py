@@ -21,6 +21,8 @@ from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import wide
 from rlsedit_kernels.states.coordinates import moved_root, rounded, unwhiten, whiten, whitened64
+from rlsedit_kernels.states.adding import add_product_
+from rlsedit_kernels.states.coordinates import unwhiten, whiten, whitened64
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.saving import saved_tensor
 
@@ -122,7 +124,7 @@ class InverseRootForm:
     def change_(self, change: Change, sign: float) -> None:
         """A <- A + sign left right'."""
         assert change.right is not None
-        self.A.addmm_(change.left, change.right.mT, alpha=sign)
+        add_product_(self.A, change.left, change.right, sign)
 
     def coordinates64(self, K: torch.Tensor) -> torch.Tensor:
         """`coordinates` in float64, from the prior's root that the state works with."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from rlsedit_kernels import ops
+from rlsedit_kernels.states.adding import add_product_
 from rlsedit_kernels.states.coordinates import product as times
 from rlsedit_kernels.states.products import Products
 from rlsedit_kernels.states.reading import blocks
@@ -48,6 +50,8 @@ def transposed_product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def products(C: torch.Tensor, K: torch.Tensor) -> Products:
     """Y (d, u) = C K' and an exactly symmetric G (u, u) = K Y, float64."""
+    if C.dtype == torch.float64:
+        return Products(*ops.gain_products(C, K))
     Y = product(C, K.mT.contiguous())
     G = K @ Y
     return Products(Y, (G + G.mT).mul_(0.5))
@@ -73,21 +77,28 @@ def change_(C: torch.Tensor, Z: torch.Tensor, sign: float) -> None:
 
     One triangle is computed, in blocks of rows, and mirrored.
     """
+    if C.dtype == torch.float64:
+        ops.downdate_(C, Z, sign)
+        return
     place = torch.empty(min(_ROWS, C.shape[0]) * C.shape[0], dtype=torch.float64, device=C.device)
     for start in range(0, C.shape[0], _ROWS):
         stop = min(start + _ROWS, C.shape[0])
         rows = place[: (stop - start) * stop].view(stop - start, stop).copy_(C[start:stop, :stop])
-        rows.addmm_(Z[start:stop], Z[:stop].mT, alpha=sign)
+        add_product_(rows, Z[start:stop], Z[:stop], sign)
         _store(C, rows, start, stop)
 
 
 def add_(A: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: float) -> None:
     """A <- A + sign left right' in place for float64 left (n, w) and right (m, w), rounded once."""
+    if A.dtype == torch.float64:
+        add_product_(A, left, right, sign)
+        return
     place = torch.empty(min(_ROWS, A.shape[0]), A.shape[1], dtype=torch.float64, device=A.device)
     for start in range(0, A.shape[0], _ROWS):
         part = A[start : start + _ROWS]
         rows = place[: len(part)].copy_(part)
-        part.copy_(rows.addmm_(left[start : start + _ROWS], right.mT, alpha=sign))
+        add_product_(rows, left[start : start + _ROWS], right, sign)
+        part.copy_(rows)
 
 
 def _store(C: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> None:

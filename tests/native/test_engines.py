@@ -19,6 +19,7 @@ from support.kernel_cases import arguments
 import rlsedit_kernels as rk
 from rlsedit_kernels.backends import cpu
 from rlsedit_kernels.ops.schemas import SCHEMAS
+from rlsedit_kernels.states import adding
 
 ENGINES = ("baseline", "avx2", "avx512")
 SIZES = ((5, 1), (33, 3), (97, 12), (130, 17), (195, 37), (260, 100), (300, 150))
@@ -30,9 +31,10 @@ pytestmark = pytest.mark.skipif(not available, reason=f"the native CPU library i
 
 def outcome(op: str, backend: str, dtype: torch.dtype, d: int, u: int) -> list[torch.Tensor]:
     """What an op returns, and its arguments as it leaves them."""
-    given = tuple(a.to(dtype) if isinstance(a, torch.Tensor) else a for a in arguments(op, torch.float64, (2,), d, u))
+    batch = () if op in cpu.HELPERS else (2,)
+    given = tuple(a.to(dtype) if isinstance(a, torch.Tensor) else a for a in arguments(op, torch.float64, batch, d, u))
     with rk.use_backend(backend):
-        returned = getattr(rk.ops, op)(*given)
+        returned = getattr(adding if op in cpu.HELPERS else rk.ops, op)(*given)
     outputs = returned if isinstance(returned, tuple) else () if returned is None else (returned,)
     return [*outputs, *(value for value in given if isinstance(value, torch.Tensor))]
 
@@ -53,7 +55,7 @@ def trial() -> dict[str, object]:
     """Largest errors, in units of eps, of the engine that this process has."""
     worst: dict[str, float] = {}
     for dtype in (torch.float32, torch.float64):
-        for op in SCHEMAS:
+        for op in (*SCHEMAS, *cpu.HELPERS):
             for d, u in SIZES:
                 mine, exact = outcome(op, "cpu", dtype, d, u), outcome(op, "torch", torch.float64, d, u)
                 error = max(tolerances.relative_error(a, b) for a, b in zip(mine, exact, strict=True))

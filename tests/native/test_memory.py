@@ -53,7 +53,7 @@ def trial(library: str) -> dict[str, object]:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for batch, d, u in CASES:
-            for op in filter(is_in_place, SCHEMAS):
+            for op in (*filter(is_in_place, SCHEMAS), *cpu.HELPERS):
                 given = arguments(op, torch.float32, batch, d, u)
                 before = [a.clone() if isinstance(a, torch.Tensor) else a for a in given]
                 for which in range(1000):

@@ -36,6 +36,7 @@ def arguments(op: str, dtype: torch.dtype, batch: tuple[int, ...] = (2,), d: int
         "qr_append_rhs_": (R, B, K, V),
         "qr_gain": (R, K),
         "weight_update_": (B, K, V, Z),
+        "add_product_": (B, Z, lambda: V().mT, -0.5),
     }
     return tuple(value() if callable(value) else value for value in wanted[op])
 
