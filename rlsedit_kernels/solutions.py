@@ -15,6 +15,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import CovarianceState, SquareRootState, triangular
 from rlsedit_kernels.states.adding import add_product_
 from rlsedit_kernels.states.batch import BatchFactor
+from rlsedit_kernels.states.coordinates import row_product
 from rlsedit_kernels.states.keys import Keys, Values, reach
 from rlsedit_kernels.states.modes import version, writing
 from rlsedit_kernels.states.prepared import Prepared, PreparedRows
@@ -105,9 +106,7 @@ class GainSolution:
     def update(self, K: Keys, V: Values, noise: float, forget: float) -> Outcome:
         """Write a batch; weight and state untouched where it fails."""
         prepared = self.state.prepare(K, noise, forget)  # first: a guard may rebuild the weight with the state
-        self._check_size(prepared, K, V)
-        with writing(self.W):
-            innovation = ops.weight_update_(self.W, K.rows, V.rows, prepared.gain)
+        innovation = self._write(prepared, K, V)
         self.state.write(prepared)  # type: ignore[arg-type]
         asked, more = Norms(), []
         asked.ask(innovation)
@@ -156,22 +155,33 @@ class GainSolution:
         self._version = None
         return objective
 
-    def _check_size(self, prepared: Prepared | PreparedRows, K: Keys, V: Values) -> None:
-        """No weight may become Inf: the product must fit the dtype with room for the sum.
+    def _write(self, prepared: Prepared | PreparedRows, K: Keys, V: Values) -> torch.Tensor:
+        """W <- W + g (V - K W), and V - K W of before (u, v).
 
-        |g| |V - K W| <= |g| (|V| + |K| |W|), and |W| grows by no more than that with every batch: W itself is looked
-        at where the bound does not tell enough, or where somebody else may have changed it.
+        No weight may become Inf: the product must fit the dtype with room for the sum. |g| |V - K W| is at most
+        |g| (|V| + |K| |W|), and |W| grows by no more than that with every batch: W itself is looked at where the bound
+        does not tell enough, or where it has been changed by somebody else. Where others may do so unseen V - K W is
+        formed first: on a CPU that costs no more than the change in one, and a pass over W less.
         """
         limit = 0.25 * torch.finfo(self.W.dtype).max
-        if self._version is None or self._version != version(self.W):
-            self._size = float(torch.linalg.vector_norm(self.W))
-        if prepared.size * (V.size + math.sqrt(K.squared) * self._size) < limit:
-            return
-        size = norm(prepared.gain) * norm(misfit(K, V, self.W))
-        if not size < limit:
-            raise ValueError(
-                f"update: the change of the weight may reach {size:.1e}, which {self.W.dtype} cannot hold; scale V"
-            )
+        first = misfit(K, V, self.W) if self._shared and self.W.device.type == "cpu" else None
+        if first is not None:
+            bound = float(torch.linalg.vector_norm(first))
+        else:
+            if self._version is None or self._version != version(self.W):
+                self._size = float(torch.linalg.vector_norm(self.W))
+            bound = V.size + math.sqrt(K.squared) * self._size
+        if not prepared.size * bound < limit:
+            size = norm(prepared.gain) * norm(misfit(K, V, self.W))
+            if not size < limit:
+                raise ValueError(
+                    f"update: the change of the weight may reach {size:.1e}, which {self.W.dtype} cannot hold; scale V"
+                )
+        with writing(self.W):
+            if first is None:
+                return ops.weight_update_(self.W, K.rows, V.rows, prepared.gain)
+            add_product_(self.W, prepared.gain, first.mT)
+        return first
 
     def _changed(self, size: float) -> None:
         """The weight has been changed, by this much at most."""
@@ -406,9 +416,9 @@ def _ask_after(asked: Norms, factored: BatchFactor, innovation: torch.Tensor, no
     whitened, residual = asked.ask(), asked.ask()
     for block in blocks(innovation, _COLUMNS, dim=1):
         error = block.to(root.dtype)
-        first = root.mT @ error
+        first = row_product(root.mT, error)
         asked.add(whitened, first)
-        after = back @ first
+        after = row_product(back, first)
         asked.add(residual, after if whole else torch.addmm(error, factored.G, after, alpha=-1.0))
 
 

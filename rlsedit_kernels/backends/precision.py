@@ -18,18 +18,25 @@ import torch
 _SWITCHES: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
+def untouched() -> bool:
+    """Whether products are already formed as `ieee_products` has them."""
+    if torch._C._is_any_autocast_enabled():
+        return False
+    return all(switch.fp32_precision in ("ieee", "none") for switch in _SWITCHES)
+
+
 @contextlib.contextmanager
 def ieee_products() -> Iterator[None]:
     """Within the block, torch forms matrix products in the dtype of their tensors, and float32 ones in IEEE float32.
 
     Autocast is off there, on every device.
     """
+    if untouched():
+        yield
+        return
     cast = torch._C._is_any_autocast_enabled()
     before = [switch.fp32_precision for switch in _SWITCHES]
     changed = [value not in ("ieee", "none") for value in before]
-    if not (cast or any(changed)):
-        yield
-        return
     with torch._C._DisableAutocast() if cast else contextlib.nullcontext():
         if not any(changed):
             yield

@@ -11,6 +11,7 @@ import torch
 
 from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError, LeverageError
+from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.reading import scalars
 
@@ -76,9 +77,14 @@ def needs_care(products: Products, noise: float, largest: float | None = None) -
     return 0.5 * torch.finfo(G.dtype).eps * largest > (STACKED_FROM if wide else CAREFUL_FROM) * noise
 
 
-def figures(G: torch.Tensor, K: torch.Tensor) -> list[torch.Tensor]:
-    """Sum and largest diagonal element of G, and the norm of the largest key: numbers () on their device."""
-    return [G.sum(), G.diagonal().max(), torch.linalg.vector_norm(K, dim=1).max()]
+def figures(G: torch.Tensor) -> list[torch.Tensor]:
+    """Sum and largest diagonal element of G: numbers () on its device."""
+    return [G.sum(), G.diagonal().max()]
+
+
+def longest(inner: torch.Tensor, keys: Keys) -> list[torch.Tensor]:
+    """Norm () of the longest key in the coordinates of a form; nothing where they are the keys themselves."""
+    return [] if inner is keys.rows else [torch.linalg.vector_norm(inner, dim=1).max()]
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ class Attempt:
         gain, change, G, root: of `BatchFactor`; NaN, or anything, where the factor does not exist.
         info: () int, 0 where the factor exists.
         pivot: () smallest diagonal element of L.
+
+    L^-T is what `gain_solve` makes of the identity: factoring a second time costs less than a solve by torch.
     """
 
     gain: torch.Tensor
@@ -104,19 +112,18 @@ class Attempt:
     @classmethod
     def of(cls, products: Products, noise: float) -> Attempt:
         """Launch it."""
-        Y, G, F = products.Y, products.G, products.F
+        G, F = products.G, products.F
+        gain, Z, info = ops.gain_solve(products.Y, G, noise)
+        root = ops.gain_solve(torch.eye(G.shape[-1], dtype=G.dtype, device=G.device), G, noise)[1]
+        pivot = root.diagonal().max().reciprocal()
+        if F is None:
+            return cls(gain, Change(Z), G, root, info, pivot)
         shifted = G.clone()
         shifted.diagonal().add_(noise)
-        L, info = ops.cholesky(shifted)
-        pivot = L.diagonal().min()
-        gain, Z, _ = ops.gain_solve(Y, G, noise)
-        identity = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
-        root = torch.linalg.solve_triangular(L.mT, identity, upper=True)
-        change = Change(Z)
-        if F is not None:
-            L.diagonal().add_(noise**0.5)
-            change = Change(torch.linalg.solve_triangular(L, Z, upper=False, left=False), F)
-        return cls(gain, change, G, root, info, pivot)
+        L = ops.cholesky(shifted)[0]
+        L.diagonal().add_(noise**0.5)
+        X = torch.linalg.solve_triangular(L, Z, upper=False, left=False)
+        return cls(gain, Change(X, F), G, root, info, pivot)
 
     def found(self, noise: float, eps: float, largest: float, info: float, pivot: float) -> BatchFactor | None:
         """The batch, once `info`, `pivot` and max(G) have been read; None where it is singular to rounding."""

@@ -11,13 +11,18 @@ NARROW = 16
 """Up to as many columns go to a matrix on another device, and not the matrix to them."""
 
 FEW = 512
-"""Up to as many columns a product is one of few keys: half of the time that torch takes on a CPU for a batch of them,
-and a third for probes."""
+"""Up to as many rows or columns a product is one of few keys: half of the time that torch takes on a CPU for a batch
+of them, and a third for probes."""
+
+
+def row_product(K: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    """K A, of one dtype."""
+    return ops.key_products(A, K) if 0 < len(K) <= FEW and A.numel() else K @ A
 
 
 def product(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x, of one dtype."""
-    return ops.key_products(A.mT, x.mT).mT if 0 < x.shape[1] <= FEW else A @ x
+    return row_product(x.mT, A.mT).mT
 
 
 def _applied(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -436,18 +436,18 @@ class CovarianceState(Moving):
         eps = torch.finfo(form.dtype).eps
         inner = form.coordinates(keys.rows.to(form.dtype))
         products = form.products(inner)
-        attempt, gain, asked = None, None, batches.figures(products.G, inner)
+        attempt, gain, asked = None, None, batches.figures(products.G)
         if weight > 0.0:
             attempt = batches.Attempt.of(products, weight)
             gain = form.back(attempt.gain).to(self.dtype)
             asked += [attempt.info, attempt.pivot, torch.linalg.vector_norm(gain)]
-        total, largest, longest, *tried = scalars(asked)
+        total, largest, *tried = scalars(asked + batches.longest(inner, keys))
         if not math.isfinite(total) and not bool(torch.isfinite(products.G).all()):
             raise ValueError(f"{op}: K C K' overflows {self.dtype}: keys of size {reach(keys)} are too large")
         careful = batches.needs_care(products, weight, largest)
         factored = None
         if attempt is not None and not careful:
-            info, pivot, size = tried
+            info, pivot, size, *_ = tried
             factored = attempt.found(weight, eps, largest, info, pivot)
         if factored is None or gain is None:
             del attempt, gain  # buffers of the size of a gain
@@ -458,7 +458,8 @@ class CovarianceState(Moving):
             wide = factored.change.dtype != form.dtype
             gain = (form.back64 if wide else form.back)(factored.gain).to(self.dtype)
             size = float(torch.linalg.vector_norm(gain))
-        return Prepared(gain, size, factored, longest * longest, keys, noise, forget, self._writes)
+        longest = keys.largest if inner is keys.rows else tried[-1] * tried[-1]
+        return Prepared(gain, size, factored, longest, keys, noise, forget, self._writes)
 
     def _removal(self, K: Keys, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""

@@ -20,9 +20,8 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import wide
-from rlsedit_kernels.states.coordinates import moved_root, rounded, unwhiten, whiten, whitened64
 from rlsedit_kernels.states.adding import add_product_
-from rlsedit_kernels.states.coordinates import unwhiten, whiten, whitened64
+from rlsedit_kernels.states.coordinates import moved_root, rounded, row_product, unwhiten, whiten, whitened64
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.saving import saved_tensor
 
@@ -111,7 +110,7 @@ class InverseRootForm:
     def products(self, K: torch.Tensor) -> Products:
         """F (r, u) = A'K', Y (m, u) = A F and G (u, u) = F'F."""
         rows = ops.key_products(self.A, K)  # F'
-        G = rows @ rows.mT
+        G = row_product(rows, rows.mT)
         times = partial(torch.matmul, self.A) if self.dtype == torch.float64 else None
         return Products(ops.key_products(self.A.mT, rows).mT, (G + G.mT).mul_(0.5), rows.mT, times)
 

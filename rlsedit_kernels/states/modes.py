@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from rlsedit_kernels.backends.precision import ieee_products
+from rlsedit_kernels.backends.precision import ieee_products, untouched
 
 
 @contextlib.contextmanager
@@ -17,6 +17,9 @@ def normal_mode() -> Iterator[None]:
     torch lets tensors that were made in inference mode be changed in that mode only, and finds out when a batch is half
     written.
     """
+    if untouched() and not torch.is_inference_mode_enabled():
+        yield
+        return
     with ieee_products():
         if not torch.is_inference_mode_enabled():
             yield

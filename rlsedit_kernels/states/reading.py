@@ -8,17 +8,25 @@ from collections.abc import Sequence
 import torch
 
 _ROWS = 64
+_CACHED = 1 << 18
 _ELEMENTS = 1 << 22
 
 
 def scalars(asked: Sequence[torch.Tensor]) -> list[float]:
     """Numbers () of any dtype, read at once."""
+    if all(one.device.type == "cpu" for one in asked):  # nothing to wait for
+        return [float(one) for one in asked]
     return torch.stack([one.to(torch.float64) for one in asked]).tolist()
 
 
 def blocks(A: torch.Tensor, size: int = _ROWS, dim: int = 0) -> tuple[torch.Tensor, ...]:
-    """Blocks of `size` rows or columns: small ones fit a CPU's cache. On a GPU, where each is a launch, large ones."""
-    return A.split(size if A.device.type == "cpu" else max(size, _ELEMENTS // max(A.shape[1 - dim], 1)), dim)
+    """Blocks of `size` rows or columns, more where they are short: small enough for a CPU's cache.
+
+    On a GPU, where each is a launch, large ones.
+    """
+    elements = _CACHED if A.device.type == "cpu" else _ELEMENTS
+    size = max(size, elements // max(A.shape[1 - dim], 1))
+    return (A,) if A.shape[dim] <= size else A.split(size, dim)
 
 
 class Norms:
@@ -45,8 +53,9 @@ class Norms:
 
     def read(self, *more: torch.Tensor) -> tuple[list[float], list[float]]:
         """The norms, and the numbers in these tensors, all in one reading."""
-        parts = [part.reshape(1) for row in self._parts for part in row]
-        found = iter(torch.cat([*parts, *(one.to(torch.float64).reshape(-1) for one in more)]).tolist())
+        numbers = [part for row in self._parts for part in row]
+        numbers += [number for one in more for number in one.reshape(-1).unbind()]
+        found = iter(scalars(numbers))
         norms = [math.hypot(*(next(found) for _ in row)) for row in self._parts]
         return norms, list(found)
 

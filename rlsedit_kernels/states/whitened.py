@@ -15,7 +15,7 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import wide
-from rlsedit_kernels.states.coordinates import moved_root, whitened64
+from rlsedit_kernels.states.coordinates import moved_root, row_product, whitened64
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.saving import saved_tensor
 
@@ -106,7 +106,7 @@ class WhitenedForm:
         for chunk in self.chunks:
             Z = chunk.filled
             rows.add_(ops.key_products(Z.mT, ops.key_products(Z, K)), alpha=chunk.sign)
-        G = K @ rows.mT
+        G = row_product(K, rows.mT)
         return Products(rows.mT, (G + G.mT).mul_(0.5))
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:

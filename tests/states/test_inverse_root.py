@@ -155,19 +155,22 @@ class TestForm:
         assert not rk.CovarianceState(anchor(condition), form="inverse_root", dtype=torch.float64)._form.maps
 
     def test_an_ill_conditioned_prior_needs_whitened_coordinates(self, monkeypatch) -> None:
+        """Over a few streams: of a single one the ratio is anything between 0.15 and 0.25."""
         prior = anchor(1e8, d=80)
         errors = {}
         for name, limit in {"chosen": inverse_root.MAPPED_FROM, "keys": math.inf}.items():
             monkeypatch.setattr(inverse_root, "MAPPED_FROM", limit)
-            state = rk.CovarianceState(prior, form="inverse_root")
-            written = []
-            for s in range(10):
-                K = keys(8, s, 0.1, torch.float32, d=80)
-                state.commit(K)
-                written.append((K, None))
-            C = rk.reference.batch_covariance(prior, written)
-            errors[name] = _in_norm_of(C, state._form.covariance(torch.float64).numpy())
-        assert errors["chosen"] < 0.2 * errors["keys"]
+            errors[name] = 0.0
+            for stream in range(4):
+                state = rk.CovarianceState(prior, form="inverse_root")
+                written = []
+                for s in range(10):
+                    K = keys(8, 100 * stream + s, 0.1, torch.float32, d=80)
+                    state.commit(K)
+                    written.append((K, None))
+                C = rk.reference.batch_covariance(prior, written)
+                errors[name] += _in_norm_of(C, state._form.covariance(torch.float64).numpy())
+        assert errors["chosen"] < 0.25 * errors["keys"]
 
     @pytest.mark.parametrize("singular", [False, True])
     def test_from_covariance(self, singular, coordinates) -> None:
