@@ -235,7 +235,7 @@ struct Kernels {
       }
   }
 
-  // R rows of C at a time share what is loaded of B.
+  // R rows of C at a time share what is loaded of B. C is rounded once, and not by every column of A.
   template <int R>
   static void add_few_rows(T* C, int64_t ldc, int64_t n, const T* A, int64_t lda, const T* B, int64_t ldb,
                            int64_t u) {
@@ -243,7 +243,7 @@ struct Kernels {
     for (; j + 2 * W <= n; j += 2 * W) {
       V acc[R][2];
 #pragma GCC unroll 4
-      for (int i = 0; i < R; ++i) acc[i][0] = load(C + i * ldc + j), acc[i][1] = load(C + i * ldc + j + W);
+      for (int i = 0; i < R; ++i) acc[i][0] = acc[i][1] = V{};
       for (int64_t c = 0; c < u; ++c) {
         const V b0 = load(B + c * ldb + j), b1 = load(B + c * ldb + j + W);
 #pragma GCC unroll 4
@@ -253,13 +253,16 @@ struct Kernels {
         }
       }
 #pragma GCC unroll 4
-      for (int i = 0; i < R; ++i) store(C + i * ldc + j, acc[i][0]), store(C + i * ldc + j + W, acc[i][1]);
+      for (int i = 0; i < R; ++i) {
+        T* to = C + i * ldc + j;
+        store(to, load(to) + acc[i][0]), store(to + W, load(to + W) + acc[i][1]);
+      }
     }
     for (; j < n; ++j)
       for (int i = 0; i < R; ++i) {
-        T sum = C[i * ldc + j];
+        T sum = T(0);
         for (int64_t c = 0; c < u; ++c) sum += A[i * lda + c] * B[c * ldb + j];
-        C[i * ldc + j] = sum;
+        C[i * ldc + j] += sum;
       }
   }
 

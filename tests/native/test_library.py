@@ -76,6 +76,18 @@ def test_the_same_bits_for_any_number_of_threads(op: str, d: int, u: int) -> Non
 
 
 @needs_library
+@pytest.mark.parametrize("u", [8, 40])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_weight_is_rounded_once_by_a_batch(u: int, turned: bool, dtype: torch.dtype) -> None:
+    """What each key adds is a quarter of the last place of W: added one by one it would be lost."""
+    d, v, quarter = 45, 70, 0.25 * torch.finfo(dtype).eps
+    W = torch.ones(v, d, dtype=dtype).mT if turned else torch.ones(d, v, dtype=dtype)
+    K, gain = torch.zeros(u, d, dtype=dtype), torch.ones(d, u, dtype=dtype)
+    torch.ops.rlsedit_kernels_cpu.weight_update_(W, K, torch.full((u, v), quarter, dtype=dtype), gain)
+    assert torch.equal(W, torch.full_like(W, 1.0 + u * quarter))
+
+
+@needs_library
 def test_the_baseline_engine_agrees(tmp_path: Path, dtype: torch.dtype) -> None:
     """Without vector instructions of the processor the same problem has the same solution."""
     target = tmp_path / "gain.pt"
