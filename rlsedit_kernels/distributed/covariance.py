@@ -397,7 +397,9 @@ class ShardedCovarianceState(CovarianceState):
         known = self._known(batch) if noise == 0.0 else None
         self._scale = 0.0 if known is None else float(known.amax())
         if bool(torch.isfinite(products.G).all()) and batches.needs_care(products, forget * noise):
-            products = form.products(form.coordinates(batch, torch.float64))
+            if form.dtype != torch.float64:
+                products = form.products(form.coordinates(batch, torch.float64))
+            products = replace(products, stack=batches.stacked(products, forget * noise), times=None)
         return form, products
 
     def _solved(self, op: str, form: Any, products: Products, noise: float) -> BatchFactor:

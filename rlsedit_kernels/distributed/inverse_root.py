@@ -78,9 +78,13 @@ class InverseRootRows:
         """F (r, u) = A'K' and G = F'F on every rank; of Y = A F this rank's rows, or all where T maps gains back."""
         F = self.ranks.ordered_sum(transposed_times(self.A, K.mT)).mT
         G = F.mT @ F
-        Y = times(self.A, F)
-        Y = filled(Y) if self.root.root is None else self.ranks.gather(Y, self.rows)
-        return Products(Y, (G + G.mT).mul_(0.5), F)
+        wide = self._image if F.dtype == torch.float64 else None
+        return Products(self._image(F), (G + G.mT).mul_(0.5), F, wide)
+
+    def _image(self, X: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of A X for columns X (r, p) that all ranks have, or all rows where T maps gains back."""
+        Y = times(self.A, X)
+        return filled(Y) if self.root.root is None else self.ranks.gather(Y, self.rows)
 
     def back(self, gain: torch.Tensor) -> torch.Tensor:
         """This rank's rows (d_p, u) of a gain in the coordinates of the keys."""

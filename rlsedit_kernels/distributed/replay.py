@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +62,7 @@ def replayed(
     for batch, noise in stream:
         K = form.coordinates(batch, torch.float64)
         products = form.products(K)
+        products = replace(products, stack=batches.stacked(products, noise), times=None)
         inner = form.largest(batch, K)
         with state.ranks.confirmed("refactor") as numbers:
             factored = batches.factor(products, noise, eps)

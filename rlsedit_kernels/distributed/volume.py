@@ -61,7 +61,8 @@ def batch_bytes(
         mapped: of an inverse root of such a prior, whether it is kept in whitened coordinates
             (`states/inverse_root.py`).
         keys_sharded: whether keys come sharded over d, or every rank has them.
-        careful: whether the batch had to be worked out in float64: its products are made twice.
+        careful: whether the batch had to be worked out in float64: its products are made twice. Without what a root
+            that is kept in whitened coordinates sends where such a batch is factored from F (`states/batch.py`).
 
     Raises:
         ValueError: an unknown form.

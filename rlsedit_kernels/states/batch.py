@@ -12,7 +12,7 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.states.keys import Keys
-from rlsedit_kernels.states.products import Change, Products
+from rlsedit_kernels.states.products import Change, Products, Stack
 from rlsedit_kernels.states.reading import scalars
 
 PIVOT_SLACK = 32.0
@@ -68,7 +68,7 @@ def needs_care(products: Products, noise: float, largest: float | None = None) -
     direction of the keys, at a rounding error of eps |C|. Stored values may well be of working precision: errors
     that C brings along are contracted by the update, those of the difference itself are not.
 
-    In float64 there is more to be had of a root only (`_stacked`). `largest` is max(G), where it is known.
+    In float64 there is more to be had of a root only (`stacked`). `largest` is max(G), where it is known.
     """
     G, wide = products.G, products.G.dtype == torch.float64
     if noise == 0.0 or (wide and products.times is None):
@@ -148,8 +148,8 @@ def factor(products: Products, noise: float, eps: float, scale: float = 0.0) -> 
         BreakdownError: G has a negative eigenvalue beyond its rounding error: the covariance is broken.
     """
     if noise > 0.0:
-        if (stacked := _stacked(products, noise)) is not None:
-            return stacked
+        if (stack := products.stack or stacked(products, noise)) is not None:
+            return _of_stack(stack, products.G, noise)
         attempt = Attempt.of(products, noise)
         largest, info, pivot = scalars([products.G.diagonal().max(), attempt.info, attempt.pivot])
         if (found := attempt.found(noise, eps, largest, info, pivot)) is not None:
@@ -182,8 +182,8 @@ def truncated(products: Products, noise: float, eps: float, scale: float = 0.0) 
     return BatchFactor(Z @ inverse_roots.mT, change, G, inverse_roots, pivot, int(keep.sum()))
 
 
-def _stacked(products: Products, noise: float) -> BatchFactor | None:
-    """`factor` of a root by Q R = [F; sqrt(noise) I], so that R'R = noise I + F'F; None where F loses the noise too.
+def stacked(products: Products, noise: float) -> Stack | None:
+    """Q R = [F; sqrt(noise) I], so that R'R = noise I + F'F; None where G keeps the noise, or F loses it too.
 
     With Q_1 = F R^-1 the root becomes A - A Q_1 (I - sqrt(noise) (R' + sqrt(noise) I)^-1) Q_1', which changes it by
     orthonormal columns: an error in Y = A F, as large as the keys, would be one in what little is left of A.
@@ -198,14 +198,18 @@ def _stacked(products: Products, noise: float) -> BatchFactor | None:
     identity = torch.eye(u, dtype=F.dtype, device=F.device)
     Q, R = torch.linalg.qr(torch.cat([F, identity * shift]))
     signs = torch.where(R.diagonal() < 0.0, -1.0, 1.0).to(F.dtype)
-    Q, R = (Q * signs)[: len(F)], R * signs[:, None]
-    Z = times(Q)
+    Q = (Q * signs)[: len(F)]
+    return Stack(Q, R * signs[:, None], times(Q))
+
+
+def _of_stack(stack: Stack, G: torch.Tensor, noise: float) -> BatchFactor:
+    R, Z, shift = stack.R.clone(), stack.Z, noise**0.5
     gain = torch.linalg.solve_triangular(R.mT, Z, upper=False, left=False)
-    root = torch.linalg.solve_triangular(R, identity, upper=True)
+    root = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
     pivot = float(R.diagonal().min()) ** 2 / noise
     R.diagonal().add_(shift)
-    left = Z.sub_(torch.linalg.solve_triangular(R.mT, Z, upper=False, left=False), alpha=shift)
-    return BatchFactor(gain, Change(left, Q), products.G, root, pivot, u)
+    left = torch.sub(Z, torch.linalg.solve_triangular(R.mT, Z, upper=False, left=False), alpha=shift)
+    return BatchFactor(gain, Change(left, stack.Q), G, root, pivot, len(R))
 
 
 def _of_root(Z: torch.Tensor, right: torch.Tensor, values: torch.Tensor, noise: float) -> Change:

@@ -9,6 +9,21 @@ import torch
 
 
 @dataclass(frozen=True)
+class Stack:
+    """[F; sqrt(noise) I] = [Q; Q_2] R with orthonormal columns, and what a root A makes of Q (`batch.stacked`).
+
+    Attributes:
+        Q: (r, u).
+        R: (u, u) upper triangular, positive diagonal.
+        Z: (m, u) = A Q.
+    """
+
+    Q: torch.Tensor
+    R: torch.Tensor
+    Z: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Products:
     """Products of a form with the keys K of a batch, in the coordinates of the form.
 
@@ -18,12 +33,14 @@ class Products:
         F: (r, u) = A'K' of a form that keeps a root A of C = A A', so that Y = A F and G = F'F; None of one
             that keeps C itself.
         times: A X (m, p) for float64 columns X (r, p); None unless there is such an A, and the products are float64.
+        stack: what has been made of F by `times` already, where that sends something.
     """
 
     Y: torch.Tensor
     G: torch.Tensor
     F: torch.Tensor | None = None
     times: Callable[[torch.Tensor], torch.Tensor] | None = None
+    stack: Stack | None = None
 
 
 @dataclass(frozen=True)

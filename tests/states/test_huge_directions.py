@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from support.huge import D, U, keys, off, randn
 
 import rlsedit_kernels as rk
 
-D, U, V = 8, 4, 3
-
-
-def randn(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def keys(batch: int, dtype: torch.dtype, size: float = 1e8) -> torch.Tensor:
-    K = randn(U, D, seed=100 + batch)
-    K[:, 0] *= size
-    return K.to(dtype)
-
-
-def off(mp: Any, C: torch.Tensor, root: torch.Tensor | None, batches: list[tuple[torch.Tensor, float]]) -> float:
-    """|S^1/2' C S^1/2 - I| of S = I + sum K'K / noise, C given or as its root."""
-    S = mp.eye(D)
-    for K, noise in batches:
-        k = mp.matrix(K.double().tolist())
-        S += k.T * k / mp.mpf(noise)
-    L = mp.cholesky(S)
-    if root is None:
-        product = L.T * mp.matrix(C.double().tolist()) * L
-    else:
-        half = L.T * mp.matrix(root.double().tolist())
-        product = half * half.T
-    return float(mp.mnorm(product - mp.eye(D), "f"))
+V = 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
