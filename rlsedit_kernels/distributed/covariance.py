@@ -28,6 +28,7 @@ from rlsedit_kernels.distributed.plain import PlainRows
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.row_probes import RowProbes, applied
 from rlsedit_kernels.distributed.rows import saved_rows
+from rlsedit_kernels.distributed.session import known_to_all
 from rlsedit_kernels.distributed.whitened import WhitenedRows
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
@@ -139,7 +140,11 @@ class ShardedCovarianceState(CovarianceState):
                     self._bound.check_covariance("update", form, self._factor, self.dtype, forget)
             whole = self.ranks.dtensor(gain.contiguous(), self.d)
             keys: Any = batch
-            return Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)
+            found = Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)
+            if noise > 0.0:
+                return found
+            held = holds.told("update", form, self._factor, batch, factored.root, self._most(form, batch))
+            return holds.HardWrite(**vars(found), before=form, held=held)
 
     def write(self, prepared: Prepared) -> None:
         """As `CovarianceState.write`: nothing is sent. A rank that fails here ends the group, as its rows are lost.
@@ -179,7 +184,9 @@ class ShardedCovarianceState(CovarianceState):
             product = self.ranks.ordered_sum(Qt @ Qt.mT)
             off = float((product - torch.eye(batch.u, dtype=product.dtype, device=product.device)).abs().max())
             if not off <= 1e-4:
-                raise _agreed(ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}"))
+                raise known_to_all(
+                    ValueError(f"restrict: the columns of Q must be orthonormal, got Q'Q - I of {off:.2e}")
+                )
             held = restrictions.joined(self._restriction, rows, self.d, self.ranks)
             with self._unmoved_by_errors():
                 form: Any = self._choose(batch, 0.0)
@@ -310,7 +317,7 @@ class ShardedCovarianceState(CovarianceState):
                 super(ShardedCovarianceState, twin).load_state_dict({**saved, "restriction": None})
                 twin._restriction = restrictions.restored(saved, self.d, self.ranks)
                 form, tensors = twin._form, saved["tensors"]
-                twin._form = holds.restored(form, tensors, self.device)  # type: ignore[arg-type]
+                twin._form = holds.restored(form, self._factor, tensors)  # type: ignore[arg-type]
                 numbers.update(steps=twin.steps, form=FORMS.index(twin.form) if twin.form in FORMS else -1)
                 old = twin._form is form and form is not None and twin._restriction is not None
                 numbers["whether it is of an earlier version"] = old
@@ -356,7 +363,7 @@ class ShardedCovarianceState(CovarianceState):
             try:
                 yield
             except BreakdownError as error:  # from the same bits on every rank
-                raise _agreed(error) from None
+                raise known_to_all(error) from None
 
     def _begin(self, op: str, K: Any, noise: float = 1.0, forget: float = 1.0) -> Batch:
         """Check a batch on all ranks and make the sums that everything else needs."""
@@ -394,12 +401,16 @@ class ShardedCovarianceState(CovarianceState):
         K = form.coordinates(batch, form.dtype)
         products = form.products(K)
         self._inner = form.largest(batch, K)
-        known = self._known(batch) if noise == 0.0 else None
-        self._scale = 0.0 if known is None else float(known.amax())
-        if bool(torch.isfinite(products.G).all()) and batches.needs_care(products, forget * noise):
+        self._scale, weight = 0.0, forget * noise
+        if not bool(torch.isfinite(products.G).all()):
+            return form, products
+        if batches.needs_care(products, weight):
             if form.dtype != torch.float64:
                 products = form.products(form.coordinates(batch, torch.float64))
-            products = replace(products, stack=batches.stacked(products, forget * noise), times=None)
+            products = replace(products, stack=batches.stacked(products, weight), times=None)
+        if self._counters.singular_writes and not batches.regular(products, weight, torch.finfo(form.dtype).eps):
+            known: Any = self._known(batch)
+            self._scale = float(known.amax())
         return form, products
 
     def _solved(self, op: str, form: Any, products: Products, noise: float) -> BatchFactor:
@@ -433,7 +444,14 @@ class ShardedCovarianceState(CovarianceState):
         return self.ranks.dtensor(form.back(Y / noise).to(self.dtype).contiguous(), self.d)
 
     def _hold(self, prepared: Prepared) -> None:
-        """By subtraction alone."""
+        assert isinstance(prepared, holds.HardWrite)
+        form = self._form
+        if form is prepared.before:  # not where a batch that was prepared since has changed what is held
+            self._form = prepared.held
+        self._count_unheld(form, prepared.factored.root)
+
+    def _within_prior(self, form: Any) -> Any:
+        return holds.within_prior("update", form, self._factor)
 
     def _change(self, form: Any, factored: BatchFactor) -> None:
         if factored.rank == 0:
@@ -478,8 +496,3 @@ class ShardedCovarianceState(CovarianceState):
 
 
 _SYSTEM = "the digest of the u x u system (machines of two kinds, or two versions of a library, may compute other bits)"
-
-
-def _agreed(error: Exception) -> Exception:
-    error.agreed = True  # type: ignore[attr-defined]
-    return error

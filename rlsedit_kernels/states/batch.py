@@ -127,10 +127,25 @@ class Attempt:
 
     def found(self, noise: float, eps: float, largest: float, info: float, pivot: float) -> BatchFactor | None:
         """The batch, once `info`, `pivot` and max(G) have been read; None where it is singular to rounding."""
-        u, value = self.G.shape[-1], pivot * pivot
-        if info != 0 or not value >= noise - PIVOT_SLACK * u * eps * largest:
+        if not _sound(self.G, noise, eps, largest, info, pivot):
             return None
-        return BatchFactor(self.gain, self.change, self.G, self.root, value / noise, u)
+        return BatchFactor(self.gain, self.change, self.G, self.root, pivot * pivot / noise, self.G.shape[-1])
+
+
+def regular(products: Products, noise: float, eps: float) -> bool:
+    """Whether `factor` will not have to go by eigenvalues, where `scale` counts."""
+    G = products.G
+    if noise == 0.0:
+        return False
+    if products.stack is not None:
+        return True
+    L, info = ops.cholesky(G + noise * torch.eye(G.shape[-1], dtype=G.dtype, device=G.device))
+    return _sound(G, noise, eps, *scalars([G.diagonal().max(), info, L.diagonal().min()]))
+
+
+def _sound(G: torch.Tensor, noise: float, eps: float, largest: float, info: float, pivot: float) -> bool:
+    """Whether noise I + G with this smallest diagonal element of L is regular, rounding considered."""
+    return info == 0 and pivot * pivot >= noise - PIVOT_SLACK * G.shape[-1] * eps * largest
 
 
 def factor(products: Products, noise: float, eps: float, scale: float = 0.0) -> BatchFactor:

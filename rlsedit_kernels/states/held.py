@@ -31,8 +31,11 @@ them, and `health()` warns of those that are not. What `restrict` forbids is alw
 DEPENDENT = 1e-5
 """A direction given in float32 that is nearer to others than this is one of them."""
 
-_DEPENDENT_KEYS = 1e-9
-_GROWN = 1e3
+DEPENDENT_KEYS = 1e-9
+"""The same of keys that a hard write has told."""
+
+GROWN = 1e3
+"""So many times forgetting may multiply what rounding has left in held directions before it is cleared."""
 
 
 class Directions:
@@ -159,7 +162,7 @@ class HeldForm:
         """C <- factor C. No key tells of what is held: rounding there would grow until the dtype cannot hold it."""
         self.form.scale_(factor)
         self._grown *= factor
-        if self._grown > _GROWN:
+        if self._grown > GROWN:
             self.clear_()
 
     def clear_(self) -> None:
@@ -244,7 +247,7 @@ def holding_keys(form: Any, factor: PriorFactor, K: torch.Tensor, root: torch.Te
     known = form.count - form.of_prior if isinstance(form, HeldForm) else 0
     if not isinstance(bare(form), PlainForm | WhitenedForm) or known + root.shape[1] > most * factor.rank:
         return form
-    return _extended(form, K.to(torch.float64).mT @ root.to(torch.float64), _DEPENDENT_KEYS)
+    return _extended(form, K.to(torch.float64).mT @ root.to(torch.float64), DEPENDENT_KEYS)
 
 
 def carried(form: Any, other: Any) -> Any:
@@ -271,10 +274,14 @@ def restored(
     if saved.get("held") is not None:
         outer = saved_tensor(saved, "held", (factor.d, inner.shape[1]), torch.float64, device)
     elif form.maps and factor.root_inverse is not None:  # saved by ranks
-        outer = joined(None, factor.root_inverse.to(device).mT @ inner, _DEPENDENT_KEYS)
+        outer = joined(None, factor.root_inverse.to(device).mT @ inner, DEPENDENT_KEYS)
     else:
         outer = inner
     of_prior = saved.get("held_of_prior", 0)
+    if saved.get("held_outside") is not None:  # saved by ranks
+        outside = saved_tensor(saved, "held_outside", (factor.d, factor.d - factor.rank), torch.float64, device)
+        outer, of_prior = torch.cat([outside, inner], dim=1), outside.shape[1]
+        inner = outer
     if not isinstance(of_prior, int) or isinstance(of_prior, bool) or not 0 <= of_prior <= outer.shape[1]:
         raise ValueError(f"load_state_dict: held_of_prior must be from 0 to {outer.shape[1]}, got {of_prior!r}")
     return HeldForm(form, outer, inner, of_prior)
@@ -289,7 +296,7 @@ def _extended(form: Any, columns: torch.Tensor, tolerance: float) -> Any:
         return form
     kept, inner = bare(form), None
     if kept.maps:
-        inner = joined(None if known is None else known.inner.wide, kept.coordinates64(new.mT).mT, _DEPENDENT_KEYS)
+        inner = joined(None if known is None else known.inner.wide, kept.coordinates64(new.mT).mT, DEPENDENT_KEYS)
     return HeldForm(kept, outer, inner, 0 if known is None else known.of_prior)
 
 

@@ -53,17 +53,20 @@ class Moving(Guarded):
         """The form for keys with a `largest`; an automatic one gives way when larger keys or less noise ask for it."""
         form = self._form
         largest = max(self._counters.largest_weighted, weighted(K.largest, noise))
-        if form is not None and (self._requested != "auto" or choice.safest(form.name, form.dtype)):
-            if choice.rho(self._factor, form.dtype, largest) > choice.PLAIN_LIMIT:
-                self._form = within_prior(form, self._factor)
-            return self._form
-        decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
-        if form is None:
-            self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
-        elif choice.safer(decided, form.name, form.dtype):
-            self._move(form, decided)
+        if form is None or (self._requested == "auto" and not choice.safest(form.name, form.dtype)):
+            decided = choice.choose(self._factor, self.dtype, largest, dense=form is not None and form.dense)
+            if form is None:
+                self._form, self._reason = self._start(decided.form, decided.storage), decided.reason
+            elif choice.safer(decided, form.name, form.dtype):
+                self._move(form, decided)
         assert self._form is not None
+        if choice.rho(self._factor, self._form.dtype, largest) > choice.PLAIN_LIMIT:
+            self._form = self._within_prior(self._form)
         return self._form
+
+    def _within_prior(self, form: Any) -> Any:
+        """The form that stays within its prior; as it is where it does by itself."""
+        return within_prior(form, self._factor)
 
     def _give_way(self, why: str) -> bool:
         """Move an automatic state to the next safer form; whether it has moved."""
@@ -94,11 +97,18 @@ class Moving(Guarded):
 
     def _hold(self, prepared: Any) -> None:
         """Hold what a hard write has told, where the form needs it and rho or what is held already lets it."""
-        form, counters, told = self._form, self._counters, prepared.factored.root
-        largest = max(counters.largest_weighted, weighted(prepared.keys.largest, prepared.noise))
-        exact = choice.rho(self._factor, form.dtype, largest) > choice.PLAIN_LIMIT
-        self._form = holding_keys(form, self._factor, prepared.keys.rows, told, 1.0 if exact else MOST)
-        counters.unheld += self._form is form and form.name in ("plain", "whitened") and told.shape[1] > 0
+        form, told = self._form, prepared.factored.root
+        self._form = holding_keys(form, self._factor, prepared.keys.rows, told, self._most(form, prepared.keys))
+        self._count_unheld(form, told)
+
+    def _most(self, form: Any, keys: Any) -> float:
+        """Part of the space of edits that hard writes may hold, these keys with a `largest` among them."""
+        largest = max(self._counters.largest_weighted, weighted(keys.largest, 0.0))
+        return 1.0 if choice.rho(self._factor, form.dtype, largest) > choice.PLAIN_LIMIT else MOST
+
+    def _count_unheld(self, form: Any, told: torch.Tensor) -> None:
+        """A hard write behind which the state still has this form, and what it has told (u, w)."""
+        self._counters.unheld += self._form is form and form.name in ("plain", "whitened") and told.shape[1] > 0
 
     def _singular_write(self) -> None:
         self._counters.singular_writes += 1
