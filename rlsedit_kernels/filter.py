@@ -222,9 +222,9 @@ class RLSFilter:
             return found  # which says so
         error = self._rounding.error(W, self._solution.rounds) / size
         advice = "use float64, or the carried solution"
-        if isinstance(self._solution, CarriedSolution) and found.ok:
+        if not self._solution.rounds and found.ok:
             error, advice = max(error, self._solution.own_error(self._objective) / size), "use float64"
-        if error > WEIGHT_WARNING and self._initial is not None and torch.equal(W, self._initial):
+        if error > WEIGHT_WARNING and self._initial is not None and self._same(W, self._initial):
             return found  # nothing that was written has changed it
         found = replace(found, weight_error=error)
         if not error > WEIGHT_WARNING:
@@ -368,6 +368,11 @@ class RLSFilter:
     def _misfit(K: Keys, V: Values, W: torch.Tensor) -> float:
         """|V - K W|."""
         return norm(misfit(K, V, W))
+
+    @staticmethod
+    def _same(W: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether two weights (d, v) are the same to the bit."""
+        return torch.equal(W, other)
 
     def _current(self) -> torch.Tensor:
         """W (d, v), up to date."""

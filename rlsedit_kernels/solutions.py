@@ -103,6 +103,10 @@ class GainSolution:
     def refresh(self) -> None:
         """W is always up to date."""
 
+    def own_error(self, _objective: float) -> float:
+        """|e| of W in the S-norm from rounding something else than W: there is nothing else."""
+        return 0.0
+
     def update(self, K: Keys, V: Values, noise: float, forget: float) -> Outcome:
         """Write a batch; weight and state untouched where it fails."""
         prepared = self.state.prepare(K, noise, forget)  # first: a guard may rebuild the weight with the state
@@ -324,10 +328,8 @@ class CarriedSolution:
         u |R| (|R^-1| sqrt(J) + |W - W_0|). Where batches contradict each other J is large, and R need not be wrong.
         """
         self.refresh()
-        largest, inverse = triangular.extremes(self.state._form.R)
         moved = norm(self.W - self.W_0)
-        error = SHARE * 0.5 * torch.finfo(self.B.dtype).eps * largest
-        return error * (inverse * math.sqrt(max(objective, 0.0)) + moved)
+        return rounding_of_factor(triangular.extremes(self.state._form.R), self.B.dtype, objective, moved)
 
     def remove(self, K: Keys, V: Values, noise: float, check: Check) -> Outcome:
         """Take back a batch; R and B untouched where it fails."""
@@ -369,6 +371,13 @@ class CarriedSolution:
 
 
 Solution = GainSolution | CarriedSolution
+
+
+def rounding_of_factor(extremes: tuple[float, float], dtype: torch.dtype, objective: float, moved: float) -> float:
+    """`CarriedSolution.own_error` from |R| and |R^-1|, the dtype of R and B, J and |W - W_0|."""
+    largest, inverse = extremes
+    error = SHARE * 0.5 * torch.finfo(dtype).eps * largest
+    return error * (inverse * math.sqrt(max(objective, 0.0)) + moved)
 
 
 def misfit(K: Keys, V: Values, W: torch.Tensor) -> torch.Tensor:

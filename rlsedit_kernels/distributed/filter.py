@@ -177,7 +177,7 @@ class ShardedRLSFilter(RLSFilter):
 
     @session
     def health(self, *, thorough: bool = False) -> Health:
-        """`RLSFilter.health`, by all ranks together; what rounding R and B costs a carried solution is left out."""
+        """`RLSFilter.health`, by all ranks together."""
         return super().health(thorough=thorough)
 
     def state_dict(self) -> NoReturn:
@@ -222,6 +222,10 @@ class ShardedRLSFilter(RLSFilter):
     def _misfit(self, K: Any, V: Any, W: Any) -> float:  # type: ignore[override]
         with self.ranks.guarded("RLSFilter"):
             return float(self._part.sent_totals(squared_norm(W.sent_error(K, V)))[0]) ** 0.5
+
+    @staticmethod
+    def _same(W: Any, other: Any) -> bool:
+        return bool(W.sent_sums(float(not torch.equal(W.W, other.W)))[0] == 0.0)
 
     def _row_form(self) -> Any:
         return self._part

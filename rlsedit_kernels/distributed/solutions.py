@@ -17,7 +17,7 @@ from rlsedit_kernels.distributed.session import known_to_all
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
 from rlsedit_kernels.errors import BreakdownError
-from rlsedit_kernels.solutions import _HEADROOM, RESTRICTED, Check, Outcome, _after
+from rlsedit_kernels.solutions import _HEADROOM, RESTRICTED, Check, Outcome, _after, rounding_of_factor
 from rlsedit_kernels.states import SquareRootState, triangular
 from rlsedit_kernels.states.reading import squared_norm
 from rlsedit_kernels.states.restriction import held_step, require_directions
@@ -48,6 +48,10 @@ class ShardedGainSolution:
 
     def refresh(self) -> None:
         """W is always up to date."""
+
+    def own_error(self, _objective: float) -> float:
+        """See `GainSolution.own_error`."""
+        return 0.0
 
     def update(self, K: BatchKeys, V: Targets, noise: float, forget: float) -> Outcome:
         """Write a batch; weight and state untouched where it fails."""
@@ -222,6 +226,13 @@ class ShardedCarriedSolution:
             outcome = Outcome(math.nan, missed, cost, math.sqrt(initial))
         self._size, self._current, self._writes = size, False, state._writes
         return outcome
+
+    def own_error(self, objective: float) -> float:
+        """`CarriedSolution.own_error`, all ranks together: 20 products and solutions with four vectors are sent."""
+        self.refresh()
+        with self.ranks.guarded("health"):
+            moved = math.sqrt(self.weight.sent_sums(squared_norm(self.weight.W - self.W_0.W))[0])
+            return rounding_of_factor(self.state._form.extremes(), self.state.dtype, objective, moved)
 
     def remove(self, K: BatchKeys, V: Targets, noise: float, check: Check) -> Outcome:
         """Take back a batch."""

@@ -10,7 +10,7 @@ from rlsedit_kernels.backends import fallback
 from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
-from rlsedit_kernels.distributed.rows import largest_of_all, times
+from rlsedit_kernels.distributed.rows import largest_of_all, times, transposed_times
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import triangular
 from rlsedit_kernels.states.pivots import Pivoted
@@ -218,6 +218,20 @@ class ShardedTriangular(Pivoted):
     def apply(self, y: torch.Tensor) -> torch.Tensor:
         """This rank's rows (d_p, p) of C y, from its rows of y; float64 arithmetic."""
         return self.back(self.backward(self.half(self.inner64(y))[self.own]))
+
+    def extremes(self) -> tuple[float, float]:
+        """`triangular.extremes` of R, the same on all ranks."""
+        ranks, r = self.ranks, self.L.shape[1]
+
+        def multiplied(x: torch.Tensor, transposed: bool) -> torch.Tensor:
+            if transposed:
+                return ranks.gather(times(self.L, x), r)
+            return ranks.ordered_sum(transposed_times(self.L, x[self.own])).mT
+
+        def solved(x: torch.Tensor, transposed: bool) -> torch.Tensor:
+            return self.forward(x[self.own]) if transposed else ranks.gather(self.backward(x[self.own]), r)
+
+        return triangular.extremes_of(multiplied, solved, r, self.L.device)
 
     def appended(
         self,

@@ -5,7 +5,7 @@ No float64 copy of R is made except where a dense factorisation is asked for; R 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -64,17 +64,32 @@ def solve_columns(R: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 
 def extremes(R: torch.Tensor) -> tuple[float, float]:
     """|R| and |R^-1| in the 2-norm, estimated from below by block power iteration: 80 r^2 flops, for a regular R."""
+
+    def times(x: torch.Tensor, transposed: bool) -> torch.Tensor:
+        return ((R.mT if transposed else R) @ x.to(R.dtype)).to(torch.float64)
+
+    def solve(x: torch.Tensor, transposed: bool) -> torch.Tensor:
+        return solve_rows(R, x.mT).mT if transposed else solve_columns(R, x)
+
+    return extremes_of(times, solve, R.shape[0], R.device)
+
+
+Map = Callable[[torch.Tensor, bool], torch.Tensor]
+"""Columns (r, p) float64 to R x or R^-1 x; the transposed of that where the second argument is true."""
+
+
+def extremes_of(times: Map, solve: Map, r: int, device: torch.device) -> tuple[float, float]:
+    """`extremes` of an R (r, r) of which products and solutions can be had."""
     generator = torch.Generator().manual_seed(0)
-    start_ = torch.randn(R.shape[0], min(_VECTORS, R.shape[0]), dtype=torch.float64, generator=generator, device="cpu")
-    start_ = start_.to(R.device)
+    start_ = torch.randn(r, min(_VECTORS, r), dtype=torch.float64, generator=generator, device="cpu").to(device)
     x, y, largest, smallest = start_, start_, 0.0, 0.0
     for _ in range(_POWERS):
-        forward = (R @ torch.linalg.qr(x)[0].to(R.dtype)).to(torch.float64)
+        forward = times(torch.linalg.qr(x)[0], False)
         largest = float(torch.linalg.vector_norm(forward, dim=0).max())
-        x = (R.mT @ (forward / max(largest, torch.finfo(torch.float64).tiny)).to(R.dtype)).to(torch.float64)
-        y = solve_rows(R, torch.linalg.qr(y)[0].mT).mT
+        x = times(forward / max(largest, torch.finfo(torch.float64).tiny), True)
+        y = solve(torch.linalg.qr(y)[0], True)
         smallest = float(torch.linalg.vector_norm(y, dim=0).max())
-        y = solve_columns(R, y / smallest)
+        y = solve(y / smallest, False)
     return largest, smallest
 
 
