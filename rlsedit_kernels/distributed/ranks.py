@@ -15,7 +15,7 @@ import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -96,6 +96,15 @@ class Ranks:
             life = torch.tensor([uuid.uuid4().int >> 66], device=self.device)
             _LIVES[self.group] = int(self.broadcast(life, 0))
         self._reports.begin(_LIVES[self.group])
+
+    def __deepcopy__(self, _memo: object) -> Ranks:
+        return self  # copies of a state share the processes
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            "Ranks: processes cannot be pickled, nor what is spread over them: save state_dict() with "
+            "rlsedit_kernels.distributed.checkpoint"
+        )
 
     def rows(self, n: int) -> slice:
         """The rows of n that are this rank's."""

@@ -5,7 +5,9 @@ Whatever is sent for a batch is sent before anything of it is written. Removal w
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -82,7 +84,8 @@ class ShardedGainSolution:
     def remove(self, K: BatchKeys, V: Targets, noise: float, check: Check) -> Outcome:
         """Take back a batch."""
         twin, weight, ranks = self.state.clone(), self.weight, self.ranks
-        gain = twin.remove(K.tensor(ranks, self.state.d), noise)
+        with _told(self.state, twin):
+            gain = twin.remove(K.tensor(ranks, self.state.d), noise)
         with ranks.guarded("remove"):
             residual, share = weight.sent_error(K, V), weight.sent_share(gain)
             initial = self._sent_initial(K, V)
@@ -243,7 +246,8 @@ class ShardedCarriedSolution:
             D = self.W_0.sent_columns(self.W_0.sent_error(K, V))
         residual = self._sent_error(state, keys, D, self.B)
         twin, new_B = state.clone(), ranks.dtensor(self.B.to_local().clone(), v, dim=1)
-        twin.remove_with(new_B, keys, ranks.dtensor(D, v, dim=1), noise)
+        with _told(state, twin):
+            twin.remove_with(new_B, keys, ranks.dtensor(D, v, dim=1), noise)
         innovation = self._sent_error(twin, keys, D, new_B)
         inner = float((innovation.double() * residual.double()).sum())
         with ranks.guarded("remove"):
@@ -316,6 +320,16 @@ def _sums_of(ranks: Ranks, *parts: float) -> list[float]:
 
 def _sum_of(ranks: Ranks, part: float) -> float:
     return _sums_of(ranks, part)[0]
+
+
+@contextlib.contextmanager
+def _told(state: Any, twin: Any) -> Iterator[None]:
+    """A state whose copy has been found broken is broken itself, and refuses what comes."""
+    try:
+        yield
+    except BreakdownError:
+        state._watch.fault = twin._watch.fault
+        raise
 
 
 def _become(state: Any, twin: Any) -> None:

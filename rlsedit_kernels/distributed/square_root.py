@@ -26,7 +26,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.priors.factor import scalar
-from rlsedit_kernels.states import report
+from rlsedit_kernels.states import removal, report
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History
@@ -186,6 +186,10 @@ class ShardedSquareRootState(ShardedBatches):
         self._form.require_regular()
         return 0.0
 
+    def _written(self, _keys: BatchKeys) -> float:
+        removal.refuse_unwritten(self._counters, self._form)
+        return 0.0
+
     @session
     def apply(self, Y: torch.Tensor) -> DTensor:
         """C Y (d, p) float64, sharded over d: what to use in the place of a covariance that is nowhere.
@@ -207,7 +211,7 @@ class ShardedSquareRootState(ShardedBatches):
         self, K: KeysLike, noise: float = 1.0, *, remaining: Iterable[tuple[torch.Tensor, float]] | None = None
     ) -> DTensor:
         """`SquareRootState.remove`; the gain (d, u) is sharded over d."""
-        batch = self._arriving("remove", K, noise, 1.0)
+        batch = self._arriving("remove", K, noise, 1.0, self._written)
         with ieee_products():
             try:
                 return self._removed("remove", batch, None, None)

@@ -401,8 +401,8 @@ class CovarianceState(Moving):
 
     def __repr__(self) -> str:
         return (
-            f"CovarianceState({self.prior!r}, form={self.form!r}, dtype={self.dtype}, device={str(self.device)!r}, "
-            f"steps={self.steps})"
+            f"{type(self).__name__}({self.prior!r}, form={self.form!r}, dtype={self.dtype}, "
+            f"device={str(self.device)!r}, steps={self.steps})"
         )
 
     def _factor_and_probes(self, prior: Prior) -> tuple[PriorFactor, Probes]:

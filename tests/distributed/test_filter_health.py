@@ -1,7 +1,9 @@
-"""What a filter over ranks says of its weight is what one process says."""
+"""What filters and states over ranks say of themselves is what one process says."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from support.ranks import run
 from torch.distributed.tensor import DTensor
 
 import rlsedit_kernels as rk
-from rlsedit_kernels.distributed import Ranks, ShardedRLSFilter
+from rlsedit_kernels.distributed import Ranks, ShardedCovarianceState, ShardedRLSFilter, ShardedSquareRootState
 from rlsedit_kernels.states import triangular
 
 D, V = 24, 3
@@ -116,3 +118,65 @@ def test_extremes_of_a_factor_are_those_of_one_process(size: int) -> None:
     outcomes = run(size, extremes_of, R)
     assert all(found == outcomes[0] for found in outcomes)
     assert outcomes[0] == pytest.approx(triangular.extremes(R.float()), rel=1e-2)
+
+
+def found_broken_by_a_removal(ranks: Ranks | None) -> list[str]:
+    given = [(randn(2, D, seed=i).float(), randn(2, V, seed=i + 9).float()) for i in range(6)]
+    rls: Any = started(ranks, randn(D, V, seed=3).float(), rk.Prior.ridge(D, 1.0), "square_root", "rows")
+    rls.state._watch.guard = "auto"
+    for K, targets in given:
+        rls.update(K, targets)
+    form = rls.state._form
+    (form.R if ranks is None else form.L).mul_(3.0)
+    found = []
+    for call in (rls.remove, rls.update):
+        with pytest.raises(rk.BreakdownError) as error:
+            call(*given[0])
+        found.append(str(error.value)[:60])
+    rls.refactor([(K, targets, 1.0) for K, targets in given])
+    rls.update(*given[0])
+    return found
+
+
+def test_a_state_that_a_removal_has_found_broken_goes_on_refusing() -> None:
+    """The copy that the removal worked on took this knowledge with it."""
+    alone = found_broken_by_a_removal(None)
+    assert run(2, found_broken_by_a_removal) == [alone, alone]
+
+
+def took_nothing_back(ranks: Ranks) -> list[str]:
+    found = []
+    for cls in (ShardedCovarianceState, ShardedSquareRootState):
+        state = cls(rk.Prior.ridge(D, 1.0), ranks)
+        with pytest.raises(rk.LeverageError, match="the state holds 0 batches") as error:
+            state.remove(torch.eye(D)[:2], remaining=[])
+        state.commit(torch.eye(D)[:2])
+        found.append(str(error.value))
+    return found
+
+
+def test_what_was_never_written_is_not_taken_back_by_a_rebuild() -> None:
+    for found in run(2, took_nothing_back):
+        assert found[0] == found[1]
+
+
+def copied(ranks: Ranks) -> list[Any]:
+    found: list[Any] = []
+    for cls in (ShardedCovarianceState, ShardedSquareRootState):
+        state = cls(rk.Prior.ridge(D, 1.0), ranks)
+        K = randn(3, D, seed=1).float()
+        state.update(K)
+        twin = copy.deepcopy(state)
+        assert twin.ranks is state.ranks
+        found += [twin.update(2.0 * K).full_tensor(), state.update(2.0 * K).full_tensor(), repr(state)]
+        with pytest.raises(TypeError, match=r"cannot be pickled.*distributed\.checkpoint"):
+            pickle.dumps(state)
+    return found
+
+
+def test_states_are_copied_with_their_ranks_and_named() -> None:
+    for found in run(2, copied):
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[3], found[4])
+        assert found[2].startswith("ShardedCovarianceState(")
+        assert found[5].startswith("ShardedSquareRootState(")
