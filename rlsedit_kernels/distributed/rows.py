@@ -9,33 +9,29 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch.distributed.tensor import DTensor, Shard
 
+from rlsedit_kernels import ops
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
+from rlsedit_kernels.states import wide
+from rlsedit_kernels.states.coordinates import product
 from rlsedit_kernels.states.saving import saved_tensor
 
 __all__ = ["add_", "downdate_rows_", "filled", "largest_of_all", "saved_rows", "times", "transposed_times"]
 
-_ROWS = 512
 _TILE = 1024
 
 
 def times(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A x (n, p) in the dtype of x; a narrower A is widened block by block."""
-    if A.dtype == x.dtype:
-        return A @ x
-    y = torch.empty(A.shape[0], x.shape[1], dtype=x.dtype, device=x.device)
-    for i in range(0, A.shape[0], _ROWS):
-        y[i : i + _ROWS] = A[i : i + _ROWS].to(x.dtype) @ x
-    return y
+    if _empty(A, x):
+        return x.new_zeros(A.shape[0], x.shape[1])
+    return product(A, x) if A.dtype == x.dtype else wide.product(A, x)
 
 
 def transposed_times(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """x'A (p, m) in the dtype of x (n, p), for A (n, m)."""
-    if A.dtype == x.dtype:
-        return x.mT @ A
-    y = torch.zeros(x.shape[1], A.shape[1], dtype=x.dtype, device=x.device)
-    for i in range(0, A.shape[0], _ROWS):
-        y.addmm_(x[i : i + _ROWS].mT, A[i : i + _ROWS].to(x.dtype))
-    return y
+    if _empty(A, x):
+        return x.new_zeros(x.shape[1], A.shape[1])
+    return (product(A.mT, x) if A.dtype == x.dtype else wide.transposed_product(A, x)).mT
 
 
 def downdate_rows_(ranks: Ranks, C: torch.Tensor, Z: torch.Tensor, sign: float) -> None:
@@ -45,25 +41,29 @@ def downdate_rows_(ranks: Ranks, C: torch.Tensor, Z: torch.Tensor, sign: float) 
     all rows stays exactly symmetric without a word between them.
     """
     edges = bounds(Z.shape[0], ranks.size)
-    first = edges[ranks.rank]
-    for rows in _tiles(edges[ranks.rank : ranks.rank + 2]):
+    first, last = edges[ranks.rank : ranks.rank + 2]
+    if first < last and Z.shape[1]:
+        own = C[:, first:last]
+        (ops.downdate_ if C.dtype == Z.dtype else wide.change_)(own, Z[first:last], sign)
+    for rows in _tiles((first, last)):
         for columns in _tiles(edges):
+            if first <= columns.start < last:
+                continue
             mirrored = columns.start < rows.start
-            product = (Z[columns] @ Z[rows].mT).mT if mirrored else Z[rows] @ Z[columns].mT
-            if columns == rows:
-                product = product.tril() + product.tril(-1).mT
+            part = (Z[columns] @ Z[rows].mT).mT if mirrored else Z[rows] @ Z[columns].mT
             block = C[rows.start - first : rows.stop - first, columns]
-            block.copy_(block.to(Z.dtype).add(product, alpha=sign))
+            if C.dtype == Z.dtype:
+                block.add_(part, alpha=sign)
+            else:
+                block.copy_(block.to(Z.dtype).add_(part, alpha=sign))
 
 
 def add_(A: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: float) -> None:
     """A <- A + sign left right' in place; rounded once where left and right are wider."""
     if A.dtype == left.dtype:
         A.addmm_(left, right.mT, alpha=sign)
-        return
-    for i in range(0, A.shape[0], _ROWS):
-        rows = A[i : i + _ROWS].to(left.dtype)
-        A[i : i + _ROWS].copy_(rows.addmm_(left[i : i + _ROWS], right.mT, alpha=sign))
+    elif A.numel():
+        wide.add_(A, left, right, sign)
 
 
 def filled(Y: torch.Tensor) -> torch.Tensor:
@@ -92,6 +92,11 @@ def saved_rows(
         )
     local = {name: value.to_local()}
     return saved_tensor(local, name, (rows.stop - rows.start, shape[1]), dtype, ranks.device)
+
+
+def _empty(A: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether a rank has nothing of a matrix, or there is nothing to multiply: ops take neither."""
+    return 0 in A.shape or x.shape[1] == 0
 
 
 def _tiles(edges: Sequence[int]) -> Iterator[slice]:

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
+from rlsedit_kernels.distributed.rows import transposed_times
 
 __all__ = ["ShardedWeight", "Targets", "place_of"]
 
@@ -96,11 +97,11 @@ class ShardedWeight:
         """
         K = keys.local.to(self.W.dtype)
         if self.place == "rows":
-            product = self.ranks.ordered_sum(K @ self.W)
+            product = self.ranks.ordered_sum(transposed_times(self.W, K.mT))
             return targets.everywhere(self.ranks).to(product.dtype) - product
         K = keys.everywhere(self.ranks, self.shape[0]).to(self.W.dtype)
         V = targets.local if self.split else targets.everywhere(self.ranks)
-        return torch.addmm(V.to(K.dtype), K, self.W, alpha=-1.0)
+        return V.to(K.dtype) - transposed_times(self.W, K.mT)
 
     def sent_share(self, gain: DTensor) -> torch.Tensor:
         """The rows of a gain (d, u) that this rank's part of W needs."""
