@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -148,45 +149,52 @@ class Reports:
                 time.sleep(0.02)
 
 
+_Call = tuple[Callable[..., Any], tuple[Any, ...], "queue.SimpleQueue[Any]"]
+"""What to ask, and where the answer goes. It must not hold the object that asks, which could never end."""
+
+
+def _serve(calls: queue.SimpleQueue[_Call | None]) -> None:
+    while (asked := calls.get()) is not None:
+        call, args, box = asked
+        try:
+            box.put(call(*args))
+        except Exception as error:
+            box.put(error)
+        del asked, call, args, box
+
+
 class _Limited:
     """A store whose answers are waited for no longer than `STORE_PATIENCE`.
 
     Its own time limit is for waiting operations only: where the process that keeps a TCPStore hangs rather than dies,
-    `check` and `set` block for ever. They are therefore called in a thread of their own.
+    `check` and `set` block for ever. They are therefore called in a thread of their own, which ends with this object.
     """
 
     def __init__(self, store: Any) -> None:
         self._store = store
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._lost = False
-        threading.Thread(target=self._serve, name="rlsedit-store", daemon=True).start()
+        weakref.finalize(self, self._calls.put, None).atexit = False
+        threading.Thread(target=_serve, args=(self._calls,), name="rlsedit-store", daemon=True).start()
 
     def check(self, names: list[str]) -> bool:
-        return self._ask(lambda: self._store.check(names))
+        return self._ask(self._store.check, names)
 
     def get(self, name: str) -> bytes:
-        return self._ask(lambda: self._store.get(name))
+        return self._ask(self._store.get, name)
 
     def set(self, name: str, value: str) -> None:
-        self._ask(lambda: self._store.set(name, value))
+        self._ask(self._store.set, name, value)
 
     def add(self, name: str, value: int) -> int:
-        return self._ask(lambda: self._store.add(name, value))
+        return self._ask(self._store.add, name, value)
 
-    def _serve(self) -> None:
-        while True:
-            call, box = self._calls.get()
-            try:
-                box.put(call())
-            except Exception as error:
-                box.put(error)
-
-    def _ask(self, call: Callable[[], Any]) -> Any:
+    def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
         box: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
             if self._lost:
                 raise queue.Empty
-            self._calls.put((call, box))
+            self._calls.put((call, args, box))
             answer = box.get(timeout=STORE_PATIENCE)
         except queue.Empty:
             self._lost = True

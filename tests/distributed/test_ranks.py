@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
+import threading
 import time
 from typing import Any
 
@@ -219,3 +221,21 @@ def test_what_ended_a_group_does_not_end_the_one_that_is_started_again() -> None
         assert text.startswith("no room" if rank == 1 else "a step: rank 1 failed: MemoryError: no room")
         assert "this group of ranks has ended" in repeated
         assert rows == 5
+
+
+def threads_of_many(ranks: Ranks) -> int:
+    """Threads that are left of 20 `Ranks` which nobody has any more."""
+    gc.collect()
+    before = set(threading.enumerate())
+    for _ in range(20):
+        Ranks(ranks.mesh).barrier()
+    gc.collect()
+    until = time.monotonic() + 10.0
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(left)
+
+
+def test_ranks_that_nobody_has_leave_no_thread() -> None:
+    """Each state that was made from a mesh left one, with its memory."""
+    assert run(2, threads_of_many) == [0, 0]
