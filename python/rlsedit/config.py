@@ -103,6 +103,8 @@ class EditConfig:
                 raise ValueError(f"EditConfig: {each.name} must be finite, got {value}")
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"EditConfig: layers must be ascending and distinct, got {self.layers}")
+        if not 0 <= self.seed < 2**63:  # as torch's generators take it
+            raise ValueError(f"EditConfig: seed must be at least 0 and below 2^63, got {self.seed}")
         for name in ("steps", "context_length", "patience", "ft_steps", "batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EditConfig: {name} must be at least 1, got {getattr(self, name)}")
@@ -136,7 +138,8 @@ class EditConfig:
             method: a name of `rlsedit.list_methods()`, or a recipe.
             **changes: fields of `EditConfig`.
 
-        A family with a norm behind the MLP, and a method that edits one layer, get the last of the layers alone.
+        A family with a norm behind the MLP, and a method that edits one layer, get the last of the layers alone. What
+        a method's release has for every model yields to the preset of a model, and that to the method's for the model.
 
         Raises:
             TypeError: unknown fields.
@@ -150,10 +153,11 @@ class EditConfig:
         config = getattr(model, "config", model).get_text_config()
         shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
         preset = PRESETS.get(shape)
-        values = dict(preset) if preset is not None else derived(config.num_hidden_layers)
+        usual = METHOD_PRESETS.get((recipe.name, None), {})
+        values = {**usual, **(preset if preset is not None else derived(config.num_hidden_layers))}
         if recipe.single or _has_norm_behind(model, config.model_type):
             values["layers"] = values["layers"][-1:]
-        own = {**METHOD_PRESETS.get((recipe.name, None), {}), **METHOD_PRESETS.get((recipe.name, shape), {})}
+        own = METHOD_PRESETS.get((recipe.name, shape), {})
         found = replace(cls(), **{**values, **own, **changes})
         recipe.check(found)
         return found
@@ -185,6 +189,8 @@ PRESETS: dict[tuple[str, int, int], dict[str, Any]] = {
     ("gemma3_text", 18, 640): {
         "layers": (5,),
         "lr": 0.5,
+        "clamp": 0.75,
+        "relative_to": "hidden",
         "stop_loss": 0.15,
         "contexts": 2,
         "mom2_weight": 30.0,
@@ -193,6 +199,7 @@ PRESETS: dict[tuple[str, int, int], dict[str, Any]] = {
         "layers": _span(4, 8),
         "lr": 0.5,
         "clamp": 0.6,
+        "relative_to": "hidden",
         "stop_loss": 0.15,
         "contexts": 2,
         "mom2_weight": 3000.0,
@@ -204,20 +211,20 @@ _GPT2_XL, _GPT_J, _LLAMA3 = ("gpt2", 48, 1600), ("gptj", 28, 4096), ("llama", 32
 _LLAMA32, _QWEN25 = ("llama", 28, 3072), ("qwen2", 28, 3584)
 
 
-def _rome(layer: int, **others: Any) -> dict[str, Any]:
-    """ROME's release: one layer, twenty prefixes, a wide bound relative to the output of the MLP."""
-    return {"layers": (layer,), "clamp": 4.0, "relative_to": "module", "contexts": 20, **others}
+_ROME: dict[str, Any] = {"clamp": 4.0, "relative_to": "module", "contexts": 20}
+"""ROME's release, for every model it has: twenty prefixes, a wide bound relative to the output of the MLP."""
 
 
 # (method, shape of the model or None for all) -> fields in which the method's release differs from the above
 METHOD_PRESETS: dict[tuple[str, tuple[str, int, int] | None], dict[str, Any]] = {
     **{
-        (name, shape): values
+        (name, shape): {**_ROME, **values}
         for name in ("rome", "r_rome")
         for shape, values in (
-            (_GPT2_XL, _rome(17)),
-            (_GPT_J, _rome(5, steps=20)),
-            (_LLAMA3, _rome(5, lr=0.5, decay=1e-3)),
+            (None, {}),
+            (_GPT2_XL, {"layers": (17,)}),
+            (_GPT_J, {"layers": (5,), "steps": 20}),
+            (_LLAMA3, {"layers": (5,), "lr": 0.5, "decay": 1e-3}),
         )
     },
     # The release multiplies E[k k'] by 1,000 and 10,000 and adds 0.1 I to K C_0 K': that is gamma 0.1 times as much.

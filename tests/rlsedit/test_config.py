@@ -58,6 +58,12 @@ def test_presets_by_method() -> None:
     assert (EditConfig.for_model(gptj, "pmet").mom2_weight, EditConfig.for_model(gptj, "pmet").kl) == (6000, 1)
     assert EditConfig.for_model(tiny("llama"), "rome").layers == EditConfig.for_model(tiny("llama")).layers[-1:]
     assert EditConfig.for_model(gpt2, "rome", layers=(3,), steps=4).layers == (3,)
+    for name in ("rome", "r_rome"):  # every release of ROME has these, so a model that none knows gets them too
+        unknown = EditConfig.for_model(tiny("llama"), name)
+        assert (unknown.relative_to, unknown.clamp, unknown.contexts) == ("module", 4, 20)
+        smollm2 = EditConfig.for_model(LlamaConfig(num_hidden_layers=30, hidden_size=576), name)
+        assert (smollm2.relative_to, smollm2.clamp, smollm2.contexts) == ("hidden", 0.6, 2)  # by trial on the model
+        assert EditConfig.for_model(tiny("llama"), name, contexts=0).contexts == 0
     with pytest.raises(ValueError, match="method must be one of"):
         EditConfig.for_model(gpt2, "romeo")
 
@@ -116,6 +122,8 @@ def test_derived_layers_of_any_depth(layers: int) -> None:
         ({"prune_base": 1.0}, "prune_base must be above 1, got 1.0"),
         ({"lyap_alpha": 0.0}, "lyap_alpha must be positive, got 0.0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0 and below 2"),
+        ({"seed": 2**63}, "seed must be at least 0 and below 2"),
         ({"relative_to": "mlp"}, r"relative_to must be one of \('hidden', 'module'\), got 'mlp'"),
     ],
 )
