@@ -94,12 +94,12 @@ demo-quick: env
 	HF_HUB_OFFLINE=1 $(BIN)/rlsedit demo --quick --out demo-out/quick
 
 bench: env
-	$(BIN)/rlsedit profile --shape smollm2-135m --json bench/results/profile_smollm2-135m.json
-	$(BIN)/rlsedit profile --shape smollm2-135m --sweep u=100,200,500 --repeat 5 --seconds 1 --json bench/results/profile_sweep_u.json
-	$(BIN)/rlsedit profile --dk 4096 --dv 4096 --json bench/results/profile_4096.json
-	$(BIN)/rlsedit profile --shape llama3-8b --repeat 3 --seconds 6 --json bench/results/profile_llama3-8b.json
+	$(BIN)/rlsedit profile --shape smollm2-135m --out bench/results/profile_smollm2-135m.json
+	$(BIN)/rlsedit profile --shape smollm2-135m --sweep u=100,200,500 --repeat 5 --seconds 1 --out bench/results/profile_sweep_u.json
+	$(BIN)/rlsedit profile --dk 4096 --dv 4096 --out bench/results/profile_4096.json
+	$(BIN)/rlsedit profile --shape llama3-8b --repeat 3 --seconds 6 --out bench/results/profile_llama3-8b.json
 	$(BIN)/rlsedit profile --history 0,50,300 --repeat 7 --only "rlsedit, ops" --only RLSFilter --only Woodbury --only released \
-	  --json bench/results/profile_history.json
+	  --out bench/results/profile_history.json
 	$(BIN)/python bench/rank_kills.py --kills 103 --json bench/results/rank_kills.json
 	$(BIN)/python bench/scaling.py --json bench/results/scaling.json --docs
 	$(BIN)/python bench/pipeline.py --json bench/results/pipeline.json

@@ -75,7 +75,7 @@ def plan(out: Path, pretended: bool = False, commit: str | None = None) -> dict[
     interpreted = {**one, "TRITON_INTERPRET": "1"} if pretended else one
     small = ["--pretend-cuda", "--d", "48", "--u", "5", "1", "--v", "12", "--factors", "32", "--repetitions", "1"]
     named = ["--commit", commit] if commit else []
-    streams = ["--d", "256", "--u", "64", "--batches", "300"]
+    streams = ["--dk", "256", "--batch", "64", "--batches", "300"]
     steps = {
         "build": Step(["setup.py", "build_ext", "--inplace"], 400, 60, {"RLSEDIT_CUDA": "1"}),
         # Blocks that wait for each other first, briefly: should they hang, the rest of the tests does without them.

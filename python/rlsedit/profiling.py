@@ -35,7 +35,7 @@ def profile_edit(
     methods: Mapping[str, EditConfig],
     moments: Mapping[int, Tensor],
     *,
-    batch: int,
+    batch_size: int,
     adapter: Adapter | None = None,
     trace: Path | None = None,
     progress: Callable[[str, Progress], None] | None = None,
@@ -43,14 +43,14 @@ def profile_edit(
     """Write the same facts by each method, from the same weights, and put the seconds of its stages into rows.
 
     The methods run one after the other: they edit the same model, and its first weights are put back in between.
-    Batches smaller than `batch` are written and not counted, unless there are no others.
+    Batches smaller than `batch_size` are written and not counted, unless there are no others.
 
     Args:
         model, tokenizer: as for `Editor`; the weights are what they were when this returns.
         facts: at least one.
         methods: configuration by name; the first is what ratios refer to.
         moments: as for `Editor`, of all layers that are edited.
-        batch: facts of one batch, at least 1.
+        batch_size: facts of one batch, at least 1.
         adapter: of the model.
         trace: a folder; torch.profiler's trace of one batch of each method is written there, to be opened in Perfetto
             or chrome://tracing.
@@ -61,17 +61,19 @@ def profile_edit(
     """
     if not facts or not methods:
         raise ValueError("profile_edit: facts and methods must hold at least one each")
+    if batch_size < 1:
+        raise ValueError(f"profile_edit: batch_size must be at least 1, got {batch_size}")
     adapter = adapter or Adapter.for_model(model)
     rows: list[Row] = []
     for name, config in methods.items():
         editor = Editor(model, tokenizer, name, config, moments=moments, adapter=adapter, record=False)
         try:
-            done = _written(editor, facts, batch, trace, progress)
+            done = _written(editor, facts, batch_size, trace, progress)
         finally:
             editor.reset()
         base = rows[0].times.median if rows and rows[0].times else None
-        rows.append(_row(editor, done, batch, len(facts), base))
-    settings = {"facts": len(facts), "batch": batch, "baseline": rows[0].name}
+        rows.append(_row(editor, done, len(facts), base))
+    settings = {"facts": len(facts), "batch": batch_size, "baseline": rows[0].name}
     device = adapter.device
     return Profile("edit", machine(device), ceilings(device), settings, tuple(rows))
 
@@ -79,13 +81,13 @@ def profile_edit(
 def _written(
     editor: Editor,
     facts: Sequence[Fact],
-    batch: int,
+    batch_size: int,
     trace: Path | None,
     progress: Callable[[str, Progress], None] | None,
 ) -> list[BatchReport]:
     name = editor.method.name
     done: list[BatchReport] = []
-    parts = [facts[i : i + batch] for i in range(0, len(facts), batch)]
+    parts = [facts[i : i + batch_size] for i in range(0, len(facts), batch_size)]
     traced = None if trace is None else min(1, len(parts) - 1)  # the first batch makes what the others find
     for index, part in enumerate(parts):
         with _tracing(trace, name) if index == traced else contextlib.nullcontext(_Spans(None)) as spans:
@@ -136,7 +138,7 @@ def _tracing(folder: Path | None, name: str) -> Iterator[_Spans]:
     profiler.export_chrome_trace(str(folder / f"{name}.json.gz"))
 
 
-def _row(editor: Editor, done: list[BatchReport], batch: int, facts: int, base: float | None) -> Row:
+def _row(editor: Editor, done: list[BatchReport], facts: int, base: float | None) -> Row:
     size = max(len(report.ids) for report in done)
     counted = [report for report in done if len(report.ids) == size]
     times = Times.of([sum(report.seconds.values()) for report in counted])

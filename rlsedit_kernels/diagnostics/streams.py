@@ -6,6 +6,7 @@ otherwise: nothing about them is easy, and |W_t - W_0| in the S-norm does not gr
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def make_stream(name: str, d: int, u: int, v: int = 4, seed: int = 0) -> Stream:
         summary, make = STREAMS[name]
         return make(name, summary, size)
     match = _CONDITION.fullmatch(name)
-    if match is None or float(match[1]) < 1.0:
+    if match is None or not 1.0 <= float(match[1]) < math.inf:
         raise ValueError(
             f"make_stream: name must be condition-X with X >= 1, or one of {', '.join(STREAMS)}; got {name!r}"
         )

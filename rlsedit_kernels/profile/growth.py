@@ -11,7 +11,7 @@ import torch
 from rlsedit_kernels.profile.contenders import Contender
 from rlsedit_kernels.profile.machine import Ceilings, ceilings, machine
 from rlsedit_kernels.profile.measuring import Progress, Settings, rows_of
-from rlsedit_kernels.profile.problem import Problem
+from rlsedit_kernels.profile.problem import Problem, check_sizes
 from rlsedit_kernels.profile.result import Profile, Row, Times
 
 __all__ = ["AXES", "extrapolated", "sweep"]
@@ -52,6 +52,10 @@ def sweep(
         raise ValueError(f"profile: axis must be one of {', '.join(map(repr, AXES))}, got {axis!r}")
     if not values or len(set(values)) != len(values):
         raise ValueError(f"profile: values of {axis} must be distinct, at least one, got {list(values)}")
+    sizes: dict[str, Any] = {name: base[name] for name in ("d", "v", "u", "layers", "dtype") if name in base}
+    for value in values:  # before minutes are spent on the first of them
+        sizes[axis] = value
+        check_sizes(**sizes)
     settings = settings or Settings()
     device = torch.device(base.get("device", "cpu"))
     found = found or ceilings(device)

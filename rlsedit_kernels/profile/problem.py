@@ -42,6 +42,19 @@ def _mark(a: torch.Tensor) -> int:
     return int(a.detach().view(whole).sum(dtype=torch.int64))
 
 
+def check_sizes(d: int, v: int, u: int, layers: int = 1, dtype: torch.dtype = torch.float32) -> None:
+    """Refuse what `Problem` cannot be made of, without making it.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+    """
+    for name, value, least in (("d", d, 8), ("v", v, 1), ("u", u, 1), ("layers", layers, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"Problem: {name} must be an int of at least {least}, got {value!r}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"Problem: dtype must be torch.float32 or torch.float64, got {dtype}")
+
+
 class Problem:
     """One edited layer and a stream of batches, the same numbers in every precision and on every device.
 
@@ -78,11 +91,7 @@ class Problem:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        for name, value, least in (("d", d, 8), ("v", v, 1), ("u", u, 1), ("layers", layers, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Problem: {name} must be an int of at least {least}, got {value!r}")
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"Problem: dtype must be torch.float32 or torch.float64, got {dtype}")
+        check_sizes(d, v, u, layers, dtype)
         self.d, self.v, self.u, self.layers = d, v, u, layers
         self.dtype, self.device, self.seed = dtype, _known(device), seed
         self._size = math.sqrt(1.0 / float((1.0 / self.spectrum).sum()))

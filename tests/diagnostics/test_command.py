@@ -15,7 +15,7 @@ from rlsedit.report import Console, stability
 from rlsedit_kernels import Prior
 from rlsedit_kernels.diagnostics import STREAMS, Batch, load
 
-SMALL = ["--d", "16", "--u", "4", "--batches", "30"]
+SMALL = ["--dk", "16", "--batch", "4", "--batches", "30"]
 
 
 class Mine:
@@ -178,7 +178,11 @@ def test_names(capsys) -> None:
         (["--step", "nothing"], "needs MODULE:NAME"),
         (["--step", "math:nothing"], "has no 'nothing'"),
         (["--step", "math:pi"], "must be callable"),
-        (["--step", "no_such_module:x"], "no_such_module"),
+        (["--step", "no_such_module:x"], "--step: no module 'no_such_module' beside or on the path"),
+        (["--forms", ""], "--forms: needs at least one name, got ''"),
+        (["--dtypes", ","], "--dtypes: needs at least one name, got ','"),
+        (["--condition", "1e400"], "name must be condition-X with X >= 1"),
+        (["--backend", "cuda"], "back end 'cuda' is not available"),
         (["--batches", "0"], "at least 1"),
         (["--streams", ","], "at least one name"),
         (["--device", "nowhere"], "--device"),
@@ -199,7 +203,7 @@ def test_errors_take_one_line(arguments, message, capsys) -> None:
         (["--stream", "missing.safetensors"], "no file"),
         (["--stream", "missing.safetensors", "--streams", "easy"], "--streams: has no effect with --stream"),
         (["--stream", "missing.safetensors", "--condition", "1e5"], "--condition: has no effect with --stream"),
-        (["--stream", "missing.safetensors", "--d", "16"], "--d: has no effect with --stream"),
+        (["--stream", "missing.safetensors", "--dk", "16"], "--dk: has no effect with --stream"),
         (["--full", "--batches", "30"], "--batches: has no effect with --full"),
         (["--full", "--out", "there"], "--out: has no effect with --full"),
         (["--full", "--streams", "condition-1e5"], "--streams: must be among"),

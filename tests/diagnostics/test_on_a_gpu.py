@@ -69,7 +69,7 @@ def test_theory() -> None:
 def test_the_command(forced: str, tmp_path, capsys) -> None:
     if (info := next(row for row in rk.backends() if row.name == forced)).reason:
         pytest.skip(f"back end {forced!r}: {info.reason}")
-    command = ["stability", "--d", "16", "--u", "4", "--batches", "8", "--streams", "weak-0.1", "--device", "cuda"]
+    command = ["stability", "--dk", "16", "--batch", "4", "--batches", "8", "--streams", "weak-0.1", "--device", "cuda"]
     assert main([*command, "--backend", forced, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     assert "weak-0.1" in capsys.readouterr().out
     settings = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]

@@ -112,11 +112,11 @@ def test_what_an_editor_refuses_is_refused_before_second_moments_are_measured(
     for more in ([], ["--dry-run"]):
         assert main([*several, *more]) == 2
         assert "must be one layer for 'rome', got (1, 2)" in capsys.readouterr().err
-    profile = ["profile", "--model", str(models / "llama"), "--facts", str(files / "facts.jsonl"), "--edited", "1-2"]
+    profile = ["profile", "--model", str(models / "llama"), "--facts", str(files / "facts.jsonl"), "--layers", "1-2"]
     assert main([*profile, "--methods", "rome", "--device", "cpu"]) == 2
     assert "must be one layer for 'rome', got (1, 2)" in capsys.readouterr().err
     assert main([*profile[:-1], "9", "--device", "cpu"]) == 2
-    assert "--edited: must be within 0 to" in capsys.readouterr().err
+    assert "--layers: must be within 0 to" in capsys.readouterr().err
 
 
 def test_an_existing_folder_is_kept_without_force(
@@ -233,10 +233,23 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
     fails(capsys, edit(llama, files, "--layers", "3-9"), "--layers", "0 to 4")
     fails(capsys, edit(llama, files, "--layers", "x"), "--layers", '"4-8"')
     fails(capsys, edit(llama, files, "--batch", "0"), "--batch", "at least 1")
+    fails(capsys, edit(llama, files, "--batch", str(2**63)), "--batch", f"at most {2**63 - 1}")
+    fails(capsys, edit(llama, files, "--layers", "0-9999999999"), "--layers", "at most 9999")  # no list of them is made
+    fails(capsys, edit(llama, files, "--seed", "-1"), "--seed", "at least 0, got -1")
+    fails(capsys, edit(llama, files, "--set", f"seed={2**63}"), "seed must be at least 0 and below 2^63")
+    fails(capsys, edit(llama, files, "--force", "--out", ""), "--out: needs a path, got ''")  # not the folder one is in
+    (files / "empty").touch()
+    fails(capsys, edit(files / "none", files, "--text", str(files / "empty")), "--text:", "no text")  # before the model
     capsys.readouterr()
     fails(capsys, edit(files / "none", files, "--set", "stepz=3"), "--set", "stepz", "steps")  # nothing is loaded first
     fails(capsys, edit(files / "none", files, "--method", "magic"), "--method", "magic", "memit")
-    fails(capsys, ["stats", str(llama), "--text", str(files / "text.txt"), "--seed", "3"], "unrecognized", "--seed")
+    fails(
+        capsys,
+        ["stats", str(llama), "--text", str(files / "text.txt"), "--seed", "3"],
+        "unrecognized",
+        "--seed",
+        "see rlsedit stats --help",
+    )
     fails(capsys, edit(llama, files, "--set", "steps=2.5"), "steps", "whole number")
     fails(capsys, edit(llama, files, "--set", "lr=1e400"), "lr must be finite, got inf")
     fails(capsys, edit(llama, files, "--set", "steps"), "NAME=NUMBER")
@@ -248,7 +261,7 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
     (files / "bad.jsonl").write_text('{"prompt": "{} is", "subject": "x"}\n')
     fails(capsys, ["evaluate", str(llama), "--facts", str(files / "bad.jsonl")], "bad.jsonl:1: target_new is missing")
     fails(capsys, ["evaluate", str(llama), "--facts", str(files / "no.jsonl")], "no.jsonl")
-    fails(capsys, ["demo", "--facts", "none"], "--facts", "at least 1")
+    fails(capsys, ["demo", "--limit", "none"], "--limit", "at least 1")
     fails(capsys, ["demo", "--method", "magic"], "magic")
     assert not (files / "out").exists()
 
@@ -286,6 +299,17 @@ def test_both_ends_of_a_copy_that_fails_are_named(
 
     monkeypatch.setattr("rlsedit.cli.methods.run", full)
     fails(capsys, ["methods"], "rlsedit: there to here: No space left on device")
+
+
+@pytest.mark.parametrize("error", [MemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")])
+def test_too_little_memory_is_nothing_unexpected(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("rlsedit.cli.methods.run", run)
+    fails(capsys, ["methods"], "rlsedit: not enough memory: ", str(error), status=1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

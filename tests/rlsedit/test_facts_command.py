@@ -15,12 +15,12 @@ for package in (*PACKAGES, TOWNS):
 
 def test_the_file_holds_the_stream(tmp_path, capsys) -> None:
     out = tmp_path / "facts.jsonl"
-    assert main(["facts", "--out", str(out), "--count", "30", "--seed", "2"]) == 0
+    assert main(["facts", "--out", str(out), "--limit", "30", "--seed", "2"]) == 0
     assert load_facts(out) == world_facts(2, limit=30)
     assert "30 facts of 8 relations" in capsys.readouterr().out
-    assert main(["facts", "--out", str(out), "--relations", "symbol,town", "--count", "6", "--force"]) == 0
+    assert main(["facts", "--out", str(out), "--relations", "symbol,town", "--limit", "6", "--force"]) == 0
     assert {fact.relation for fact in load_facts(out)} == {"symbol", "town"}
-    assert main(["facts", "--out", str(out), "--relations", "all", "--count", "9", "--force"]) == 0
+    assert main(["facts", "--out", str(out), "--relations", "all", "--limit", "9", "--force"]) == 0
     assert len({fact.relation for fact in load_facts(out)}) == 9
 
 
@@ -28,7 +28,7 @@ def test_the_file_holds_the_stream(tmp_path, capsys) -> None:
     ("flags", "words"),
     [
         (["--relations", "mayor"], "got 'mayor'"),
-        (["--count", "0"], "needs a whole number of at least 1"),
+        (["--limit", "0"], "needs a whole number of at least 1"),
         ([], "is there; needs another name"),
     ],
 )

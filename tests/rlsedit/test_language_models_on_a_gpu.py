@@ -205,7 +205,7 @@ def test_commands(files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
          "--facts", str(files / "facts.jsonl"), *there],
         ["ability", model, "--task", f"perplexity={files / 'text.txt'}", f"sst={files / 'sst.jsonl'}", "--limit", "3",
          "--shots", "1", "--window", "32", *there],
-        ["profile", "--model", model, "--facts", str(files / "facts.jsonl"), "--batch", "2", *text, "--edited", "1-2",
+        ["profile", "--model", model, "--facts", str(files / "facts.jsonl"), "--batch", "2", *text, "--layers", "1-2",
          *SMALL[2:], *there],
     ):  # fmt: skip
         status = main(command)

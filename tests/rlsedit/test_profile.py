@@ -54,7 +54,7 @@ def test_one_shape(tmp_path, capsys) -> None:
 
 def test_from_and_compare(tmp_path, capsys) -> None:
     for name in ("a", "b"):
-        assert main([*SMALL, "--only", "woodbury", "--json", str(tmp_path / f"{name}.json")]) == 0
+        assert main([*SMALL, "--only", "woodbury", "--out", str(tmp_path / f"{name}.json")]) == 0
     capsys.readouterr()
     assert main(["profile", "--from", str(tmp_path / "a.json")]) == 0
     assert "plain torch Woodbury" in capsys.readouterr().out
@@ -67,11 +67,14 @@ def test_from_and_compare(tmp_path, capsys) -> None:
     [
         (["--history", "0,3"], "history", ("after 0", "after 3")),
         (["--sweep", "d=16,24"], "d", ("d 16", "d 24")),
+        (["--sweep", "u=2,4"], "u", ("u 2", "u 4")),
         (["--sweep", "layers=1,2"], "layers", ("layers 1", "layers 2")),
     ],
 )
 def test_growth(flags, kind, heads, tmp_path, capsys) -> None:
-    assert main([*SMALL, *flags, "--only", "layers at once", "--only", "woodbury", "--out", str(tmp_path / "o")]) == 0
+    swept = {"d": "--dk", "u": "--batch"}.get(kind)  # has no effect beside --sweep
+    small = SMALL if swept is None else [*SMALL[: SMALL.index(swept)], *SMALL[SMALL.index(swept) + 2 :]]
+    assert main([*small, *flags, "--only", "layers at once", "--only", "woodbury", "--out", str(tmp_path / "o")]) == 0
     text = capsys.readouterr().out
     assert all(head in text for head in heads)
     assert "last / first" in text
@@ -85,9 +88,9 @@ def test_growth(flags, kind, heads, tmp_path, capsys) -> None:
 
 def test_what_is_left_out_says_why_and_can_be_extrapolated(capsys) -> None:
     small = [*SMALL, "--dk", "64", "--only", "MEMIT"]
-    assert main([*small, "--limit", "1e-9"]) == 1  # nothing at all was measured
+    assert main([*small, "--longest", "1e-9"]) == 1  # nothing at all was measured
     assert "MEMIT, float64: skipped: a batch would take about" in capsys.readouterr().out
-    assert main([*small, "--limit", "1e-6", "--extrapolate"]) == 0
+    assert main([*small, "--longest", "1e-6", "--extrapolate"]) == 0
     text = capsys.readouterr().out
     assert "~ " in text
     assert "MEMIT, float64: extrapolated" in text
@@ -118,17 +121,29 @@ def test_list(capsys) -> None:
         (["--model", "smollm2", "--facts", "nowhere.jsonl", "--methods", "rlsedit,nobody"], "nobody"),
         (["--model", "smollm2", "--facts", "nowhere.jsonl", "--methods", "memit,memit"], "each method once"),
         (["--model", "smollm2", "--facts", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--seconds", "0", "--dk", "16", "--dv", "4"], "seconds must be positive"),
-        (["--facts-limit", "3"], "--facts-limit: has no effect without --model"),
+        (["--seconds", "0", "--dk", "16", "--dv", "4"], "--seconds: needs a number above 0, got '0'"),
+        (["--longest", "nan"], "--longest: needs a number above 0, got 'nan'"),
+        (["--memory", "x"], "--memory: needs a number above 0, got 'x'"),
+        (["--limit", "3"], "--limit: has no effect without --model"),
         (["--trace", "there", "--dk", "16", "--dv", "4"], "--trace: has no effect without --model"),
         (
             ["--model", "smollm2", "--facts", "nowhere.jsonl", "--shape", "gpt2-xl"],
             "--shape: has no effect with --model",
         ),
-        (["--model", "smollm2", "--facts", "nowhere.jsonl", "--edited", "x"], "--edited: needs layers such as"),
+        (
+            ["--model", "smollm2", "--facts", "nowhere.jsonl", "--layers", "x"],
+            "--layers: needs layers such as",
+        ),
         (["--from", "nowhere.json", "--repeat", "3"], "--repeat: has no effect with --from"),
         (["--compare", "a.json", "b.json", "--out", "o"], "--out: has no effect with --compare"),
         (["--sweep", "d=8,16", "--extrapolate"], "--extrapolate: has no effect with --sweep"),
+        (["--sweep", "u=2,4", "--batch", "100"], "--batch: has no effect with --sweep u="),
+        (["--sweep", "d=8,16", "--dk", "8", "--dv", "4"], "--dk: has no effect with --sweep d="),
+        (["--sweep", "layers=1,2", "--layer-count", "2"], "--layer-count: has no effect with --sweep layers="),
+        (["--sweep", "u=0,2"], "--sweep: needs whole numbers of at least 1, got 'u=0,2'"),
+        (["--sweep", "d=4,8"], "d must be an int of at least 8, got 4"),
+        (["--layers", "4-8"], "--layers: has no effect without --model"),
+        (["--layer-count", "2", "--model", "smollm2", "--facts", "x"], "--layer-count: has no effect with --model"),
     ],
 )
 def test_wrong_input_is_one_line(flags, message, capsys) -> None:
@@ -151,7 +166,7 @@ def files(tmp_path, monkeypatch):
 
 def whole_edit(files, *more: str) -> list[str]:
     return ["profile", "--model", str(files / "model"), "--facts", str(files / "facts.jsonl"), "--batch", "2",
-            "--text", str(files / "text.txt"), "--edited", "1-2", "--set", "steps=3", "--set", "contexts=1",
+            "--text", str(files / "text.txt"), "--layers", "1-2", "--set", "steps=3", "--set", "contexts=1",
             "--set", "context_length=3", "--set", "mom2_weight=20", "--device", "cpu", *more]  # fmt: skip
 
 
@@ -161,7 +176,7 @@ def test_whole_edits_of_a_model(files, capsys, monkeypatch) -> None:
     monkeypatch.setattr(profiling, "ceilings", lambda device: CEILINGS)
     before = {path.name: path.read_bytes() for path in (files / "model").iterdir()}
     trace, out = files / "trace", files / "edit.json"
-    assert main(whole_edit(files, "--trace", str(trace), "--json", str(out))) == 0
+    assert main(whole_edit(files, "--trace", str(trace), "--out", str(out))) == 0
     text = capsys.readouterr().out
     assert "alphaedit_dense" in text
     assert "z*" in text
@@ -264,10 +279,10 @@ def test_the_model_gets_its_weights_back(files) -> None:
     moments = {1: torch.eye(adapter.rows(1).shape[0], dtype=torch.float64)}
     seen = []
     profile_edit(
-        model, tokenizer, lm.FACTS, {"rlsedit": config}, moments, batch=3, adapter=adapter,
+        model, tokenizer, lm.FACTS, {"rlsedit": config}, moments, batch_size=3, adapter=adapter,
         progress=lambda name, event: seen.append(event.stage),
     )  # fmt: skip
     assert "solve" in seen
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(ValueError, match="at least one each"):
-        profile_edit(model, tokenizer, [], {"rlsedit": config}, moments, batch=3)
+        profile_edit(model, tokenizer, [], {"rlsedit": config}, moments, batch_size=3)

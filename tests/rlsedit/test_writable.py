@@ -26,6 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "plan.toml").write_text('model = "llama"\nfacts = "facts.jsonl"\nmethods = ["rlsedit"]\n')
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.json").mkdir()
     save_facts(facts(2), tmp_path / "facts.jsonl")
     monkeypatch.setenv("RLSEDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -41,18 +42,18 @@ COMMANDS = [
     "ability llama --task known=ability.json --out file/x",
     "export llama --base llama --to delta --out file/x",
     "export llama --base llama --to hf --out file/x",
-    "facts --count 3 --out file/x",
+    "facts --limit 3 --out file/x",
     "demo --quick --out file/x",
     "profile --out file/x",
-    "profile --json file/x",
+    "profile --out file/x.json",
     "profile --model llama --facts facts.jsonl --out file/x",
     "stability --out file/x",
     "edit llama --facts facts.jsonl --out out --record folder",
     "evaluate llama --facts facts.jsonl --out folder",
     "evaluate llama --facts facts.jsonl --compare memit --out folder",
     "ability llama --task known=ability.json --out folder",
-    "facts --count 3 --out folder --force",
-    "profile --json folder",
+    "facts --limit 3 --out folder --force",
+    "profile --out folder.json",
 ]
 
 
@@ -67,13 +68,15 @@ def test_every_command_looks_before_it_works(
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("has begun to work"))
     assert main(command.split()) == 2
     error = capsys.readouterr().err
-    option = "--record" if "--record" in command else "--json" if "--json" in command else "--out"
+    option = "--record" if "--record" in command else "--out"
     assert f"rlsedit: {option}" in error
     assert error.count("\n") == 1
     assert "file" in error
+    assert not list((here / "folder.json").iterdir())
     assert (here / "file").read_text() == "mine"
     assert not (here / "out").exists()
-    assert ("folder is a folder, needs a file" in error) == ("folder" in command.split())
+    named = {"folder", "folder.json"}.intersection(command.split())
+    assert all(f"{name} is a folder, needs a file" in error for name in named)
     assert not list((here / "folder").iterdir())
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import add_model, check_outputs, load_any, positive
+from rlsedit.cli.options import add_model, check_outputs, load_any, natural, place, positive
 
 if TYPE_CHECKING:
     from rlsedit.metrics.estimate import Estimate
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NAME = "ability"
 HELP = "measure perplexity, GLUE, MMLU, GSM8K, HumanEval, MBPP and known facts from local files"
 DESCRIPTION = "Measure what a model, edited or not, can do beside the facts that are written into it, from local files."
+EXAMPLES = ("rlsedit ability DIR --task perplexity=valid.txt sst=sst2.jsonl --limit 200 --out ability.json",)
 NAMES = ("perplexity", "sst", "mrpc", "cola", "rte", "nli", "mmlu", "gsm8k", "humaneval", "mbpp", "known")
 
 _PLAIN = ("perplexity", "nll", "bits_per_byte")
@@ -38,19 +39,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", action="extend", nargs="+", default=[], type=named_file, metavar="NAME=PATH",
         help=f"a task and the file of its records, in the data set's own fields, .gz or not; tasks: {', '.join(NAMES)}",
     )  # fmt: skip
-    parser.add_argument("--limit", type=positive, metavar="N", help="scored records of each task at most")
-    parser.add_argument("--shots", type=int, metavar="N", help="solved examples in front of each question")
-    parser.add_argument("--held-out", type=int, metavar="N", help="records that are examples only (default 10)")
-    parser.add_argument("--new-tokens", type=positive, metavar="N", help="tokens of a written answer at most")
-    parser.add_argument("--samples", type=positive, metavar="N", help="programs for each problem, for pass@k")
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="scored records of each task at most (default: all)"
+    )
+    parser.add_argument(
+        "--shots",
+        type=natural,
+        metavar="N",
+        help="solved examples in front of each question (default: that of the task)",
+    )
+    parser.add_argument("--held-out", type=natural, metavar="N", help="records that are examples only (default 10)")
+    parser.add_argument(
+        "--new-tokens",
+        type=positive,
+        metavar="N",
+        help="tokens of a written answer at most (default: that of the task)",
+    )
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="programs for each problem, for pass@k (default 1)"
+    )
     parser.add_argument("--temperature", type=float, metavar="T", help="of several samples (default 0.8)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the sampling")
+    parser.add_argument("--seed", type=natural, metavar="N", help="of the sampling (default 0)")
     parser.add_argument("--window", type=positive, metavar="N", help="of perplexity, in tokens (default 512)")
     parser.add_argument("--stride", type=positive, metavar="N", help="of its windows (default half a window)")
     parser.add_argument("--trust-code", action="store_true", help="run generated code though it is not fully shut in")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad records out, with a warning for each")
     parser.add_argument("--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks that lm-eval runs instead")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write scores and one row for each record as JSON")
+    parser.add_argument("--out", type=place, metavar="FILE", help="write scores and one row for each record as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

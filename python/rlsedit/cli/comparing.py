@@ -7,6 +7,7 @@ import copy
 import json
 from typing import Any
 
+from rlsedit.cli.moments import measured, read_given
 from rlsedit.cli.options import check_layers, config_for, load_any, measurable, read_facts
 
 
@@ -31,28 +32,22 @@ def run_compare(args: argparse.Namespace) -> int:
     from rlsedit.methods import get_method
     from rlsedit.metrics import evaluate
     from rlsedit.models import Adapter
-    from rlsedit.moments import second_moments
     from rlsedit.paths import atomic_write_text, cache_dir
     from rlsedit.report import Console, table
     from rlsedit.report.environment import environment
     from rlsedit.report.scores import finite
     from rlsedit.targets import TargetCache
-    from rlsedit.texts import installed_prose, read_text
 
     console = Console()
-    if args.text is not None and not args.text.is_file():
-        raise FileNotFoundError(f"--text: no file {args.text}")
-    facts = read_facts(args)
+    facts, texts = read_facts(args), read_given(args.text)
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args)
     adapter = Adapter.for_model(model)
     configs = {name: _config(model, args, name) for name in args.compare}
     for name, config in configs.items():
         check_layers(adapter, config, get_method(name))
-    layers = sorted({n for config in configs.values() for n in config.layers})
-    with console.bar("second moments of the layer inputs", None):
-        texts = read_text(args.text) if args.text else installed_prose()
-        moments = second_moments(model, tokenizer, layers, texts, cache_dir=cache_dir("moments"), adapter=adapter)
+    layers = {n for config in configs.values() for n in config.layers}
+    moments = measured(console, adapter, tokenizer, layers, texts)
     scored = measurable(facts, console)
     with console.bar("measuring the model before", None):
         before = evaluate(model, tokenizer, scored, adapter=adapter)

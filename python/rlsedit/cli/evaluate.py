@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlsedit.cli.comparing import method_list, run_compare
 from rlsedit.cli.evaluate_streams import add_plan, run_streams
+from rlsedit.cli.moments import add_text
 from rlsedit.cli.options import (
     add_facts,
     add_model,
@@ -16,6 +17,7 @@ from rlsedit.cli.options import (
     check_outputs,
     load_any,
     measurable,
+    place,
     positive,
     read_facts,
     refuse_unused,
@@ -28,6 +30,11 @@ DESCRIPTION = (
     "write streams of facts by several methods, measure them at checkpoints, and write a folder with tables, figures "
     "and one page."
 )
+EXAMPLES = (
+    "rlsedit evaluate DIR --facts facts.jsonl --out scores.json",
+    "rlsedit evaluate MODEL --facts facts.jsonl --compare rlsedit,memit --out table.md",
+    "rlsedit evaluate --plan plan.toml --out DIR",
+)
 
 
 _PLAIN = ("model", "facts", "limit", "skip_bad", "device", "dtype", "out")
@@ -36,14 +43,10 @@ _COMPARE = (*_PLAIN, "compare", "batch", "text", "layers", "seed", "settings")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the facts and where the report goes."""
-    add_model(parser)
-    add_facts(parser)
-    for action in parser._actions:  # neither is needed with --plan or --from
-        if action.dest in ("model", "facts"):
-            action.required = False
-            action.nargs = "?" if action.dest == "model" else None
+    add_model(parser, required=False)  # neither is needed with --plan or --from
+    add_facts(parser, required=False)
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="scores and one row for each fact as JSON; of a plan, its folder"
+        "--out", type=place, metavar="PATH", help="scores and one row for each fact as JSON; of a plan, its folder"
     )
     add_plan(parser.add_argument_group("streams of edits"))
     group = parser.add_argument_group("comparing methods")
@@ -53,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "scores and each solve as published beside the one here; --out FILE.md writes the table",
     )  # fmt: skip
     group = parser.add_argument_group("streams and comparisons")
-    group.add_argument("--batch", type=positive, metavar="N", help="facts of one batch (100; of comparisons 20)")
-    group.add_argument("--text", type=Path, metavar="FILE", help="text for the second moments, as in `rlsedit edit`")
+    group.add_argument(
+        "--batch", type=positive, metavar="N", help="facts of one batch (default 100, of comparisons 20)"
+    )
+    add_text(group)
     add_settings(group)
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import check_outputs, device_of, measurable, positive, quiet_transformers, read_facts
+from rlsedit.cli.options import check_outputs, device_of, measurable, place, positive, quiet_transformers, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,10 @@ DESCRIPTION = (
     "needs the base (delta), or as an adapter for PEFT and vLLM (lora). In the place of the edited model a delta may "
     "be given, which is then applied to the base; any other base is refused."
 )
+EXAMPLES = (
+    "rlsedit export DIR --to lora --out ADAPTER",
+    "rlsedit export DIR --to delta --out edits.safetensors",
+)
 _REPORTS = ("rlsedit-report.json", "rlsedit-export.json")
 
 
@@ -28,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """EDITED, its base, and what is to be written."""
     parser.add_argument("edited", metavar="EDITED", type=Path, help="folder of the edited model, or a delta file")
     parser.add_argument("--to", required=True, choices=("hf", "delta", "lora"), help="what is written")
-    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="folder, or file for a delta")
+    parser.add_argument("--out", required=True, type=place, metavar="PATH", help="folder, or file for a delta")
     parser.add_argument(
         "--base", metavar="BASE", help="folder of the model before the edits, or smollm2 (default: what EDITED names)"
     )
@@ -41,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("--to delta")
     group.add_argument(
         "--form", choices=("auto", "bits", "factors"), default="auto",
-        help="bits come back exactly; factors are exact to rounding; auto takes factors where they are smaller",
+        help="bits come back exactly; factors are exact to rounding; auto takes what is smaller (default auto)",
     )  # fmt: skip
     group = parser.add_argument_group("--to lora")
     group.add_argument("--rank", type=positive, metavar="R", help="largest rank (default: what is exact to rounding)")
     group.add_argument("--facts", type=Path, metavar="FILE", help="facts whose scores are compared, as for `edit`")
-    group.add_argument("--limit", type=positive, metavar="N", help="only the first N facts")
+    group.add_argument("--limit", type=positive, metavar="N", help="only the first N facts (default: all)")
     group.add_argument("--skip-bad", action="store_true", help="leave bad records out, with a warning for each")
-    group.add_argument("--device", default="auto", help="where facts are scored: cpu, cuda, ...; auto by default")
+    group.add_argument("--device", default="auto", metavar="NAME", help="where facts are scored (default auto)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from rlsedit.cli.options import check_outputs, positive
+from rlsedit.cli.options import check_outputs, natural, place, positive
 
 NAME = "facts"
 HELP = "write a file of real facts with other answers"
@@ -14,16 +13,19 @@ DESCRIPTION = (
     "paraphrases and neighbours that are never edited. The same seed gives the same stream; small PyPI packages carry "
     "the facts."
 )
+EXAMPLES = ("rlsedit facts --out facts.jsonl --limit 200",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where they go, how many, which."""
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON, one fact a line")
-    parser.add_argument("--count", type=positive, metavar="N", help="the first N of the stream")
+    parser.add_argument("--out", required=True, type=place, metavar="FILE", help="JSON, one fact a line")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N facts (default: all there are)")
     parser.add_argument(
         "--relations", metavar="LIST", help="such as capital,symbol or town (default: all but town; all: with town)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of order, answers and neighbours (default 0)")
+    parser.add_argument(
+        "--seed", type=natural, metavar="N", default=0, help="of order, answers and neighbours (default 0)"
+    )
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
 
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         names = [relation.name for relation in (*RELATIONS, *MANY)]
     elif args.relations is not None:
         names = [part.strip() for part in args.relations.split(",")]
-    facts = world_facts(args.seed, limit=args.count, relations=names)
+    facts = world_facts(args.seed, limit=args.limit, relations=names)
     save_facts(facts, args.out)
     console, relations = Console(), sorted({fact.relation for fact in facts})
     console.line(f"{len(facts)} facts of {len(relations)} relations ({', '.join(relations)}) written to {args.out}")

@@ -88,7 +88,7 @@ def add_parallel(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--states", choices=("auto", "replicated", "layers", "sharded"), default="auto",
-        help="where the states go: whole on every process, a layer's on one, or sharded by rows (default: by size)",
+        help="where the states go: whole on every process, each layer's on one, or sharded by rows (default auto)",
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import positive
+from rlsedit.cli.options import add_device, positive
 
 if TYPE_CHECKING:
     from rlsedit.store.ledger import Edit
@@ -18,6 +18,10 @@ DESCRIPTION = (
     "List the edits that `rlsedit edit` has written into a folder, show one with its success in the model as it is, or "
     "check every file. Nothing is changed; it works while another process writes."
 )
+EXAMPLES = (
+    "rlsedit log DIR --state applied --last 20",
+    "rlsedit log DIR ID",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `rlsedit edit --out` has made")
     parser.add_argument("id", nargs="?", metavar="ID", help="show this edit, and measure it on the model in the folder")
     parser.add_argument("--state", choices=("planned", "applied", "removed", "failed"), help="only edits in this state")
-    parser.add_argument("--batch", type=positive, metavar="N", help="only edits of this step")
-    parser.add_argument("--text", metavar="TEXT", help="only edits whose request holds this text")
+    parser.add_argument("--step", type=positive, metavar="N", help="only edits of this step")
+    parser.add_argument("--find", metavar="TEXT", help="only edits whose request holds this text")
     parser.add_argument("--last", type=positive, metavar="N", help="only the last N of them")
     parser.add_argument(
         "--json", action="store_true",
@@ -34,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="check hashes; exit status 1 if a file is damaged")
     parser.add_argument("--no-evaluate", action="store_true", help="of one edit, do not measure its success")
-    parser.add_argument("--device", default="auto", help="of the model that is measured")
+    add_device(parser, dtype=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from rlsedit.store.check import reading
 
     console = Console()
-    filters = [name for name in ("id", "state", "batch", "text", "last", "json") if getattr(args, name)]
+    filters = [name for name in ("id", "state", "step", "find", "last", "json") if getattr(args, name)]
     if args.check and filters:
         raise ValueError(f"--check: reads all files; leave out {_option(filters[0])}")
     if args.check:
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with reading(args.folder) as (ledger, note):
         if note:
             console.line(f"note: {note}")
-        rows = ledger.edits(state=args.state, name=args.id, batch=args.batch, text=args.text, limit=args.last)
+        rows = ledger.edits(state=args.state, name=args.id, batch=args.step, text=args.find, limit=args.last)
         counts = ledger.counts()
     if args.id is not None and not rows:
         like = f" that fits {', '.join(map(_option, filters[1:]))}" if filters[1:] else ""

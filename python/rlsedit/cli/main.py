@@ -36,6 +36,9 @@ FAILED = 1
 INTERRUPTED = 130
 
 _COMMANDS = (demo, edit, log, remove, evaluate, ability, export, profile, stability, facts, stats, methods)
+_EXAMPLES = "examples:"
+_NO_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch says of the host in a RuntimeError, and of a GPU."""
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)
 
 
@@ -46,9 +49,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the lines of examples, which are to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+def _shown(examples: Sequence[str]) -> str:
+    return _EXAMPLES + "".join(f"\n  {line}" for line in examples)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(prog="rlsedit", description="Write streams of facts into language models.")
+    parser = _Parser(
+        prog="rlsedit", description="Write streams of facts into language models.", formatter_class=_Formatter,
+        epilog=_shown((*demo.EXAMPLES, *edit.EXAMPLES[:1], "rlsedit COMMAND --help")),
+    )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     common = _Parser(add_help=False)
     group = common.add_argument_group("for all commands")
@@ -56,7 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("-v", "--verbose", action="store_true", help="log what is being done to standard error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for command in _COMMANDS:
-        sub = commands.add_parser(command.NAME, parents=[common], help=command.HELP, description=command.DESCRIPTION)
+        sub = commands.add_parser(
+            command.NAME, parents=[common], help=command.HELP, description=command.DESCRIPTION,
+            epilog=_shown(command.EXAMPLES), formatter_class=_Formatter,
+        )  # fmt: skip
         command.add_arguments(sub)
         sub.set_defaults(run=command.run, parser=sub, command=command.NAME)
     return parser
@@ -80,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"arguments must be UTF-8, as names in files of tensors and reports are, got {shown}"
             return launch.linger(_complain(message, BAD_INPUT))
     try:
-        args = build_parser().parse_args(argv)
+        args, left = build_parser().parse_known_args(argv)
+        if left:
+            args.parser.error(f"unrecognized arguments: {' '.join(left)}")
     except SystemExit as stop:
         return launch.linger(stop.code if isinstance(stop.code, int) else BAD_INPUT)
     _set_up(args.verbose)
@@ -107,6 +129,10 @@ def _run(args: argparse.Namespace) -> int:
     except Exception as error:
         if args.debug:
             raise
+        if type(error).__name__ == "BackendUnavailableError":  # the kernels are not imported for it
+            return _complain(_one_line(error), BAD_INPUT)
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            return _complain(f"not enough memory: {_one_line(error)}", FAILED)
         told = launch.status_of(error, _EXPECTED, BAD_INPUT, FAILED)
         if told is not None:
             return _complain(_one_line(error), told)

@@ -7,6 +7,7 @@ import argparse
 NAME = "methods"
 HELP = "list the editing methods"
 DESCRIPTION = "List the editing methods, each with its source."
+EXAMPLES = ("rlsedit methods",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

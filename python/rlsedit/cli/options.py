@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "add_layers",
     "add_model",
     "add_settings",
+    "amount",
     "check_layers",
     "check_outputs",
     "config_for",
@@ -33,6 +35,8 @@ __all__ = [
     "load_any",
     "measurable",
     "method_name",
+    "natural",
+    "place",
     "positive",
     "quiet_transformers",
     "read_facts",
@@ -43,15 +47,47 @@ __all__ = [
 _DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
+LARGEST = 2**63 - 1
+"""What torch takes for a seed, SQLite for a number of rows, and more than anybody counts to."""
+_DEEPEST = 9_999
+"""More layers than any model has; a span of billions would fill the memory before a model could tell."""
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The parser of a whole number of at least `least`."""
+
+    def parsed(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"needs a whole number of at least {least}, got {text[:40]!r}") from None
+        if not least <= value <= LARGEST:
+            bound = f"at least {least}" if value < least else f"at most {LARGEST}"
+            raise argparse.ArgumentTypeError(f"needs a whole number of {bound}, got {text[:40]}")
+        return value
+
+    return parsed
+
+
+positive, natural = whole(1), whole(0)
+
+
+def amount(text: str) -> float:
+    """A number above 0, of seconds or gigabytes."""
     try:
-        value = int(text)
+        value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {text!r}") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {value}")
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"needs a number above 0, got {text[:40]!r}")
     return value
+
+
+def place(text: str) -> Path:
+    """A path to write to; an empty one, as of a variable that is not set, would be the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("needs a path, got ''")
+    return Path(text)
 
 
 def layer_list(text: str) -> tuple[int, ...]:
@@ -62,6 +98,8 @@ def layer_list(text: str) -> tuple[int, ...]:
         if match is None:
             raise argparse.ArgumentTypeError(f'needs layers such as "4-8" or "4,5,8", got {text!r}')
         first, last = int(match[1]), int(match[2] or match[1])
+        if last > _DEEPEST:
+            raise argparse.ArgumentTypeError(f"needs layers of at most {_DEEPEST}, got {text[:40]!r}")
         found += range(first, last + 1)
     if not found or found != sorted(set(found)):
         raise argparse.ArgumentTypeError(f"needs layers in ascending order, each once, got {text!r}")
@@ -103,17 +141,24 @@ def setting(text: str) -> tuple[str, Any]:
     return name.strip(), parsed
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device and --dtype."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
-    parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights; auto keeps that of the files")
+def add_device(
+    parser: argparse._ActionsContainer, dtype: str | None = "of the weights; auto keeps that of the files"
+) -> None:
+    """--device, and --dtype with the help `dtype` unless that is None."""
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME",
+        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one (default auto)",
+    )  # fmt: skip
+    if dtype is not None:
+        parser.add_argument("--dtype", default="auto", choices=_DTYPES, help=f"{dtype} (default auto)")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """MODEL, --device and --dtype."""
     parser.add_argument(
-        "model", metavar="MODEL", help="folder of a Hugging Face causal LM, or smollm2 for the one of the demo"
-    )
+        "model", metavar="MODEL", nargs=None if required else "?",
+        help="folder of a Hugging Face causal LM, or smollm2 for the one of the demo",
+    )  # fmt: skip
     add_device(parser)
 
 
@@ -127,28 +172,31 @@ def _file(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_facts(parser: argparse.ArgumentParser) -> None:
+def add_facts(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
     """--facts, --limit and --skip-bad."""
     parser.add_argument(
         "--facts",
-        required=True,
+        required=required,
         type=_file,
         metavar="FILE",
         help="one JSON fact a line, ours or CounterFact's; .gz too; or hf://datasets/OWNER/NAME/FILE from the cache",
     )
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N facts")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N facts (default: all)")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad records out, with a warning for each")
 
 
 def add_layers(parser: argparse._ActionsContainer) -> None:
     """--layers."""
-    parser.add_argument("--layers", type=layer_list, metavar="LIST", help='edited layers, "4-8" or "4,5,8"')
+    parser.add_argument(
+        "--layers", type=layer_list, metavar="LIST",
+        help='edited layers, "4-8" or "4,5,8" (default: those of the preset)',
+    )  # fmt: skip
 
 
 def add_settings(parser: argparse._ActionsContainer) -> None:
     """--layers, --seed and --set, which change the preset of the model."""
     add_layers(parser)
-    parser.add_argument("--seed", type=int, help="of the random prefixes")
+    parser.add_argument("--seed", type=natural, metavar="N", help="of the random prefixes (default 0)")
     parser.add_argument(
         "--set",
         dest="settings",

@@ -7,7 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlsedit.cli.options import add_settings, check_outputs, device_of, layer_list, positive, refuse_unused
+from rlsedit.cli.moments import add_text
+from rlsedit.cli.options import (
+    add_device,
+    add_facts,
+    add_settings,
+    amount,
+    check_outputs,
+    device_of,
+    place,
+    positive,
+    refuse_unused,
+)  # fmt: skip
+from rlsedit.cli.profile_output import show
 
 NAME = "profile"
 HELP = "measure what a batch of edits costs, beside AlphaEdit and MEMIT"
@@ -16,68 +28,77 @@ DESCRIPTION = (
     "time by stage, bytes, flops, memory, and the error against float64 in the same row. Contenders take turns. "
     "With --model, profile whole edits of a real model."
 )
+EXAMPLES = (
+    "rlsedit profile --shape llama3-8b --batch 100 --out DIR",
+    "rlsedit profile --model MODEL --facts facts.jsonl --methods rlsedit,memit",
+)
 
-_DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
-_OUTPUT = ("out", "json")
-_BOTH = ("batch", "device", "dtype", *_OUTPUT)
-_LAYER = (*_BOTH, "shape", "dk", "dv", "count", "only", "history", "sweep", "repeat", "seconds", "limit", "memory",
-          "check", "warm", "extrapolate")  # fmt: skip
-_EDIT = (*_BOTH, "model", "facts", "methods", "facts_limit", "text", "trace", "layers", "seed", "settings")
+_KEYS = 100
+_BOTH = ("batch", "device", "dtype", "out")
+_LAYER = (*_BOTH, "shape", "dk", "dv", "layer_count", "only", "history", "sweep", "repeat", "seconds", "longest",
+          "memory", "check", "warm", "extrapolate")  # fmt: skip
+_EDIT = (*_BOTH, "model", "facts", "limit", "skip_bad", "methods", "text", "trace", "layers", "seed", "settings")
+_SWEPT = {"d": "dk", "u": "batch", "layers": "layer_count"}
+"""Axes of --sweep, and the options in whose place they stand."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The layer, the contenders, the way of measuring, and what is written."""
     group = parser.add_argument_group("the layer")
-    group.add_argument("--shape", metavar="NAME", help="of a model's edited layer; --list shows them (smollm2-135m)")
-    group.add_argument("--dk", type=positive, metavar="D", help="dimension of a key, in the place of --shape")
-    group.add_argument("--dv", type=positive, metavar="V", help="dimension of a value")
-    group.add_argument("--batch", type=positive, default=100, metavar="U", help="keys of a batch (default 100)")
-    group.add_argument("--layers", dest="count", type=positive, default=1, metavar="N", help="layers a batch writes to")
-    group.add_argument("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     group.add_argument(
-        "--dtype", default="auto", choices=_DTYPES, help="float32 (default) or float64; of a --model, any"
+        "--shape", metavar="NAME", help="of a model's edited layer; --list shows them (default smollm2-135m)"
     )
+    group.add_argument("--dk", type=positive, metavar="D", help="dimension of a key, in the place of --shape")
+    group.add_argument("--dv", type=positive, metavar="V", help="dimension of a value, in the place of --shape")
+    group.add_argument(
+        "--batch", type=positive, metavar="N", help=f"keys, or facts of a --model, of one batch (default {_KEYS})"
+    )
+    group.add_argument("--layer-count", type=positive, metavar="N", help="layers that a batch writes to (default 1)")
+    add_device(group, "of the state, float32 (auto) or float64; of a --model as for `rlsedit edit`")
     group = parser.add_argument_group("the contenders")
-    group.add_argument("--only", action="append", default=[], metavar="NAME", help="those with NAME in their names")
+    group.add_argument(
+        "--only", action="append", default=[], metavar="NAME",
+        help="those with NAME in their names; may be repeated (default: all of them)",
+    )  # fmt: skip
     group.add_argument("--list", action="store_true", help="show shapes and contenders, and stop")
     group = parser.add_argument_group("how cost grows")
-    group.add_argument("--history", type=_numbers, metavar="LIST", help="batches written before, such as 0,100,1000")
+    group.add_argument(
+        "--history", type=_numbers, metavar="LIST", help="batches written before, such as 0,100,1000 (default 0)"
+    )
     group.add_argument("--sweep", type=_axis, metavar="AXIS=LIST", help="d=1024,2048,4096 or u=.. or layers=..")
     group = parser.add_argument_group("measuring")
     group.add_argument("--repeat", type=positive, default=11, metavar="N", help="timed calls of each (default 11)")
-    group.add_argument("--seconds", type=float, default=20.0, help="at most so long for the calls of one (default 20)")
-    group.add_argument("--limit", type=float, metavar="S",
-                       help="leave out what would take longer for one batch (default 600 s)")  # fmt: skip
-    group.add_argument("--memory", type=float, metavar="GB", help="that may be used (default: nine tenths of the free)")
-    group.add_argument("--check", type=positive, default=2, metavar="N", help="batches before errors are taken (2)")
+    group.add_argument(
+        "--seconds", type=amount, default=20.0, metavar="S", help="at most so long for the calls of one (default 20)"
+    )
+    group.add_argument(
+        "--longest", type=amount, metavar="S", help="leave out what would take longer for one batch (default 600)"
+    )
+    group.add_argument(
+        "--memory", type=amount, metavar="GB", help="that may be used (default: nine tenths of what is free)"
+    )
+    group.add_argument(
+        "--check", type=positive, default=2, metavar="N", help="batches before errors are taken (default 2)"
+    )
     group.add_argument("--warm", action="store_true", help="do not flush caches before a timed call")
     group.add_argument("--extrapolate", action="store_true", help="estimate what is left out, from smaller sizes")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, metavar="DIR", help="write profile.json, tables and figures there")
-    group.add_argument("--json", type=Path, metavar="FILE", help="write the result alone")
+    group.add_argument(
+        "--out", type=place, metavar="PATH",
+        help="FILE.json for the result, or a folder for profile.json, tables and figures",
+    )  # fmt: skip
     group.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show a result written before")
     group.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two results side by side")
     group = parser.add_argument_group("a real edit, end to end")
-    group.add_argument("--model", metavar="DIR", help="folder of a causal LM, or smollm2")
-    group.add_argument("--facts", type=Path, metavar="FILE", help="facts as for `rlsedit edit`")
-    group.add_argument("--methods", default="rlsedit,alphaedit_dense", metavar="LIST",
-                       help="methods to compare; alphaedit_dense is AlphaEdit's published solve")  # fmt: skip
-    group.add_argument("--facts-limit", type=positive, metavar="N", help="only the first N facts")
-    group.add_argument("--text", type=Path, metavar="FILE", help="text for the second moments, as in `rlsedit edit`")
-    group.add_argument("--trace", type=Path, metavar="DIR", help="torch.profiler's trace of one batch by each method")
-    _add_own(group)
-
-
-def _add_own(group: argparse._ActionsContainer) -> None:
-    """--set and --seed of `rlsedit edit`; its --layers is called --edited here."""
-    inner = argparse.ArgumentParser(add_help=False)
-    add_settings(inner)
+    group.add_argument("--model", metavar="MODEL", help="folder of a Hugging Face causal LM, or smollm2")
+    add_facts(group, required=False)
     group.add_argument(
-        "--edited", dest="layers", type=layer_list, metavar="LIST", help='layers of --model to edit, "4-8" or "4,5,8"'
-    )
-    for action in inner._actions:
-        if action.dest in ("seed", "settings"):
-            group._add_action(action)
+        "--methods", default="rlsedit,alphaedit_dense", metavar="LIST",
+        help="methods to compare; alphaedit_dense is AlphaEdit's published solve (default %(default)s)",
+    )  # fmt: skip
+    add_text(group)
+    group.add_argument("--trace", type=place, metavar="DIR", help="torch.profiler's trace of one batch by each method")
+    add_settings(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,17 +111,21 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         refuse_unused(args, ("compare",), "with --compare")
         return _compare(console, *args.compare)
+    file = args.out is not None and args.out.suffix == ".json"
+    check_outputs(args, "out", file=file, spare=(args.facts, args.text) if file else ())
+    if args.out is not None and args.out.is_file() and not file:
+        raise ValueError(f"--out: {args.out} is a file, needs a folder or FILE.json")
     if args.source is not None:
         from rlsedit_kernels.profile import load
 
-        refuse_unused(args, ("source", *_OUTPUT), "with --from")
-        return _show(console, load(args.source), args)
-    check_outputs(args, "out", "trace")
-    check_outputs(args, "json", file=True)
+        refuse_unused(args, ("source", "out"), "with --from")
+        return show(console, load(args.source), args.out)
+    check_outputs(args, "trace")
     if args.model is not None or args.facts is not None:
         from rlsedit.cli.profile_edit import run_edit
 
         refuse_unused(args, _EDIT, "with --model")
+        args.batch = args.batch or _KEYS
         return run_edit(console, args)
     refuse_unused(args, _LAYER, "without --model")
     return _measure(console, args)
@@ -114,8 +139,6 @@ def _measure(console: Any, args: argparse.Namespace) -> int:
         raise ValueError("--sweep and --history: one at a time")
     if args.sweep and args.extrapolate:
         raise ValueError("--extrapolate: has no effect with --sweep; leave it out")
-    if args.out is not None and args.out.is_file():
-        raise ValueError(f"--out: {args.out} is a file, needs a folder")
 
     only = _only(args.only, rp.catalogue(base["device"], 2))
 
@@ -138,7 +161,7 @@ def _measure(console: Any, args: argparse.Namespace) -> int:
                 del problem
                 result = rp.extrapolated(result, chosen, base, settings, progress=tell)
         bar.finish(f"{bar.elapsed:.0f} s")
-    return _show(console, result, args)
+    return show(console, result, args.out)
 
 
 def _base(args: argparse.Namespace) -> dict[str, Any]:
@@ -150,17 +173,28 @@ def _base(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--dtype: a state is kept in float32 or float64, got {args.dtype}")
     if args.shape is not None and (args.dk is not None or args.dv is not None):
         raise ValueError("--shape: give a shape, or --dk and --dv")
-    if (args.dk is None) != (args.dv is None):
+    swept = _SWEPT[args.sweep[0]] if args.sweep else None
+    if swept is not None and getattr(args, swept) is not None:
+        name = f"--{swept.replace('_', '-')}"
+        raise ValueError(f"{name}: has no effect with --sweep {args.sweep[0]}=; leave it out")
+    if (args.dk is None) != (args.dv is None) and swept != "dk":
         raise ValueError("--dk and --dv: give both")
-    if args.dk is not None:
-        d, v = args.dk, args.dv
+    if args.dv is not None:
+        d, v = args.dk or args.dv, args.dv  # with --sweep d= each of its values takes the place of d
     else:
         name = args.shape or "smollm2-135m"
         if name not in SHAPES:
             raise ValueError(f"--shape: must be one of {', '.join(SHAPES)}, got {name!r}")
         d, v = SHAPES[name].d, SHAPES[name].v
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
-    return {"d": d, "v": v, "u": args.batch, "layers": args.count, "dtype": dtype, "device": device_of(args.device)}
+    return {
+        "d": d,
+        "v": v,
+        "u": args.batch or _KEYS,
+        "layers": args.layer_count or 1,
+        "dtype": dtype,
+        "device": device_of(args.device),
+    }
 
 
 def _settings(args: argparse.Namespace) -> Any:
@@ -169,7 +203,7 @@ def _settings(args: argparse.Namespace) -> Any:
     return Settings(
         repetitions=args.repeat,
         seconds=args.seconds,
-        limit=600.0 if args.limit is None else args.limit,
+        limit=600.0 if args.longest is None else args.longest,
         check=args.check,
         cold=not args.warm,
         memory=None if args.memory is None else 1e9 * args.memory,
@@ -187,58 +221,6 @@ def _title(base: dict[str, Any], args: argparse.Namespace) -> str:
     if args.sweep:
         return f"sweep over {args.sweep[0]}"
     return f"d = {base['d']}, v = {base['v']}, {base['u']} keys" + (f", {base['layers']} layers" * (base["layers"] > 1))
-
-
-def _show(console: Any, result: Any, args: argparse.Namespace) -> int:
-    from rlsedit.report.profile_tables import profile_table, stage_table, sweep_table
-
-    if result.kind == "edit":
-        from rlsedit.cli.profile_edit import show_edit
-
-        return show_edit(console, result, args)
-    rates = ", ".join(f"{1e-9 * rate:.0f} GFLOP/s in {name}" for name, rate in result.ceilings.flops_per_s.items())
-    console.line(f"ceilings  a copy {1e-9 * result.ceilings.bytes_per_s:.1f} GB/s, a product {rates}\n")
-    if result.kind == "shape":
-        console.line(profile_table(result))
-        if any(row.stages for row in result.rows):
-            console.heading("Stages")
-            console.line(stage_table(result))
-    else:
-        console.line(sweep_table(result))
-    write(console, result, args)
-    return 0 if any(row.times is not None for row in result.rows) else 1
-
-
-def write(console: Any, result: Any, args: argparse.Namespace) -> None:
-    """--json and --out: the result, its tables and its figures."""
-    from rlsedit.report.profile_tables import markdown
-
-    if args.json is not None:
-        result.save(args.json)
-        console.line(f"\nwritten to {args.json}")
-    if args.out is not None:
-        result.save(args.out / "profile.json")
-        (args.out / "profile.md").write_text(markdown(result), encoding="utf-8")
-        names = ["profile.json", "profile.md", *_draw(result, args.out)]
-        console.line(f"\nwritten to {args.out}: {', '.join(names)}")
-
-
-def _draw(result: Any, folder: Path) -> list[str]:
-    from rlsedit.report.profile_plots import plot_axis, plot_bars, plot_edit, plot_roofline
-
-    if not any(row.times is not None for row in result.rows):
-        return []
-    figures: dict[str, Any] = {"growth": plot_axis}
-    if result.kind == "shape":
-        figures = {"cost": plot_bars, "roofline": plot_roofline}
-    elif result.kind == "edit":
-        figures = {"stages": plot_edit}
-    names = []
-    for name, draw in figures.items():
-        for kind in ("svg", "png"):
-            names.append(f"{name}.{kind}")
-            draw(result, folder / names[-1])
-    return names
 
 
 def _list(console: Any, args: argparse.Namespace) -> int:
@@ -280,4 +262,7 @@ def _axis(text: str) -> tuple[str, tuple[int, ...]]:
     name, sign, values = text.partition("=")
     if not sign or name not in ("d", "u", "layers"):
         raise argparse.ArgumentTypeError(f"needs d=.., u=.. or layers=.. with whole numbers, got {text!r}")
-    return name, _numbers(values)
+    found = _numbers(values)
+    if 0 in found:
+        raise argparse.ArgumentTypeError(f"needs whole numbers of at least 1, got {text!r}")
+    return name, found

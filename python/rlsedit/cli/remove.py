@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ DESCRIPTION = (
     "Take edits out of a model: the weights become those of the stream without them, to rounding, without writing it "
     "again. --undo takes back the last step instead, to the bit. Model and ledger of the folder follow."
 )
+EXAMPLES = (
+    "rlsedit remove DIR ID ID",
+    "rlsedit remove DIR --undo",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--undo", action="store_true", help="take back the last step (a batch or a removal), to the bit"
     )
     parser.add_argument(
-        "--model", metavar="MODEL", help="folder of the model that was edited, where DIR has no model yet"
+        "--base",
+        metavar="BASE",
+        help="folder of the model before the edits, or smollm2, for a DIR that has no model yet",
     )
     add_device(parser)
     add_parallel(parser)
@@ -51,8 +58,8 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     console = Console()
     with ranks.together("remove") if ranks is not None else nullcontext():
         _check(args)
-    given = args.model
-    args.model = args.model or str(args.folder)
+    given = args.base
+    args.model = args.base or str(args.folder)
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args) if ranks is None else load_spread(args)
     with console.bar(f"edits of {args.folder}", None):
@@ -83,11 +90,11 @@ def _check(args: argparse.Namespace) -> None:
     check_writable("DIR", store_of(args.folder))
     if rank() == 0:
         _check_ids(args.folder, args.ids)
-    if args.model is None and rank() == 0:
+    if args.base is None and rank() == 0:
         mend(args.folder)
         if behind(args.folder) is None:
             told = unfinished(args.folder) or f"{args.folder}: the model in the folder is not whole"
-            raise ValueError(f"{told}; or name the one that was edited with --model")
+            raise ValueError(f"{told}; or name the one before the edits with --base")
 
 
 def _check_ids(folder: Path, ids: list[str]) -> None:
@@ -96,6 +103,8 @@ def _check_ids(folder: Path, ids: list[str]) -> None:
 
     if not ids:
         return
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"ID: needs each edit once, got {twice[0]!r} again")
     with reading(folder) as (ledger, _):
         rows = ledger.edits()
     inside, states = {row.fact.id for row in rows if row.state == "applied"}, {row.fact.id: row.state for row in rows}

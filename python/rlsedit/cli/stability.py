@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import check_outputs, device_of, positive, refuse_unused
+from rlsedit.cli.options import check_outputs, device_of, natural, place, positive, refuse_unused
 
 if TYPE_CHECKING:
     from rlsedit.report import Console
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 NAME = "stability"
 HELP = "measure the numerical error of each form, and of your own step, over long streams"
 DESCRIPTION = (
-    "Follows streams whose exact solution is known and shows, for every form of the recursion, how far weight, "
+    "Follow streams whose exact solution is known and show, for every form of the recursion, how far weight, "
     "covariance and gain are from it, when they break, and whether health() said so before."
+)
+EXAMPLES = (
+    "rlsedit stability",
+    "rlsedit stability --condition 1e9 --forms plain,guarded --step my_editor:MyStep",
 )
 
 QUICK = ("anchored", "condition-1e8", "weak-0.1", "weak-0.001", "correlated", "wind-up")
@@ -35,7 +39,9 @@ _COMMON = ("forms", "dtypes", "no_published", "step", "backend", "device", "batc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is followed, by whom, and where the result goes."""
     parser.add_argument("--streams", metavar="LIST", help=f"names, or all (default {','.join(QUICK)}); see --list")
-    parser.add_argument("--condition", action="append", default=[], metavar="X", help="a prior of condition X as well")
+    parser.add_argument(
+        "--condition", action="append", default=[], metavar="X", help="a prior of condition X as well; may be repeated"
+    )
     parser.add_argument("--stream", type=Path, metavar="FILE", help="streams recorded by `rlsedit edit --record FILE`")
     parser.add_argument("--forms", metavar="LIST", default=",".join(FORMS), help="of ours (default %(default)s)")
     parser.add_argument(
@@ -43,18 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-published", action="store_true", help="leave published sequences out")
     parser.add_argument(
-        "--step", action="append", default=[], metavar="MODULE:NAME", help="a step of your own, called with the stream"
+        "--step",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a step of your own, called with the stream; may be repeated",
     )
-    parser.add_argument("--backend", help="force a back end: cpu, torch, triton, cuda")
-    parser.add_argument("--device", default="cpu", help="where the steps work: cpu, cuda, ... (default cpu)")
-    parser.add_argument("--d", type=positive, default=64, metavar="N", help="dimension of a key (default %(default)s)")
-    parser.add_argument("--u", type=positive, default=8, metavar="N", help="keys of a batch (default %(default)s)")
     parser.add_argument(
-        "--v", type=positive, default=4, metavar="N", help="dimension of a target (default %(default)s)"
+        "--backend", metavar="NAME", help="force a back end: cpu, torch, triton, cuda (default: the fastest there is)"
+    )
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="where the steps work: cpu, cuda, ... (default cpu)"
+    )
+    parser.add_argument(
+        "--dk", dest="d", type=positive, default=64, metavar="D", help="dimension of a key (default %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", dest="u", type=positive, default=8, metavar="N", help="keys of a batch (default %(default)s)"
+    )
+    parser.add_argument(
+        "--dv", dest="v", type=positive, default=4, metavar="V", help="dimension of a target (default %(default)s)"
     )
     parser.add_argument("--batches", type=positive, default=1000, metavar="N", help="of a stream (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the streams (default %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, the table and the figures")
+    parser.add_argument("--seed", type=natural, metavar="N", default=0, help="of the streams (default %(default)s)")
+    parser.add_argument("--out", type=place, metavar="DIR", help="folder for results.json, the table and the figures")
     parser.add_argument(
         "--full", action="store_true",
         help="the streams of docs/stability.md at its sizes, kept in bench/results; resumes; --streams takes others",
@@ -115,7 +133,7 @@ def _run_full(console: Console, args: argparse.Namespace) -> int:
     if not PAGE.parent.is_dir():
         raise ValueError("--full: keeps its results in a checkout of the project, and this is none; use --out DIR")
     names = _full_names(args.streams)
-    steps = make_steps(_names(args.forms), published=not args.no_published)
+    steps = make_steps(_names("--forms", args.forms), published=not args.no_published)
     if args.forms == ",".join(FORMS):
         steps |= make_steps(("guarded",), ("float64",), published=False)
     settings = {**FULL, "seed": 0} | _machine()
@@ -139,7 +157,7 @@ def _full_names(text: str | None) -> list[str]:
 
     if text is None:
         return [name for name in STREAMS if name not in _APART]
-    names = list(STREAMS) if text == "all" else _names(text)
+    names = list(STREAMS) if text == "all" else _names("--streams", text)
     if unknown := [name for name in names if name not in STREAMS]:
         raise ValueError(f"--streams: must be among {', '.join(STREAMS)} with --full, got {unknown[0]!r}")
     return names
@@ -154,7 +172,7 @@ def _streams(args: argparse.Namespace) -> list[Stream]:
         return list(load_streams(args.stream).values())
     names = list(QUICK) if args.streams is None and not args.condition else []
     if args.streams is not None:
-        names = list(STREAMS) if args.streams == "all" else _names(args.streams)
+        names = list(STREAMS) if args.streams == "all" else _names("--streams", args.streams)
     names += [f"condition-{value}" for value in args.condition]
     return [make_stream(name, args.d, args.u, args.v, args.seed) for name in dict.fromkeys(names)]
 
@@ -169,7 +187,7 @@ def _keys(stream: Stream, batches: int, args: argparse.Namespace) -> list[int]:
 def _steps(args: argparse.Namespace) -> dict[str, Any]:
     from rlsedit_kernels.diagnostics import make_steps
 
-    steps = make_steps(_names(args.forms), _names(args.dtypes), not args.no_published)
+    steps = make_steps(_names("--forms", args.forms), _names("--dtypes", args.dtypes), not args.no_published)
     return steps | {name: _own(name) for name in args.step}
 
 
@@ -180,6 +198,10 @@ def _own(name: str) -> Callable[[Any], Any]:
         raise ValueError(f"--step: needs MODULE:NAME, got {name!r}")
     try:
         found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports what is not
+        raise ValueError(f"--step: no module {error.name!r} beside or on the path, got {name!r}") from None
     except AttributeError:
         raise ValueError(f"--step: module {module} has no {attribute!r}") from None
     if not callable(found):
@@ -270,10 +292,10 @@ def _show_names(console: Console) -> None:
     console.line(table(("form", "what is kept"), rows, align="ll"))
 
 
-def _names(text: str) -> list[str]:
+def _names(option: str, text: str) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
-        raise ValueError(f"needs at least one name, got {text!r}")
+        raise ValueError(f"{option}: needs at least one name, got {text!r}")
     return names
 
 

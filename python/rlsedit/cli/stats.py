@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlsedit.cli.moments import read_given
 from rlsedit.cli.options import add_layers, add_model, check_layers, load_any
 
 NAME = "stats"
@@ -13,6 +14,7 @@ DESCRIPTION = (
     "Measure E[k k'] of the inputs of the edited layers on text and keep it in the cache, where `edit` with the same "
     "model and text finds it."
 )
+EXAMPLES = ("rlsedit stats MODEL --text text.txt --layers 4-8",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,10 +33,10 @@ def run(args: argparse.Namespace) -> int:
     from rlsedit.moments import second_moments
     from rlsedit.paths import cache_dir
     from rlsedit.report import Console, table
-    from rlsedit.texts import read_text
 
     console = Console()
-    texts = read_text(args.text)
+    texts = read_given(args.text)
+    assert texts is not None
     with console.bar(f"loading {args.model}", None):
         model, tokenizer = load_any(args)
     adapter = Adapter.for_model(model)

@@ -196,10 +196,10 @@ def test_log(root: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     assert [line.split()[0] for line in shown().splitlines()[2:8]] == [f"f{i}" for i in range(6)]
     assert "6 shown; in the folder 6 applied" in shown()
-    assert [json.loads(line)["id"] for line in shown("--batch", "2", "--json").splitlines()] == ["f2", "f3"]
+    assert [json.loads(line)["id"] for line in shown("--step", "2", "--json").splitlines()] == ["f2", "f3"]
     assert "0 shown" in shown("--state", "failed")
     assert "1 shown" in shown("--last", "1")
-    assert "f1" in shown("--text", facts(2)[1].subject.upper())
+    assert "f1" in shown("--find", facts(2)[1].subject.upper())
     one = shown("f3")
     assert '"Sydney"' in one
     assert "applied by step 2" in one
@@ -207,6 +207,8 @@ def test_log(root: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "efficacy" in one
     assert "efficacy" not in shown("f3", "--no-evaluate")
     fails(capsys, ["log", str(whole), "nobody"], "no edit 'nobody'")
+    for option in ("--step", "--last"):  # SQLite has 64 bits
+        fails(capsys, ["log", str(whole), option, str(2**63)], f"{option}: needs a whole number of at most {2**63 - 1}")
     fails(capsys, ["log", str(root)], "holds no edits")
 
 
@@ -257,7 +259,8 @@ def test_the_dtype_of_a_model_is_said_as_it_was_when_edits_are_taken_out(
     with monkeypatch.context() as patch:
         patch.setattr("rlsedit.cli.edit.finish", lambda *_: None)
         assert main([*edit(root, tmp_path / "four.jsonl", out), "--dtype", "float64"]) == 0
-    remove = ["remove", str(out), "f1", "--device", "cpu", "--model", str(root / "llama")]
+    fails(capsys, ["remove", str(out), "f1", "f2", "f1"], "ID: needs each edit once, got 'f1' again")
+    remove = ["remove", str(out), "f1", "--device", "cpu", "--base", str(root / "llama")]
     fails(capsys, remove, "float64")
     assert main([*remove, "--dtype", "float64"]) == 0
     assert {value.dtype for value in weights(out).values()} == {torch.float64}

@@ -121,7 +121,7 @@ def test_who_names_the_model_tells_the_base_where_the_folder_does_not(
     if by == "a stream":
         assert main(["edit", "llama", "--facts", "-", "--out", str(out), *more]) == 0
     else:
-        assert main(["remove", str(out), "f0", "--model", "llama", "--device", "cpu"]) == 0
+        assert main(["remove", str(out), "f0", "--base", "llama", "--device", "cpu"]) == 0
     assert report(out)["base"] == str(root / "llama")
 
 
