@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlsedit.cli.moments import measured, read_given
 from rlsedit.cli.options import check_layers, load_any, read_facts, refuse_unused
 
 
@@ -15,17 +16,30 @@ def add_plan(group: argparse._ArgumentGroup) -> None:
     """--plan, --from, and what a plan says as flags."""
     group.add_argument("--plan", type=Path, metavar="FILE", help="a plan as TOML; flags change it (docs/evaluation.md)")
     group.add_argument("--from", dest="source", type=Path, metavar="DIR", help="draw a folder again, run nothing")
-    group.add_argument("--methods", type=_names, metavar="LIST", help="methods to run, such as rlsedit,alphaedit,memit")
+    group.add_argument(
+        "--methods",
+        type=_names,
+        metavar="LIST",
+        help="methods to run, such as rlsedit,alphaedit,memit (default rlsedit)",
+    )
     group.add_argument(
         "--only", type=_names, metavar="LIST", default=(),
-        help="run these methods of the plan now; another process may run others into the same folder",
+        help="run these methods of the plan now; another process may run others into the same folder (default: all)",
     )  # fmt: skip
-    group.add_argument("--checkpoints", type=_numbers, metavar="LIST", help="facts written at which is measured")
+    group.add_argument(
+        "--checkpoints", type=_numbers, metavar="LIST", help="facts written at which is measured (default: all)"
+    )
     group.add_argument("--first", type=_number, metavar="N", help="facts whose retention is measured (default 100)")
-    group.add_argument("--sample", type=_number, metavar="N", help="facts of a group to measure, 0 for all (200)")
+    group.add_argument(
+        "--sample", type=_number, metavar="N", help="facts of a group to measure, 0 for all (default 200)"
+    )
     group.add_argument("--seeds", type=_numbers, metavar="LIST", help="of the contexts, one run each (default 0)")
-    group.add_argument("--orders", type=_numbers, metavar="LIST", help="0 for that of the file, others shuffle")
-    group.add_argument("--conflicts", type=_number, metavar="N", help="how often each fact is written again")
+    group.add_argument(
+        "--orders", type=_numbers, metavar="LIST", help="0 for that of the file, others shuffle (default 0)"
+    )
+    group.add_argument(
+        "--conflicts", type=_number, metavar="N", help="how often each fact is written again (default 0)"
+    )
     group.add_argument("--metrics", type=_names, metavar="LIST", help="counterfact (default), writing")
     group.add_argument(
         "--ability", action="append", default=[], type=_task, metavar="TASK=FILE",
@@ -96,25 +110,20 @@ def _plan(args: argparse.Namespace) -> Any:
 def _run(console: Any, plan: Any, folder: Any, args: argparse.Namespace) -> None:
     from rlsedit.evaluation import run_plan
     from rlsedit.models import Adapter
-    from rlsedit.moments import second_moments
-    from rlsedit.paths import cache_dir
     from rlsedit.report.environment import environment
-    from rlsedit.texts import installed_prose, read_text
 
-    if plan.text is not None and not plan.text.is_file():
-        raise FileNotFoundError(f"text: no file {plan.text}")
+    texts = read_given(plan.text, "text")
     args.model, args.facts, args.limit, args.skip_bad = plan.model, plan.facts, plan.limit, plan.skip_bad
     args.device, args.dtype = plan.device, plan.dtype
     facts = read_facts(args)
     ability = _ability(plan)
-    folder.begin(plan, environment())
+    folder.check(plan)
     with console.bar(f"loading {plan.model}", None):
         model, tokenizer = load_any(args)
     adapter = Adapter.for_model(model)
-    layers = sorted({n for method in plan.methods for n in _layers(adapter, plan, method)})
-    with console.bar("second moments of the layer inputs", None):
-        texts = read_text(plan.text) if plan.text else installed_prose()
-        moments = second_moments(model, tokenizer, layers, texts, cache_dir=cache_dir("moments"), adapter=adapter)
+    layers = {n for method in plan.methods for n in _layers(adapter, plan, method)}
+    folder.begin(plan, environment())  # not before all is known to fit: another plan could not take the folder
+    moments = measured(console, adapter, tokenizer, layers, texts)
     runs = sum(not args.only or spec.method in args.only for spec in plan.runs)
     with console.bar(f"{runs} {'run' if runs == 1 else 'runs'} over {len(facts)} facts", 1) as bar:
         begin = time.perf_counter()
@@ -139,9 +148,10 @@ def _run(console: Any, plan: Any, folder: Any, args: argparse.Namespace) -> None
 
 def _layers(adapter: Any, plan: Any, method: str) -> tuple[int, ...]:
     from rlsedit.config import EditConfig
+    from rlsedit.methods import get_method
 
     config = EditConfig.for_model(adapter.model, method, **plan.config(method, plan.seeds[0]))
-    check_layers(adapter, config)
+    check_layers(adapter, config, get_method(method), name=f"settings: layers of {method!r}")
     return config.layers
 
 

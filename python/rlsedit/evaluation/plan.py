@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config import EditConfig
 from ..methods import get_method
 
 __all__ = ["METRICS", "Plan", "RunSpec", "load_plan", "plan_from"]
@@ -104,9 +105,31 @@ class Plan:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"plan: {name} must be at least {bound}, got {getattr(self, name)}")
-        if any(count < 1 for count in self.checkpoints) or any(value < 0 for value in (*self.seeds, *self.orders)):
-            raise ValueError("plan: checkpoints must be at least 1, seeds and orders at least 0")
+        for name, bound in (("checkpoints", 1), ("seeds", 0), ("orders", 0)):
+            if wrong := [value for value in getattr(self, name) if value < bound]:
+                raise ValueError(f"plan: {name} must be at least {bound}, got {wrong[0]}")
         object.__setattr__(self, "checkpoints", tuple(sorted(self.checkpoints)))
+        for name in self.methods:
+            self._check_settings(name)
+
+    def _check_settings(self, method: str) -> None:
+        """Refuse what no model could make right, before a stream is run; the rest is checked with the model."""
+        own = {"seed": "seeds", "batch_size": "batch"}
+        known = {f.name for f in dataclasses.fields(EditConfig)} - set(own)
+        for table in ("all", method):
+            if unknown := sorted(set(self.settings.get(table, {})) - known):
+                name = unknown[0]
+                hint = f"{own[name]} of the plan says it" if name in own else f"there are {', '.join(sorted(known))}"
+                raise ValueError(f"plan: settings.{table} has no hyper-parameter {name!r}; {hint}")
+        try:
+            config = EditConfig(**self.config(method, self.seeds[0]))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"plan: settings of {method!r}: {error}") from None
+        if get_method(method).single and len(config.layers) > 1:
+            raise ValueError(
+                f"plan: settings: layers must be one layer for {method!r}, got {list(config.layers)}; "
+                f"settings.{method} can have its own"
+            )
 
     @property
     def runs(self) -> tuple[RunSpec, ...]:

@@ -88,14 +88,27 @@ class Folder:
         Raises:
             ValueError: the folder belongs to another plan; the message names the field.
         """
+        content, known = self.check(plan)
+        if known is None:
+            self._write(self._plan, {"schema": SCHEMA, "plan": content, "environment": environment})
+        elif content != known:
+            self._write(self._plan, {**self.plan(), "plan": content})
+
+    def check(self, plan: Plan) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Compare a plan with that of the folder, and write nothing.
+
+        Returns:
+            The plan as it is written, and the one that is there, None in a new folder.
+
+        Raises:
+            ValueError: as for `begin`.
+        """
         content = {**plan.as_dict(), "facts_sha256": _digest(plan.facts)}
         others = {"text": plan.text, **plan.ability}  # named without their folder in the plan
         content["files_sha256"] = {name: _digest(file) for name, file in others.items() if file and file.is_file()}
         if not self._plan.is_file():
-            self._write(self._plan, {"schema": SCHEMA, "plan": content, "environment": environment})
-            return
-        head = self.plan()
-        known = head["plan"]
+            return content, None
+        known: dict[str, Any] = self.plan()["plan"]
         for name in sorted(set(content) | set(known)):
             mine: Any = content.get(name)
             theirs: Any = known.get(name)
@@ -113,8 +126,7 @@ class Folder:
                     f"--out: {self.path} holds an evaluation with {name} = {theirs!r}, this one has {mine!r}; give "
                     "another folder"
                 )
-        if content != known:
-            self._write(self._plan, {**head, "plan": content})
+        return content, known
 
     def plan(self) -> dict[str, Any]:
         """What `begin` wrote.

@@ -59,18 +59,34 @@ def test_a_plan_from_toml(tmp_path) -> None:
         ({"metrics": ["beauty"]}, "metrics must be among counterfact, writing"),
         ({"checkpoints": [0]}, "checkpoints must be at least 1"),
         ({"checkpoints": ["x"]}, "checkpoints must hold int entries, got 'x'"),
-        ({"seeds": [-1]}, "seeds and orders at least 0"),
+        ({"seeds": [0, -1]}, "seeds must be at least 0, got -1"),
+        ({"orders": [-2]}, "orders must be at least 0, got -2"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"batch": True}, "batch must be int, got bool"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"settings": {"rome": {}}}, "settings are for methods of the plan"),
         ({"settings": {"all": 3}}, "settings.all must be a table"),
         ({"skip_bad": 1}, "skip_bad must be bool"),
+        ({"settings": {"all": {"step": 3}}}, "settings.all has no hyper-parameter 'step'; there are clamp"),
+        ({"settings": {"rlsedit": {"seed": 3}}}, "settings.rlsedit has no hyper-parameter 'seed'; seeds of the plan"),
+        ({"settings": {"all": {"batch_size": 3}}}, "no hyper-parameter 'batch_size'; batch of the plan says it"),
+        ({"settings": {"all": {"steps": 0}}}, "settings of 'rlsedit': EditConfig: steps must be at least 1, got 0"),
+        ({"settings": {"all": {"lr": "fast"}}}, "settings of 'rlsedit': EditConfig: lr must be a number, got 'fast'"),
+        (
+            {"methods": ["memit", "rome"], "settings": {"all": {"layers": [1, 2]}}},
+            r"layers must be one layer for 'rome', got \[1, 2\]; settings.rome can have its own",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(change, words) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         plan_from({"model": "m", "facts": "f", **change})
+
+
+def test_a_method_of_one_layer_has_its_own_beside_others() -> None:
+    both = {"all": {"layers": [1, 2]}, "rome": {"layers": [2]}}
+    plan = plan_from({"model": "m", "facts": "f", "methods": ["memit", "rome"], "settings": both})
+    assert plan.config("rome", 0)["layers"] == [2]
 
 
 def test_missing_fields_and_broken_files(tmp_path) -> None:

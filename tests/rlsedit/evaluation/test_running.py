@@ -367,6 +367,20 @@ def test_the_command_writes_a_folder_that_can_be_drawn_again(files, capsys) -> N
     assert "holds an evaluation with batch = 2" in capsys.readouterr().err
 
 
+def test_a_plan_that_does_not_fit_the_model_takes_no_folder(files, capsys, monkeypatch) -> None:
+    """The mended plan was refused by the folder that the first one had left."""
+    monkeypatch.setattr("rlsedit.moments.second_moments", lambda *_, **__: pytest.fail("takes minutes"))
+    plan, out = files / "plan.toml", files / "out"
+    plan.write_text(plan.read_text().replace("[1, 2]", "[1, 9]"))
+    assert main(["evaluate", "--plan", str(plan), "--out", str(out)]) == 2
+    assert "settings: layers of 'rlsedit': must be within 0 to 4, got [1, 9]" in capsys.readouterr().err
+    assert not out.exists()
+    plan.write_text(plan.read_text().replace("[1, 9]", "[1, 2]").replace('"memit"]', '"rome"]'))
+    assert main(["evaluate", "--plan", str(plan), "--out", str(out)]) == 2
+    assert "layers must be one layer for 'rome', got [1, 2]" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_plan_of_flags(files, capsys) -> None:
     arguments = [
         "evaluate", str(files / "model"), "--facts", str(files / "facts.jsonl"), "--methods", "memit", "--batch", "4",
