@@ -4,82 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlsedit.demo.completions import complete, showcase
 from rlsedit.demo.known import Choice, choose_known
+from rlsedit.demo.result import DemoOptions, DemoResult, Run
+from rlsedit.demo.show import show_result, show_start, write_result
 from rlsedit.report import Console
 from rlsedit.report.stream import edit_stream
 
 if TYPE_CHECKING:
-    from rlsedit.config import EditConfig
     from rlsedit.editor import Editor
-    from rlsedit.metrics import EvalReport
-    from rlsedit.reports import EditReport
 
-__all__ = ["DemoOptions", "DemoResult", "Run", "run_demo"]
+__all__ = ["run_demo"]
 
 logger = logging.getLogger(__name__)
 
 BASELINE = "alphaedit_dense"
 PROMPTS_SHOWN = 4  # relations in the table of completions
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What the demonstration does.
-
-    Args:
-        facts: number of facts written, at least 1.
-        batch: facts of one batch, at least 1.
-        method: a name of `list_methods()`, shown beside the published AlphaEdit solve.
-        seed: of the stream of facts and of the random prefixes.
-        device: where the model runs.
-        out: folder for facts, report and plot; None writes nothing.
-        text: file on which the second moments are measured; None for the prose that ships with Python.
-        tokens: of that prose, about; at least one.
-        config: fields of `EditConfig` that differ from the preset.
-    """
-
-    facts: int = 32
-    batch: int = 8
-    method: str = "rlsedit"
-    seed: int = 0
-    device: str = "cpu"
-    out: Path | None = None
-    text: Path | None = None
-    tokens: int = 15_000
-    config: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Run:
-    """One method on the stream."""
-
-    method: str
-    label: str
-    edit: EditReport
-    scores: EvalReport
-    completions: list[str]
-    health: dict[int, dict[str, Any]]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """All that was measured; what is shown and written comes from here."""
-
-    options: DemoOptions
-    config: EditConfig
-    choice: Choice
-    available: int
-    prompts: list[tuple[str, str]]
-    before: EvalReport
-    completions: list[str]
-    runs: list[Run]
-    seconds: dict[str, float]
 
 
 def run_demo(options: DemoOptions, console: Console) -> DemoResult:
@@ -99,7 +41,6 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
         ValueError: for options that do not fit.
     """
     from rlsedit.config import EditConfig
-    from rlsedit.demo.show import show_result, show_start, write_result
     from rlsedit.editor import Editor
     from rlsedit.facts.world import world_facts
     from rlsedit.metrics import evaluate

@@ -15,7 +15,7 @@ from rlsedit.report.environment import environment
 from rlsedit.report.scores import finite, score_table
 
 if TYPE_CHECKING:
-    from rlsedit.demo.run import DemoOptions, DemoResult, Run
+    from rlsedit.demo.result import DemoOptions, DemoResult, Run
 
 __all__ = ["show_result", "show_start", "write_result"]
 

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..parallel import plain_class
 from .families import Family
-from .replay import evaluating
+from .modes import evaluating
 
 _MIXERS = frozenset(
     (

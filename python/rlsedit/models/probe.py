@@ -14,7 +14,7 @@ from ..parallel import plain_class
 from .replay import capture, frozen_cache, outputs_of
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
+    from .parts import Parts
 
 
 class _Stop(Exception):
@@ -22,7 +22,7 @@ class _Stop(Exception):
 
 
 @torch.no_grad()
-def probe(adapter: Adapter, edit: bool = True, layer: int = 0) -> tuple[bool, float | None]:
+def probe(adapter: Parts, edit: bool = True, layer: int = 0) -> tuple[bool, float | None]:
     """Whether layers return tuples, and by how much the hidden state moves with the edited module's output.
 
     A residual (z* - h) is handed to the edited weight. A shift of that module's output by `e` must then shift the
@@ -97,7 +97,7 @@ ALIKE = 0.02
 """The same of a mean over the entries of a hidden state."""
 
 
-def same_factor(adapter: Adapter, layers: Sequence[int], factor: float) -> float | None:
+def same_factor(adapter: Parts, layers: Sequence[int], factor: float) -> float | None:
     """The factor of layer 0 if these layers have it too, as the configuration has it where it names it; else None."""
     for n in layers:
         other = probe(adapter, False, n)[1]
@@ -108,7 +108,7 @@ def same_factor(adapter: Adapter, layers: Sequence[int], factor: float) -> float
     return float(named) if isinstance(named, float) and abs(named - factor) <= ALIKE * factor else factor
 
 
-def unlike(adapter: Adapter) -> frozenset[int]:
+def unlike(adapter: Parts) -> frozenset[int]:
     """Layers in which the hidden state does not move with the edited module as in layer 0, where it does so there.
 
     Layers that are made of the same parts are taken to be alike: the first of each kind is looked at. One without the
@@ -133,7 +133,7 @@ def unlike(adapter: Adapter) -> frozenset[int]:
 
 
 @torch.no_grad()
-def check_logits(adapter: Adapter) -> None:
+def check_logits(adapter: Parts) -> None:
     """Refuse parts that do not give the model's own logits: a factor or a map behind the head would be left out.
 
     A model whose output has no logits is not looked at.
@@ -159,7 +159,7 @@ def check_logits(adapter: Adapter) -> None:
 
 
 @torch.no_grad()
-def check_replay(adapter: Adapter) -> bool:
+def check_replay(adapter: Parts) -> bool:
     """Whether layers give the model's logits when they are run one by one on a cache of keys and values.
 
     Two rows of four and two tokens are lined up at their third and first; what stands before goes into the cache, the
@@ -193,7 +193,7 @@ def check_replay(adapter: Adapter) -> bool:
     )
 
 
-def _differs(run: Callable[[], Tensor], wanted: Tensor, adapter: Adapter) -> str | None:
+def _differs(run: Callable[[], Tensor], wanted: Tensor, adapter: Parts) -> str | None:
     """How logits that are run differ from the wanted ones, None where they do not."""
     try:
         found = run().float()
@@ -206,7 +206,7 @@ def _differs(run: Callable[[], Tensor], wanted: Tensor, adapter: Adapter) -> str
     return None if bool(apart <= _bound(adapter)) else f"the logits differ by {apart:.2g} of their norm"
 
 
-def _on_cache(adapter: Adapter, rows: Sequence[Tensor]) -> Tensor:
+def _on_cache(adapter: Parts, rows: Sequence[Tensor]) -> Tensor:
     """Logits (2, 2, vocabulary) of the last two tokens of two rows, run on a cache of what stands before."""
     count = adapter.num_layers
     ids, mask, positions = torch.zeros(3, 2, 4, dtype=torch.long, device=adapter.device)
@@ -222,7 +222,7 @@ def _on_cache(adapter: Adapter, rows: Sequence[Tensor]) -> Tensor:
     return adapter.logits(second.run(adapter, second.hidden, 0, count))
 
 
-def _on_rows(adapter: Adapter, rows: Sequence[Tensor]) -> Tensor:
+def _on_rows(adapter: Parts, rows: Sequence[Tensor]) -> Tensor:
     """Logits (tokens, vocabulary) of all tokens of rows that are padded on the right, layer by layer."""
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
@@ -245,7 +245,7 @@ def other_states(config: Any) -> bool:
     return any(isinstance(n, LinearAttentionCacheLayerMixin) or not isinstance(n, DynamicLayer) for n in layers)
 
 
-def _bound(adapter: Adapter) -> float:
+def _bound(adapter: Parts) -> float:
     """Relative difference of logits that rounding explains."""
     return TOLERANCE if adapter.edited(0).weight.element_size() == 2 else 1e-3  # type: ignore[operator]
 

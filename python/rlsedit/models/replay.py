@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .products import Tokens
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
+    from .parts import Parts
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -30,7 +30,7 @@ class Calls:
         self.hidden = hidden
         self._calls, self._tokens = calls, tokens
 
-    def run(self, adapter: Adapter, hidden: Tensor, start: int, stop: int) -> Tensor:
+    def run(self, adapter: Parts, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Hidden states (B, T, d) behind layer `stop - 1`, given those entering layer `start`."""
         adapter.processes.awake()
         layers = adapter.layers[start:stop]
@@ -41,7 +41,7 @@ class Calls:
 
 
 @torch.no_grad()
-def capture(adapter: Adapter, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Calls:
+def capture(adapter: Parts, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Calls:
     """Prepare layer calls for a batch without running any layer.
 
     Args:
@@ -80,19 +80,6 @@ def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; a module that was in training is again on exit."""
-    training = [m for m in model.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
 
 
 class FrozenLayer(DynamicLayer):
@@ -137,7 +124,7 @@ def frozen_cache(cache: Cache, length: int, num_layers: int, rows: Tensor | None
 class _Forwards:
     """Replaces the `forward` of every decoder layer while active."""
 
-    def __init__(self, adapter: Adapter, stub: Callable[..., Any]) -> None:
+    def __init__(self, adapter: Parts, stub: Callable[..., Any]) -> None:
         self._layers, self._stub = adapter.layers, stub
         self._own: list[Any] = []
 
