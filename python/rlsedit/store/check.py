@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,20 +30,18 @@ def reading(path: Path) -> Iterator[tuple[Ledger, str]]:
     if not store.is_dir():
         raise StoreError(f"{path}: holds no edits (no folder {store.name} in it)")
     file, note = store / "ledger.sqlite", ""
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            ledger = Ledger(file, write=False)
-            ledger.edits()
-        except StoreError as error:
-            note = f"{error}; shown from the records"
-            ledger = Ledger(Path(scratch) / "ledger.sqlite")
-            for record, digest, index in _records(store):
-                ledger.take(record, digest, index)
-        try:
-            yield ledger, note
-        finally:
-            ledger.close()
-            shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        ledger = Ledger(file, write=False)
+        ledger.edits()
+    except StoreError as error:
+        note = f"{error}; shown from the records"
+        ledger = Ledger(":memory:")  # nothing of it stays, so no disk is waited for
+        for record, digest, index in _records(store):
+            ledger.take(record, digest, index)
+    try:
+        yield ledger, note
+    finally:
+        ledger.close()
 
 
 def problems(path: Path) -> list[str]:

@@ -219,11 +219,12 @@ class Folder:
             return
         present = self.journal.index  # behind every step one entry is new, which this has already: nothing to make
         index = present if known == len(entries) - 1 else journals.Index(entries[:known])
-        for entry in entries[known:]:
-            if index is not present:
-                index.push(entry)
-            if not entry.damaged:
-                self.ledger.take(self.journal.header(entry.number), entry.digest, index)
+        with self.ledger.at_once():
+            for entry in entries[known:]:
+                if index is not present:
+                    index.push(entry)
+                if not entry.damaged:
+                    self.ledger.take(self.journal.header(entry.number), entry.digest, index)
 
     def _entries(self) -> list[Entry]:
         """Entries of all records that can be built upon; what lies behind a lost one is set aside."""

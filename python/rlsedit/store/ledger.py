@@ -12,7 +12,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -75,7 +75,7 @@ class Ledger:
     """The SQLite file.
 
     Args:
-        path: the file; made if it is not there, unless `write` is False.
+        path: the file; made if it is not there, unless `write` is False. ":memory:" is none.
         write: False opens it for reading only, while another process may write.
 
     Raises:
@@ -88,7 +88,7 @@ class Ledger:
             if write:
                 self._db = sqlite3.connect(str(path), timeout=30, isolation_level=None, check_same_thread=False)
                 self._db.execute("PRAGMA synchronous=FULL")
-                self._db.executescript(_SCHEMA)
+                self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
             else:
                 name = f"{Path(path).resolve().as_uri()}?mode=ro"
                 self._db = sqlite3.connect(name, uri=True, timeout=30, isolation_level=None)
@@ -247,18 +247,27 @@ class Ledger:
             assigned = ", ".join(f"{name} = ?" for name in names)
             self._db.execute(f"UPDATE edits SET {assigned}, digest = ? WHERE seq = ?", (*new, _digest(new), seq))
 
+    def at_once(self) -> AbstractContextManager[None]:
+        """What is entered inside goes to the disk together, or not at all: the disk is waited for once."""
+        return self._transaction()
+
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)
 
 
 class _Transaction:
+    """BEGIN and COMMIT, or nothing inside of another one, which then has them."""
+
     def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+        self._db, self._outermost = db, not db.in_transaction
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        if self._outermost:
+            self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if not self._outermost:
+            return
         if kind is None:
             try:
                 self._db.execute("COMMIT")

@@ -141,6 +141,34 @@ def test_every_byte_of_the_ledger(made: tuple[Path, list[dict[str, Tensor]]], tm
     assert noticed > 50
 
 
+def test_a_ledger_is_made_anew_in_one_go(
+    made: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was waited for once a record, of which a folder may have ten thousand; to show them it is not at all."""
+    copy, said = tmp_path / "copy", []
+    shutil.copytree(made[0], copy)
+    name = copy / "rlsedit" / "ledger.sqlite"
+    wanted = rows(name)
+    name.unlink()
+
+    class Heard(sqlite3.Connection):
+        def execute(self, text: str, *more: object) -> sqlite3.Cursor:
+            said.append(text)
+            return super().execute(text, *more)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **more: connect(*given, **more, factory=Heard))
+    with reading(copy) as (ledger, note):
+        assert len(ledger.edits()) == 2 * BATCHES
+        assert "shown from the records" in note
+    assert not name.exists()
+    said.clear()
+    Folder.open(copy).close()
+    monkeypatch.undo()
+    assert said.count("COMMIT") == 1
+    assert rows(name) == wanted
+
+
 def test_what_is_planned_outlives_a_damaged_row(made: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path) -> None:
     folder, _ = made
     copy = tmp_path / "copy"
