@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,40 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr()
     assert re.fullmatch(r"rlsedit \d+\.\d+\.\d+\S*\n", shown.out)
     assert not shown.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_standard_output_that_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, told in ((["--version"], "rlsedit: standard output: No space left on device\n"),
+                            (["methods"], "rlsedit: No space left on device\n")):  # fmt: skip
+        with open("/dev/full", "w", buffering=1) as full, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", full)
+            assert main(arguments) in (1, 2)
+            assert capsys.readouterr().err == told
+            patch.undo()
+            with suppress(OSError):
+                full.close()
+
+
+def test_ctrl_c_while_the_command_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlsedit.__main__ import run
+
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "rlsedit.cli":
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "rlsedit.cli")
+        patch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+        assert run() == 130
+    assert capsys.readouterr().err == "rlsedit: interrupted; nothing has begun\n"
+    monkeypatch.setattr(sys, "argv", ["rlsedit", "methods"])
+    assert run() == 0
 
 
 def test_closed_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.parser.error(f"unrecognized arguments: {' '.join(left)}")
     except SystemExit as stop:
         return launch.linger(stop.code if isinstance(stop.code, int) else BAD_INPUT)
+    except OSError as error:  # --version where nothing can be written
+        return launch.linger(_complain(f"standard output: {_one_line(error)}", FAILED))
     _set_up(args.verbose)
     if launch.size() > 1 and args.command not in launch.COMMANDS:
         names = " and ".join(launch.COMMANDS)
@@ -146,6 +148,7 @@ class _Version(argparse.Action):
         from rlsedit import __version__
 
         sys.stdout.write(f"rlsedit {__version__}\n")
+        sys.stdout.flush()
         parser.exit(0)
 
 
@@ -177,6 +180,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         other = f" to {error.filename2}" if error.filename2 else ""  # of a copy or a renaming; either may be the cause
         return f"{error.filename}{other}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without its number
     return " ".join(str(error).split()) or type(error).__name__
 
 
