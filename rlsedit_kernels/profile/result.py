@@ -136,13 +136,19 @@ class Profile:
         return content
 
     def save(self, path: str | Path) -> None:
-        """Write JSON.
+        """Write JSON, whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written; what was there is still there.
         """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part = final.with_name(f".{final.name}.part")
+        try:
+            part.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+            part.replace(final)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> Profile:

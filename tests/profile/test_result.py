@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,24 @@ def test_sweep_has_a_row_for_each_value(found) -> None:
         profile.sweep("u", (2, 2), contenders, base)
 
 
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch, found) -> None:
+    """A full disk left half of a result in the place of the one that was there."""
+    result = profile.Profile("shape", {}, found, {}, ())
+    result.save(tmp_path / "a.json")
+    before = (tmp_path / "a.json").read_bytes()
+    write = Path.write_text
+
+    def half(path, text, **more):
+        write(path, text[: len(text) // 2], **more)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        result.save(tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_extrapolation_is_marked_and_tells_how_far_it_was_off(monkeypatch, found) -> None:
     from rlsedit_kernels.profile import growth
 
@@ -149,7 +168,9 @@ def test_extrapolation_is_marked_and_tells_how_far_it_was_off(monkeypatch, found
     eighth, quarter = (next(row for row in rows if row.name == memit.name) for rows in smaller)
     assert (eighth.problem["d"], quarter.problem["d"]) == (32, 64)
     work = [2.0 * d * d * (2 / 3 * d + 24) for d in (64, 256)]
-    assert memit.times.median == pytest.approx(quarter.times.median * work[1] / work[0], rel=0.3)  # it counts a few more
+    assert memit.times.median == pytest.approx(
+        quarter.times.median * work[1] / work[0], rel=0.3
+    )  # it counts a few more
 
 
 def test_extrapolation_counts_the_layers_of_a_step_that_writes_to_all(monkeypatch, found) -> None:

@@ -40,6 +40,7 @@ def show(console: Console, result: Profile, out: Path | None) -> int:
 
 def _write(console: Console, result: Profile, out: Path | None) -> None:
     """FILE.json alone, or a folder with the result, its tables and its figures."""
+    from rlsedit.paths import atomic_write_text
     from rlsedit.report.profile_tables import markdown
 
     if out is None:
@@ -49,7 +50,7 @@ def _write(console: Console, result: Profile, out: Path | None) -> None:
         console.line(f"\nwritten to {out}")
         return
     result.save(out / "profile.json")
-    (out / "profile.md").write_text(markdown(result), encoding="utf-8")
+    atomic_write_text(out / "profile.md", markdown(result))
     names = ["profile.json", "profile.md", *_draw(result, out)]
     console.line(f"\nwritten to {out}: {', '.join(names)}")
 

@@ -260,10 +260,11 @@ def _report(console: Console, settings: dict[str, Any], trials: list[Trial], out
     console.line(health_table(trials))
     if out is None:
         return
+    from rlsedit.paths import atomic_write_text
     from rlsedit.report.stability_plots import plot_errors, plot_health
 
     save(out / "results.json", settings, trials)
-    (out / "stability.md").write_text(markdown(settings, trials), encoding="utf-8")
+    atomic_write_text(out / "stability.md", markdown(settings, trials))
     if any(trial.points for trial in trials):
         plot_errors(trials, out / "errors.svg")
     if any(point.drift is not None for trial in trials for point in trial.points):
