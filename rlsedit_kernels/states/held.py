@@ -120,7 +120,7 @@ class HeldForm:
         self.form.to_(device, dtype, factor)
         self.outer, inner = self.outer.to(device), self.inner.wide.to(device)
         if other:
-            inner = joined(None, self.form.coordinates64(self.outer.mT).mT, _DEPENDENT_KEYS)
+            inner = joined(None, self.form.coordinates64(self.outer.mT).mT, DEPENDENT_KEYS)
         self.inner = Directions(inner, dtype)
 
     def coordinates(self, K: torch.Tensor) -> torch.Tensor:
