@@ -17,7 +17,7 @@ from rlsedit_kernels.states.adding import add_product_
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.coordinates import row_product
 from rlsedit_kernels.states.keys import Keys, Values, reach
-from rlsedit_kernels.states.modes import version, writing
+from rlsedit_kernels.states.modes import normal_mode, version, writing
 from rlsedit_kernels.states.prepared import Prepared, PreparedRows
 from rlsedit_kernels.states.reading import Norms, blocks, norm, squared_norm
 from rlsedit_kernels.states.restriction import held_change, require_directions
@@ -254,7 +254,8 @@ class CarriedSolution:
             change = self.state.solve(self.B)
             if not math.isfinite(float(change.sum())) and not bool(torch.isfinite(change).all()):
                 raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
-            self._change = torch.empty_like(self.W_0).copy_(change)  # LAPACK's has columns where ours has rows
+            with normal_mode():  # whoever reads, later batches are added to it
+                self._change = torch.empty_like(self.W_0).copy_(change)  # LAPACK's has columns where ours has rows
             self._steps = 0
         with writing(self.W):
             torch.add(self.W_0, self._change, out=self.W)

@@ -65,7 +65,7 @@ def test_it_is_as_exact_as_one_that_is_solved_for_once(name) -> None:
     solved, read = (followed(made(prior), given, read=read) for read in (False, True))
     R = exact.state.factor
     errors = [float((R @ (rls.weight - exact.weight)).norm()) for rls in (solved, read)]
-    assert not torch.equal(solved.weight, read.weight)  # gains were added
+    assert read._solution._steps > 0  # gains were added
     assert errors[1] < 1.5 * errors[0]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlsedit.config import EditConfig
 from rlsedit.editor import Editor
 from rlsedit.metrics import evaluate
-from rlsedit.models import Adapter, adapter
+from rlsedit.models import Adapter, parts
 from rlsedit.targets.objective import answer_loss, divergence, log_probabilities
 from rlsedit.targets.reading import read_terms
 
@@ -25,7 +25,7 @@ VOCABULARY = 400
 def test_terms_and_gradients(monkeypatch: pytest.MonkeyPatch, at_once: int, ends: int, answers: int) -> None:
     if answers + ends == 0:
         return
-    monkeypatch.setattr(adapter, "LOGITS", at_once * VOCABULARY)
+    monkeypatch.setattr(parts, "LOGITS", at_once * VOCABULARY)
     model = Adapter.for_model(tiny("llama"))
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(answers + ends, 32, dtype=torch.float64, generator=generator)
@@ -51,7 +51,7 @@ def test_terms_and_gradients(monkeypatch: pytest.MonkeyPatch, at_once: int, ends
 @pytest.fixture
 def largest(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Numbers of positions whose logits are formed, where four fit."""
-    monkeypatch.setattr(adapter, "LOGITS", 4 * VOCABULARY)
+    monkeypatch.setattr(parts, "LOGITS", 4 * VOCABULARY)
     seen: list[int] = []
     yield seen
     assert len(seen) > 4
