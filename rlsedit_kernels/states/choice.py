@@ -68,8 +68,8 @@ def flops(form: str, factor: PriorFactor, columns: int, dense: bool, dtype: torc
     """Flops of one batch of `BATCH` keys on the state, products and downdate (one triangle).
 
     Measured on a CPU core at d = 2048, u = 100 (bench/form_cost.py), relative to the plain form: whitened as a matrix
-    2.0 (here 2.3), inverse root 1.75 (2) and in whitened coordinates 2.9 (3.3); in float64 plain 1.8 (2) and whitened
-    4.4 (4.7).
+    1.9 (here 2.3), inverse root 1.6 (2) and in whitened coordinates 2.7 (3.3); in float64 plain 1.7 (2) and whitened
+    3.6 (4.7).
     """
     d, r, u = factor.d, factor.rank, BATCH
     if form == "plain":
