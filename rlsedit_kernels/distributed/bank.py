@@ -19,10 +19,12 @@ from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.volume import confirm_bytes
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
-from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
+from rlsedit_kernels.states.covariance import CovarianceState
+from rlsedit_kernels.states.forms import FORMS
 from rlsedit_kernels.states.health import Health
 from rlsedit_kernels.states.keys import located, shaped_keys
 from rlsedit_kernels.states.modes import normal_mode
+from rlsedit_kernels.states.prepared import Prepared
 
 __all__ = ["PreparedBatches", "StateBank"]
 

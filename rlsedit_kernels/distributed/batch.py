@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlsedit_kernels.distributed.batch_keys import BatchKeys
+from rlsedit_kernels.distributed.batch_keys import BatchKeys, aligned
 from rlsedit_kernels.distributed.ranks import Ranks
 
 __all__ = ["Batch"]
@@ -21,7 +21,7 @@ class Batch:
 
     def __init__(self, keys: BatchKeys, ranks: Ranks, d: int, z: torch.Tensor) -> None:
         self._keys, self._ranks, self._d = keys, ranks, d
-        self._whole = None if keys.full is None else _aligned(keys.full)
+        self._whole = None if keys.full is None else aligned(keys.full)
         self.local = keys.local
         wide = keys.local.to(torch.float64)
         sums = ranks.ordered_sum(torch.cat([wide.square().sum(dim=1, keepdim=True), wide @ z], dim=1))
@@ -35,10 +35,5 @@ class Batch:
     def whole(self) -> torch.Tensor:
         """K (u, d) on every rank: where it came sharded, by one all-gather when it is first asked for."""
         if self._whole is None:
-            self._whole = _aligned(self._keys.everywhere(self._ranks, self._d))
+            self._whole = aligned(self._keys.everywhere(self._ranks, self._d))
         return self._whole
-
-
-def _aligned(K: torch.Tensor) -> torch.Tensor:
-    """K laid out alike on all ranks: the bits of a product may depend on where a matrix begins in memory."""
-    return K if K.is_contiguous() and K.data_ptr() % 64 == 0 else K.clone(memory_format=torch.contiguous_format)

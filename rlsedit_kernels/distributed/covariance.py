@@ -17,15 +17,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from rlsedit_kernels.distributed import held as holds
-from rlsedit_kernels.distributed import replay
 from rlsedit_kernels.distributed import restriction as restrictions
 from rlsedit_kernels.distributed.agreement import digest
 from rlsedit_kernels.distributed.batch import Batch
-from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
-from rlsedit_kernels.distributed.factor import PriorName, ShardedFactor, sharded_factor
+from rlsedit_kernels.distributed.batch_keys import batch_keys
+from rlsedit_kernels.distributed.factor import PriorName, sharded_factor
 from rlsedit_kernels.distributed.forms import FORM_CLASSES
 from rlsedit_kernels.distributed.plain import PlainRows
 from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.distributed.replay import Replaying
 from rlsedit_kernels.distributed.row_probes import RowProbes, applied
 from rlsedit_kernels.distributed.rows import saved_rows
 from rlsedit_kernels.distributed.session import known_to_all
@@ -36,21 +36,21 @@ from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.states import batch as batches
 from rlsedit_kernels.states import choice, removal, restriction
 from rlsedit_kernels.states.batch import BatchFactor
-from rlsedit_kernels.states.covariance import FORMS, CovarianceState, Prepared
+from rlsedit_kernels.states.forms import FORMS
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health
 from rlsedit_kernels.states.keys import shaped_basis
 from rlsedit_kernels.states.modes import normal_mode
-from rlsedit_kernels.states.prepared import require_current
+from rlsedit_kernels.states.prepared import Prepared, require_current
 from rlsedit_kernels.states.products import Change, Products
+from rlsedit_kernels.states.state import checked_start
 
 __all__ = ["ShardedCovarianceState"]
 
 _COLUMNS = 128
-_DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-class ShardedCovarianceState(CovarianceState):
+class ShardedCovarianceState(Replaying):
     """A `CovarianceState` whose rows lie on the ranks of a mesh; all ranks call the same methods in the same order.
 
     Keys of a batch are a tensor (u, d) that every rank has, or a DTensor over the mesh, Shard(1) (what a row-parallel
@@ -78,10 +78,6 @@ class ShardedCovarianceState(CovarianceState):
     state is unchanged in both cases.
     """
 
-    _form: Any
-    _factor: ShardedFactor
-    _probes: Any
-
     def __init__(
         self,
         prior: Prior,
@@ -96,15 +92,10 @@ class ShardedCovarianceState(CovarianceState):
         self._kept = ""
         with self.ranks.guarded("ShardedCovarianceState"):
             with self.ranks.confirmed("ShardedCovarianceState") as numbers:
-                if not isinstance(prior, Prior):
-                    raise TypeError(f"ShardedCovarianceState: prior must be a Prior, got {type(prior).__name__}")
+                checked_start("ShardedCovarianceState", prior, dtype)
                 if form not in FORMS:
                     names = ", ".join(map(repr, FORMS))
                     raise ValueError(f"ShardedCovarianceState: form must be one of {names}, got {form!r}")
-                if dtype not in _checks.DTYPES:
-                    raise TypeError(
-                        f"ShardedCovarianceState: dtype must be torch.float32 or torch.float64, got {dtype}"
-                    )
                 Watch(guard, history)
                 numbers.update(form=FORMS.index(form), itemsize=dtype.itemsize, d=prior.d)
                 numbers.update({"whether guard is on": guard != "off", "whether there is a history": bool(history)})
@@ -152,7 +143,7 @@ class ShardedCovarianceState(CovarianceState):
         Raises:
             ValueError: the state has changed since `prepare`; nothing was written here, and the ranks can go on.
         """
-        require_current(prepared, self._writes)
+        require_current(prepared.writes, self._writes)
         with self.ranks.guarded("write"):
             super().write(prepared)
 
@@ -209,7 +200,7 @@ class ShardedCovarianceState(CovarianceState):
         with self._session("refactor"):
             with self.ranks.confirmed("refactor"):
                 restriction.require_directions(self._counters, self._restriction)
-            found = replay.replayed(self, written, None)
+            found = self._replayed(written, None)
             self._form, self._reason, self._kept = found.form, found.reason, ""
             self._counters, self._probes, self._stale = found.counters, found.probes, found.stale
             self._watch.repaired()
@@ -368,11 +359,8 @@ class ShardedCovarianceState(CovarianceState):
     def _begin(self, op: str, K: Any, noise: float = 1.0, forget: float = 1.0) -> Batch:
         """Check a batch on all ranks and make the sums that everything else needs."""
         with self.ranks.confirmed(op) as numbers:
-            noise, forget = _checks.noise(op, noise), _checks.forget(op, forget)
-            if op == "remove" and noise == 0.0:
-                raise ValueError(
-                    "remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)"
-                )
+            noise = removal.checked_noise(noise) if op == "remove" else _checks.noise(op, noise)
+            forget = _checks.forget(op, forget)
             keys = batch_keys(op, K, self.d, self.dtype, self.ranks)
             numbers.update(self._header(K, keys), noise=noise, forget=forget)
         self._settle()
@@ -382,15 +370,6 @@ class ShardedCovarianceState(CovarianceState):
             if isinstance(self._form, holds.HeldRows):
                 self._form.settle()
         return Batch(keys, self.ranks, self.d, self._probes.z)
-
-    def _header(self, K: torch.Tensor, keys: BatchKeys) -> dict[str, float]:
-        return {
-            "the number of changes so far": self._writes,
-            "u": keys.u,
-            "the number of the dtype of K": _DTYPES.get(K.dtype, -1),
-            "whether K is sharded": keys.full is None,
-            "the digest of K": keys.mark,
-        }
 
     def _keys(self, op: str, K: Any) -> Any:
         return K  # a Batch, checked when it was made
@@ -472,7 +451,7 @@ class ShardedCovarianceState(CovarianceState):
                 f"moves by replaying history=..., and {why}"
             )
             return None
-        moved = replay.replayed(self, history(), decided).form
+        moved = self._replayed(history(), decided).form
         self._kept = ""
         return moved
 

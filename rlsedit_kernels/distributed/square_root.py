@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NoReturn
@@ -23,7 +22,6 @@ from rlsedit_kernels.distributed.session import session
 from rlsedit_kernels.distributed.square_root_batches import ShardedBatches, ShardedRows
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.errors import BreakdownError
-from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.priors.factor import scalar
 from rlsedit_kernels.states import removal, report
@@ -35,6 +33,7 @@ from rlsedit_kernels.states.keys import KeysLike, checked_basis, pairs
 from rlsedit_kernels.states.prepared import require_current
 from rlsedit_kernels.states.restriction import require_directions
 from rlsedit_kernels.states.square_root import SquareRootState
+from rlsedit_kernels.states.state import checked_dtype
 
 __all__ = ["ShardedRows", "ShardedSquareRootState"]
 
@@ -123,7 +122,7 @@ class ShardedSquareRootState(ShardedBatches):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        require_current(prepared, self._writes)
+        require_current(prepared.writes, self._writes)
         self._become(prepared.form, prepared.probes, prepared.largest, prepared.batch)
 
     @session
@@ -365,19 +364,16 @@ class ShardedSquareRootState(ShardedBatches):
 
     def clone(self) -> ShardedSquareRootState:
         """An independent copy without a history; the prior and the ranks are shared."""
-        twin = copy.copy(self)
-        twin._form = self._form.clone()
-        twin._counters = copy.copy(self._counters)
-        twin._probes = self._probes.clone()
-        twin._watch, twin._bound = self._watch.copy(), Bound()
+        twin = self._twin()
+        twin._form, twin._probes = self._form.clone(), self._probes.clone()
         return twin
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ShardedSquareRootState:
         """A copy in another dtype, with the history; the device is that of the mesh."""
         if device is not None and torch.device(device).type != self.ranks.device.type:
             raise ValueError(f"to: a state over ranks lives on the device of its mesh, {self.device}, got {device}")
-        if dtype is not None and dtype not in _checks.DTYPES:
-            raise TypeError(f"ShardedSquareRootState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
+        if dtype is not None:
+            checked_dtype("ShardedSquareRootState.to", dtype)
         twin = self.clone()
         twin.dtype, twin.history = dtype or self.dtype, self.history
         twin._form = twin._form.to_dtype(twin.dtype)

@@ -221,18 +221,10 @@ class ShardedBatches(SquareRootState):
         if B is not None and wide is not None:
             B.copy_(wide)
         self._form, self._probes = new, probes
-        self._writes += 1
-        self._counters.steps -= 1
-        self._counters.largest_leverage = max(leverage, self._counters.largest_leverage or 0.0)
-        self._watch.keep(self._counters)
+        self._count_removed(leverage)
         return ranks.dtensor(local, self.d)
 
     def _become(self, form: ShardedTriangular, probes: ShardedProbes, largest: float, batch: Arrived) -> None:
         self._bound.followed(self._form, form, math.sqrt(batch.forget))
         self._form, self._probes = form, probes
-        self._writes += 1
-        counters = self._counters
-        counters.steps += 1
-        counters.see(largest, batch.noise)
-        counters.forgot = counters.forgot or batch.forget != 1.0
-        self._watch.keep(counters)
+        self._count_written(largest, batch.noise, batch.forget)

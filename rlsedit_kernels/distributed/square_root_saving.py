@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from rlsedit_kernels.distributed import restriction
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.rows import saved_rows
+from rlsedit_kernels.distributed.square_root_batches import ShardedBatches
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.states import saving
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.saving import saved_tensor
 from rlsedit_kernels.states.square_root import SquareRootState
 
-if TYPE_CHECKING:
-    from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 
-_NAMES = {"version", "prior", "dtype", "form", "tensors", "counters", "probes"}
-
-
-def state_dict(state: ShardedSquareRootState) -> dict[str, object]:
+def state_dict(state: ShardedBatches) -> dict[str, object]:
     """Tensors (copies) and plain values; nothing is sent."""
     form, probes, ranks = state._form, state._probes, state.ranks
     return {
-        "version": saving.VERSION,
-        "prior": state.prior.signature(),
-        "dtype": str(state.dtype),
+        **saving.header(state),
         "form": state.form,
         "tensors": {
             "L": ranks.dtensor(form.L.clone(), form.L.shape[1]),
@@ -38,7 +31,6 @@ def state_dict(state: ShardedSquareRootState) -> dict[str, object]:
             "trace": form.trace,
             "regular": form._regular,
         },
-        "counters": asdict(state._counters),
         "restriction": None if state._restriction is None else ranks.dtensor(state._restriction.clone(), state.d),
         "probes": {
             "z": ranks.dtensor(probes.z.clone(), state.d),
@@ -47,11 +39,11 @@ def state_dict(state: ShardedSquareRootState) -> dict[str, object]:
     }
 
 
-def load_state_dict(state: ShardedSquareRootState, saved: Mapping[str, Any]) -> None:
+def load_state_dict(state: ShardedBatches, saved: Mapping[str, Any]) -> None:
     """Restore into `state`; see `ShardedSquareRootState.load_state_dict`."""
     ranks, d = state.ranks, state.d
     with ranks.confirmed("load_state_dict") as agreed:
-        saving._check_header(state, saved, _NAMES)
+        saving.check_header(state, saved)
         if saved["form"] != state.form:
             raise ValueError(f"load_state_dict: form must be {state.form!r}, got {saved['form']!r}")
         form = _form(state, saved["tensors"])
@@ -61,13 +53,10 @@ def load_state_dict(state: ShardedSquareRootState, saved: Mapping[str, Any]) -> 
         agreed.update(r=form.L.shape[1], steps=counters.steps, trace=form.trace)
     with ranks.guarded("load_state_dict"):
         form.measure()
-    state._form, state._counters, state._probes = form, counters, ShardedProbes(ranks, z, image)
-    state._restriction = held
-    state._watch.resume(counters)
-    state._writes += 1
+    state._resume(form, ShardedProbes(ranks, z, image), counters, held)
 
 
-def collected(state: ShardedSquareRootState) -> SquareRootState:
+def collected(state: ShardedBatches) -> SquareRootState:
     """See `ShardedSquareRootState.collect`."""
     form, probes, ranks, d = state._form, state._probes, state.ranks, state.d
     with ranks.guarded("collect"):
@@ -84,7 +73,7 @@ def collected(state: ShardedSquareRootState) -> SquareRootState:
     return single
 
 
-def _form(state: ShardedSquareRootState, saved: Mapping[str, Any]) -> ShardedTriangular:
+def _form(state: ShardedBatches, saved: Mapping[str, Any]) -> ShardedTriangular:
     ranks, d = state.ranks, state.d
     name = "R" if "R" in saved else "L"
     value = saved.get(name)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import held, report, triangular
 from rlsedit_kernels.states.coordinates import unwhiten
+from rlsedit_kernels.states.covariance import CovarianceState
+from rlsedit_kernels.states.forms import FORMS
+from rlsedit_kernels.states.square_root import SquareRootState
+from rlsedit_kernels.states.state import State
 from rlsedit_kernels.states.triangular_form import TriangularForm
-
-if TYPE_CHECKING:
-    from rlsedit_kernels.states.covariance import CovarianceState
-    from rlsedit_kernels.states.square_root import SquareRootState
 
 _ROUNDING = 1e-13
 """`null` for a C~ that turns out singular all the same."""
 
 
-def converted(state: CovarianceState | SquareRootState, form: str) -> CovarianceState | SquareRootState:
+def converted(state: State, form: str) -> State:
     """A new state with the stream of `state`, its covariance worked out in float64 and rounded once; no history.
 
     Args:
@@ -30,23 +29,18 @@ def converted(state: CovarianceState | SquareRootState, form: str) -> Covariance
     Raises:
         ValueError: no such form, or a triangular state from nothing: there is no covariance without a prior.
     """
-    from rlsedit_kernels.states.covariance import FORMS
-    from rlsedit_kernels.states.square_root import SquareRootState
-
     known = (*FORMS, TriangularForm.name)
     if form not in known:
         raise ValueError(f"convert: form must be one of {', '.join(map(repr, known))}, got {form!r}")
     if form == state.form:
         return state.clone()
     if form == TriangularForm.name:
-        assert not isinstance(state, SquareRootState)
+        assert isinstance(state, CovarianceState)
         return _to_square_root(state)
     return _to_covariance(state, form)
 
 
-def _to_covariance(state: CovarianceState | SquareRootState, form: str) -> CovarianceState:
-    from rlsedit_kernels.states.covariance import CovarianceState
-
+def _to_covariance(state: State, form: str) -> CovarianceState:
     twin = CovarianceState(state.prior, form=form, dtype=state.dtype, device=state.device, guard=state._watch.guard)
     twin._counters, twin._restriction = copy.copy(state._counters), state._restriction
     undecided = isinstance(state, CovarianceState) and state._form is None
@@ -57,15 +51,13 @@ def _to_covariance(state: CovarianceState | SquareRootState, form: str) -> Covar
     return twin
 
 
-def _covariance64(state: CovarianceState | SquareRootState) -> torch.Tensor:
+def _covariance64(state: State) -> torch.Tensor:
     form = state._form
     assert form is not None
     return form.covariance64() if isinstance(form, TriangularForm) else form.covariance(torch.float64)
 
 
 def _to_square_root(state: CovarianceState) -> SquareRootState:
-    from rlsedit_kernels.states.square_root import SquareRootState
-
     twin = SquareRootState(state.prior, dtype=state.dtype, device=state.device, guard=state._watch.guard)
     if state._form is not None:
         singular = state._counters.singular_writes > 0

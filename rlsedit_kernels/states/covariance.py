@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,31 +12,20 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice, conversion, held, removal, report, restriction, saving
+from rlsedit_kernels.states import choice, held, removal, report, restriction, saving
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
+from rlsedit_kernels.states.forms import FORM_CLASSES, FORMS, Form
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.inverse_root import InverseRootForm
 from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, pairs, reach
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.moving import Moving
-from rlsedit_kernels.states.plain import PlainForm
 from rlsedit_kernels.states.prepared import Prepared, require_current
 from rlsedit_kernels.states.products import Change
 from rlsedit_kernels.states.reading import scalars
-from rlsedit_kernels.states.square_root import SquareRootState
-from rlsedit_kernels.states.whitened import WhitenedForm
-
-FORMS = ("auto", "plain", "whitened", "inverse_root")
-
-_Form = PlainForm | WhitenedForm | InverseRootForm | held.HeldForm
-_FORM_CLASSES: dict[str, type[PlainForm] | type[WhitenedForm] | type[InverseRootForm]] = {
-    "plain": PlainForm,
-    "whitened": WhitenedForm,
-    "inverse_root": InverseRootForm,
-}
+from rlsedit_kernels.states.state import checked_dtype, checked_start
 
 
 class CovarianceState(Moving):
@@ -82,13 +70,9 @@ class CovarianceState(Moving):
         guard: str = "auto",
         history: History | None = None,
     ) -> None:
-        if not isinstance(prior, Prior):
-            raise TypeError(f"CovarianceState: prior must be a Prior, got {type(prior).__name__}")
+        self.prior = checked_start("CovarianceState", prior, dtype)
         if form not in FORMS:
             raise ValueError(f"CovarianceState: form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
-        if dtype not in _checks.DTYPES:
-            raise TypeError(f"CovarianceState: dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.prior = prior
         self.dtype = dtype
         self.device = located(device)
         self._requested = form
@@ -98,26 +82,16 @@ class CovarianceState(Moving):
         self._watch = Watch(guard, history)
         self._bound = Bound()
         self._factor, self._probes = self._factor_and_probes(prior)
-        self._form: _Form | None = None
+        self._form: Form | None = None
         self._reason = "undecided until the first keys are seen"
         if form != "auto":
             self._form = self._start(form, dtype)
             self._reason = "asked for"
 
     @property
-    def d(self) -> int:
-        """Dimension of a key."""
-        return self.prior.d
-
-    @property
     def form(self) -> str:
         """The form in use; "undecided" before the first keys of an automatic choice."""
         return "undecided" if self._form is None else self._form.name
-
-    @property
-    def steps(self) -> int:
-        """Batches committed less batches removed."""
-        return self._counters.steps
 
     def gain(self, K: torch.Tensor, noise: float = 1.0) -> torch.Tensor:
         """Gain of a batch, nothing changed: g = Y (noise I + G)^-1.
@@ -181,7 +155,7 @@ class CovarianceState(Moving):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        require_current(prepared, self._writes)
+        require_current(prepared.writes, self._writes)
         assert self._form is not None
         with normal_mode():
             if prepared.noise > 0.0:
@@ -221,9 +195,7 @@ class CovarianceState(Moving):
             BreakdownError: the guard found the state broken, and `remaining` was not given.
             TypeError, ValueError: K or noise do not fit; a hard write (noise 0) cannot be taken back.
         """
-        if _checks.noise("remove", noise) == 0.0:
-            raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
-        keys = self._keys("remove", K)
+        noise, keys = removal.checked_noise(noise), self._keys("remove", K)
         removal.refuse_unwritten(self._counters)
         try:
             return self.take_back(keys, noise)
@@ -247,11 +219,7 @@ class CovarianceState(Moving):
         form.change64_(change, 1.0)
         self._bound.forget()
         self._probes.remove(keys, noise)
-        counters = self._counters
-        self._writes += 1
-        counters.steps -= 1
-        counters.largest_leverage = max(leverage, counters.largest_leverage or 0.0)
-        self._watch.keep(counters)
+        self._count_removed(leverage)
         return gain
 
     @normal_mode()
@@ -329,33 +297,36 @@ class CovarianceState(Moving):
         self._settle()
         return report.health(self, thorough=thorough)
 
-    @normal_mode()
-    def look(self) -> None:
-        """The guard's check, if it is time for one; every batch makes it by itself.
-
-        Raises:
-            BreakdownError: the state is broken and could not be repaired; nothing was changed.
-        """
-        self._watch.look(self)
-
     def state_dict(self) -> dict[str, object]:
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
-        return saving.state_dict(self)
+        form = self._form
+        return {
+            **saving.header(self),
+            "requested": self._requested,
+            "reason": self._reason,
+            "form": None if form is None else form.name,
+            "storage": None if form is None else str(form.dtype),
+            "tensors": {} if form is None else form.saved(),
+            "probes": self._saved_probes(),
+        }
 
     @normal_mode()
-    def load_state_dict(self, saved: Mapping[str, object]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, into a state made with the same prior and dtype.
 
         Raises:
             ValueError: the prior, dtype, version or a tensor does not fit; the state is unchanged.
         """
-        saving.load_state_dict(self, saved)
-
-    @normal_mode()
-    def convert(self, form: str) -> CovarianceState | SquareRootState:
-        """A new state in another form, "square_root" among them; this one is unchanged (`states/conversion.py`)."""
-        self._settle()
-        return conversion.converted(self, form)
+        saving.check_header(self, saved, "requested", "reason", "storage")
+        name, form, directions = saved["form"], None, saving.restored_restriction(self, saved)
+        if saved["requested"] not in FORMS or (name is not None and name not in FORM_CLASSES):
+            raise ValueError(f"load_state_dict: unknown form {name!r} (asked for: {saved['requested']!r})")
+        if name is not None:
+            form = self._restored(name, saved["tensors"], saving.restored_storage(saved))
+            form = held.restored(form, self._factor, saved["tensors"], directions, self.device)
+        probes, counters = self._restored_probes(saved["probes"]), Counters(**saved["counters"])
+        self._resume(form, probes, counters, directions)
+        self._stale, self._requested, self._reason = None, saved["requested"], saved["reason"]
 
     @normal_mode()
     def take_covariance(self, C: torch.Tensor, largest_key: float) -> None:
@@ -371,18 +342,16 @@ class CovarianceState(Moving):
     @normal_mode()
     def clone(self) -> CovarianceState:
         """An independent copy without a history; the prior is shared."""
-        twin = copy.copy(self)
+        twin = self._twin()
         twin._form = None if self._form is None else self._form.clone()
-        twin._counters = copy.copy(self._counters)
         twin._probes = self._probes.to(self.device) if self._stale is None else self._probes
-        twin._watch, twin._bound = self._watch.copy(), Bound()
         return twin
 
     @normal_mode()
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CovarianceState:
         """A copy on another device or in another dtype, with the history."""
-        if dtype is not None and dtype not in _checks.DTYPES:
-            raise TypeError(f"CovarianceState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
+        if dtype is not None:
+            checked_dtype("CovarianceState.to", dtype)
         self._settle()
         twin = self.clone()
         twin.device, twin.dtype = located(device or self.device), dtype or self.dtype
@@ -394,11 +363,6 @@ class CovarianceState(Moving):
             twin._form.to_(twin.device, kept, self._factor)
         return twin
 
-    def __setstate__(self, found: dict[str, Any]) -> None:
-        self.__dict__.update(found)
-        if torch.is_inference_mode_enabled():  # what is read or copied there is of that mode
-            self.__dict__.update(self.clone().__dict__)
-
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.prior!r}, form={self.form!r}, dtype={self.dtype}, "
@@ -408,16 +372,16 @@ class CovarianceState(Moving):
     def _factor_and_probes(self, prior: Prior) -> tuple[PriorFactor, Probes]:
         return prior.factor, Probes.start(prior.factor, self.device)
 
-    def _start(self, name: str, storage: torch.dtype) -> _Form:
-        form = _FORM_CLASSES[name].start(self._factor, storage, self.device)
+    def _start(self, name: str, storage: torch.dtype) -> Form:
+        form = FORM_CLASSES[name].start(self._factor, storage, self.device)
         self._bound.know(form, self._factor.largest)
         return form
 
-    def _from_covariance(self, decided: choice.Choice, C: torch.Tensor) -> _Form:
-        return _FORM_CLASSES[decided.form].from_covariance(C, self._factor, decided.storage, self.device)
+    def _from_covariance(self, decided: choice.Choice, C: torch.Tensor) -> Form:
+        return FORM_CLASSES[decided.form].from_covariance(C, self._factor, decided.storage, self.device)
 
-    def _restored(self, name: str, tensors: Mapping[str, object], storage: torch.dtype) -> _Form:
-        return _FORM_CLASSES[name].restore(tensors, self._factor, storage, self.device)
+    def _restored(self, name: str, tensors: Mapping[str, object], storage: torch.dtype) -> Form:
+        return FORM_CLASSES[name].restore(tensors, self._factor, storage, self.device)
 
     @normal_mode()
     def _saved_probes(self) -> dict[str, torch.Tensor]:
@@ -461,7 +425,7 @@ class CovarianceState(Moving):
         longest = keys.largest if inner is keys.rows else tried[-1] * tried[-1]
         return Prepared(gain, size, factored, longest, keys, noise, forget, self._writes)
 
-    def _removal(self, K: Keys, noise: float) -> tuple[_Form, torch.Tensor, Change, float]:
+    def _removal(self, K: Keys, noise: float) -> tuple[Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""
         form = self._choose(K, noise)
         inner = form.coordinates64(K.rows)
@@ -477,7 +441,7 @@ class CovarianceState(Moving):
         form = self._choose(K, noise)
         return form.back64(form.products64(form.coordinates64(K.rows)).Y / noise).to(self.dtype)
 
-    def _change(self, form: _Form, factored: BatchFactor) -> None:
+    def _change(self, form: Form, factored: BatchFactor) -> None:
         if factored.rank == 0:
             return  # hard writes and restrictions leave nothing to learn from these keys
         careful = factored.change.dtype != form.dtype
@@ -486,12 +450,8 @@ class CovarianceState(Moving):
 
     def _record(self, prepared: Prepared) -> None:
         counters, pivot = self._counters, prepared.factored.pivot
-        self._writes += 1
-        counters.steps += 1
-        counters.see(prepared.keys.largest, prepared.noise)
+        self._count_written(prepared.keys.largest, prepared.noise, prepared.forget)
         counters.largest_inner = max(counters.largest_inner, prepared.inner)
-        counters.forgot = counters.forgot or prepared.forget != 1.0
-        self._watch.keep(counters)
         if pivot is not None:
             counters.smallest_pivot = pivot if counters.smallest_pivot is None else min(counters.smallest_pivot, pivot)
         if prepared.noise > 0.0:

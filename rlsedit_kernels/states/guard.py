@@ -8,17 +8,13 @@ harm. What it costs, spread over the batches between two checks, is in bench/res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING
-
-if TYPE_CHECKING:
-    from rlsedit_kernels.states.covariance import CovarianceState
-    from rlsedit_kernels.states.square_root import SquareRootState
 
 GUARDS = ("auto", "off")
 
@@ -94,7 +90,7 @@ class Watch:
         if self.guard != "off" and self.fault is None:
             self.fault = f"the state has broken down: {error}"
 
-    def look(self, state: CovarianceState | SquareRootState, *, repair: bool = True) -> None:
+    def look(self, state: Guarded, *, repair: bool = True) -> None:
         """Check `state` if it is time to; repair it if need be, and if it may be repaired here.
 
         Raises:
@@ -124,7 +120,7 @@ class Watch:
         if self.fault is not None:
             raise BreakdownError(self.fault)
 
-    def refuse(self, state: CovarianceState | SquareRootState) -> None:
+    def refuse(self, state: Guarded) -> None:
         """Check `state` now; for what is rare and cannot be made again after a repair.
 
         Raises:
@@ -139,7 +135,7 @@ class Watch:
         if self.fault is not None:
             raise BreakdownError(self.fault)
 
-    def _rebuilt(self, state: CovarianceState | SquareRootState, verdict: str) -> bool:
+    def _rebuilt(self, state: Guarded, verdict: str) -> bool:
         counters = state._counters
         kept = counters.restrictions if state._restriction is not None and self.rebuild is None else 0
         if counters.forgot or counters.singular_writes > kept or (self.rebuild is None and self.history is None):
@@ -155,7 +151,7 @@ class Watch:
         state._counters.repairs, state._counters.again = repairs, state.steps + EVERY
         return True
 
-    def _measured(self, state: CovarianceState | SquareRootState) -> tuple[float, str]:
+    def _measured(self, state: Guarded) -> tuple[float, str]:
         form = state._form
         state._settle()
         drift = state._probes.drift(form, state._factor)
@@ -166,7 +162,7 @@ class Watch:
             return drift, "broken"
         return drift, "ok" if drift <= MOVE_FROM * DRIFT_WARNING[name] else "drifting"
 
-    def _due(self, state: CovarianceState | SquareRootState) -> bool:
+    def _due(self, state: Guarded) -> bool:
         counters, form = state._counters, state._form
         steps = counters.steps
         if form is None or steps < 1 or self._writes == state._writes or not getattr(form, "regular", True):
@@ -178,9 +174,26 @@ class Watch:
 
 
 class Guarded:
-    """A state with a guard."""
+    """A state with a guard, and what the guard asks of it."""
 
+    device: torch.device
     _watch: Watch
+    _counters: Counters
+    _factor: Any
+    _form: Any
+    _probes: Any
+    _writes: int
+    _restriction: torch.Tensor | None = None  # basis (d, q) of what is forbidden
+
+    @property
+    def form(self) -> str:
+        """The form in use, by name."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int:
+        """Batches committed less batches removed."""
+        return self._counters.steps
 
     @property
     def history(self) -> History | None:
@@ -195,6 +208,18 @@ class Guarded:
     def history(self, history: History | None) -> None:
         self._watch.history = checked_history(history)
 
+    def refactor(self, written: Iterable[tuple[torch.Tensor, float]]) -> None:
+        """Rebuild the state from the prior and kept batches."""
+        raise NotImplementedError
+
+    def _give_way(self, why: str) -> bool:
+        """Move to the next safer form; whether there was one."""
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """Make probes that have been put off."""
+        raise NotImplementedError
+
 
 def checked_history(history: _Callable) -> _Callable:
     """`history`, or TypeError where it cannot be called."""
@@ -203,7 +228,7 @@ def checked_history(history: _Callable) -> _Callable:
     return history
 
 
-def _broken(state: CovarianceState | SquareRootState, drift: float) -> str:
+def _broken(state: Guarded, drift: float) -> str:
     cures = ["give history=...", "call refactor(batches)"]
     if getattr(state, "_requested", "auto") != "auto":
         cures.append("use form='auto'")

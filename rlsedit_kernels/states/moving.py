@@ -11,26 +11,19 @@ import torch
 from rlsedit_kernels.errors import BreakdownError, LeverageError
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states import choice
-from rlsedit_kernels.states.counters import Counters, weighted
+from rlsedit_kernels.states.counters import weighted
 from rlsedit_kernels.states.forgetting import ForgettingError
-from rlsedit_kernels.states.guard import Guarded
 from rlsedit_kernels.states.held import MOST, carried, holding_keys, within_prior
+from rlsedit_kernels.states.state import State
 
 
-class Moving(Guarded):
+class Moving(State):
     """What a covariance state needs to choose its form and to leave it again."""
 
-    dtype: torch.dtype
-    device: torch.device
-    _form: Any
     _reason: str
     _requested: str
     _factor: PriorFactor
-    _counters: Counters
-    _writes: int
-    _restriction: torch.Tensor | None = None
     _stale: int | None
-    _probes: Any
 
     @contextlib.contextmanager
     def _unmoved_by_errors(self, blamed: bool = True) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,13 +11,10 @@ from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
-if TYPE_CHECKING:
-    from rlsedit_kernels.distributed.square_root_batches import ShardedRows
 
-
-def require_current(prepared: Prepared | PreparedRows | ShardedRows, writes: int) -> None:
+def require_current(prepared: int, writes: int) -> None:
     """ValueError where a state that now counts so many changes is not the one that a batch was prepared for."""
-    if prepared.writes != writes:
+    if prepared != writes:
         raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
 
 

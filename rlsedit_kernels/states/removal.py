@@ -7,10 +7,18 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.errors import LeverageError
+from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import PriorFactor
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.report import null_fraction
 from rlsedit_kernels.states.restriction import prior_products
+
+
+def checked_noise(noise: float) -> float:
+    """The noise > 0 of a batch that is to be taken back; TypeError or ValueError."""
+    if (found := _checks.noise("remove", noise)) == 0.0:
+        raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
+    return found
 
 
 def refuse_unwritten(counters: Counters, form: Any = None) -> None:

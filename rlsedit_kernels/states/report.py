@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,12 +12,11 @@ from rlsedit_kernels.states import choice
 from rlsedit_kernels.states.coordinates import unwhiten, unwhiten_transposed, whitened64
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import size
+from rlsedit_kernels.states.forms import Form
 from rlsedit_kernels.states.health import DRIFT_BROKEN, DRIFT_WARNING, ERROR_WARNING, RHO_WARNING, Health, Probes
+from rlsedit_kernels.states.moving import Moving
+from rlsedit_kernels.states.state import State
 from rlsedit_kernels.states.triangular_form import TriangularForm
-
-if TYPE_CHECKING:
-    from rlsedit_kernels.states.covariance import CovarianceState, _Form
-    from rlsedit_kernels.states.square_root import SquareRootState
 
 _RANGE = 1e3
 _TINY = torch.finfo(torch.float64).tiny
@@ -31,7 +29,7 @@ CONDITION_LOSS = 1e-3
 """(unit roundoff of W) sqrt(condition of the prior) from which on `health()` warns: a condition of 2.8e8 in float32."""
 
 
-def null_fraction(form: _Form | TriangularForm) -> float:
+def null_fraction(form: Form | TriangularForm) -> float:
     """Fraction of the largest eigenvalue of C~ below which an eigenvalue is what rounding left of a null space.
 
     A fraction eps of a covariance, eps^2 of one that is a root squared, with a margin.
@@ -40,7 +38,7 @@ def null_fraction(form: _Form | TriangularForm) -> float:
     return float(_RANGE * max(fraction, torch.finfo(torch.float64).eps))
 
 
-def precision(form: _Form, factor: PriorFactor, *, singular: bool) -> torch.Tensor:
+def precision(form: Form, factor: PriorFactor, *, singular: bool) -> torch.Tensor:
     """S = T^-T C~^-1 T^-1 (d, d) float64; by the pseudo-inverse of C~ where it is singular by design."""
     matrix = form.whitened64(factor)
     matrix = (matrix + matrix.mT) * 0.5
@@ -85,7 +83,7 @@ class _Findings:
         self.messages.append(message)
 
 
-def health(state: CovarianceState, *, thorough: bool = False) -> Health:
+def health(state: Moving, *, thorough: bool = False) -> Health:
     """See `CovarianceState.health`."""
     factor, counters, form = state._factor, state._counters, state._form
     storage = state.dtype if form is None else form.dtype
@@ -138,7 +136,7 @@ def health(state: CovarianceState, *, thorough: bool = False) -> Health:
     )
 
 
-def factor_health(state: SquareRootState, *, thorough: bool = False) -> Health:
+def factor_health(state: State, *, thorough: bool = False) -> Health:
     """See `SquareRootState.health`."""
     factor, counters, form = state._factor, state._counters, state._form
     nothing = state.prior.is_nothing
@@ -217,7 +215,7 @@ def _drifted(found: _Findings, drift: float, worst: float, form: str, wide: bool
 
 def _thorough(
     found: _Findings,
-    form: _Form | TriangularForm | None,
+    form: Form | TriangularForm | None,
     probes: Probes,
     factor: PriorFactor,
     bounded: bool,
@@ -257,7 +255,7 @@ def _thorough(
     }
 
 
-def _excess(form: _Form | TriangularForm | None, factor: PriorFactor) -> float:
+def _excess(form: Form | TriangularForm | None, factor: PriorFactor) -> float:
     """By how much rounding alone may bring an eigenvalue of C~ above 1; infinite where there is no prior."""
     if form is None:
         return EXCESS
@@ -265,7 +263,7 @@ def _excess(form: _Form | TriangularForm | None, factor: PriorFactor) -> float:
     return EXCESS + _ROUNDINGS * torch.finfo(form.dtype).eps * condition
 
 
-def _whitened(form: _Form | TriangularForm | None, factor: PriorFactor, device: torch.device) -> torch.Tensor:
+def _whitened(form: Form | TriangularForm | None, factor: PriorFactor, device: torch.device) -> torch.Tensor:
     if form is None:
         return torch.eye(factor.rank, dtype=torch.float64, device=device)
     return whitened64(form.covariance64(), factor) if isinstance(form, TriangularForm) else form.whitened64(factor)

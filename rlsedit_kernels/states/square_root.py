@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,10 +12,10 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.priors.factor import scalar
-from rlsedit_kernels.states import conversion, removal, report, restriction, saving
+from rlsedit_kernels.states import removal, report, restriction, saving
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
-from rlsedit_kernels.states.guard import Guarded, History, Watch
+from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import (
     Keys,
@@ -31,13 +30,11 @@ from rlsedit_kernels.states.keys import (
 )
 from rlsedit_kernels.states.modes import normal_mode, writing
 from rlsedit_kernels.states.prepared import PreparedRows, require_current
+from rlsedit_kernels.states.state import State, checked_dtype, checked_start
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
-if TYPE_CHECKING:
-    from rlsedit_kernels.states.covariance import CovarianceState
 
-
-class SquareRootState(Guarded):
+class SquareRootState(State):
     """R upper triangular with R'R = S_t = S_0 + sum_s K_s'K_s / noise_s: streaming QR, the square-root form.
 
     The rows K / sqrt(noise) of a batch are appended by orthogonal transforms (`ops.qr_append_`), in 2 d^2 u flops.
@@ -62,7 +59,8 @@ class SquareRootState(Guarded):
     null-space prior, a restriction) R is the factor in an orthonormal basis of it.
     """
 
-    _restriction: torch.Tensor | None = None  # basis of what is forbidden
+    _form: TriangularForm
+    _probes: Probes
 
     @normal_mode()
     def __init__(
@@ -74,11 +72,7 @@ class SquareRootState(Guarded):
         guard: str = "auto",
         history: History | None = None,
     ) -> None:
-        if not isinstance(prior, Prior):
-            raise TypeError(f"SquareRootState: prior must be a Prior, got {type(prior).__name__}")
-        if dtype not in _checks.DTYPES:
-            raise TypeError(f"SquareRootState: dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.prior = prior
+        self.prior = checked_start("SquareRootState", prior, dtype)
         self.dtype = dtype
         self.device = located(device)
         self._writes = 0
@@ -99,11 +93,6 @@ class SquareRootState(Guarded):
             self._probes.image.zero_()
 
     @property
-    def d(self) -> int:
-        """Dimension of a key."""
-        return self.prior.d
-
-    @property
     def rank(self) -> int:
         """Dimension of the space in which edits live."""
         return self._form.rank
@@ -112,11 +101,6 @@ class SquareRootState(Guarded):
     def form(self) -> str:
         """The name of the form, "square_root"."""
         return self._form.name
-
-    @property
-    def steps(self) -> int:
-        """Batches committed less batches removed."""
-        return self._counters.steps
 
     @property
     def determined(self) -> bool:
@@ -243,7 +227,7 @@ class SquareRootState(Guarded):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        require_current(prepared, self._writes)
+        require_current(prepared.writes, self._writes)
         if prepared.form is not None:
             self._form = prepared.form
         else:
@@ -395,15 +379,6 @@ class SquareRootState(Guarded):
         """
         return report.factor_health(self, thorough=thorough)
 
-    @normal_mode()
-    def look(self) -> None:
-        """The guard's check, if it is time for one; every batch makes it by itself.
-
-        Raises:
-            BreakdownError: the state is broken and could not be repaired; nothing was changed.
-        """
-        self._watch.look(self)
-
     def _give_way(self, _why: str) -> bool:
         """There is no safer form."""
         return False
@@ -413,53 +388,43 @@ class SquareRootState(Guarded):
 
     def state_dict(self) -> dict[str, object]:
         """Tensors and plain values from which `load_state_dict` restores the state to the bit."""
-        return saving.factor_state_dict(self)
+        form = self._form
+        return {
+            **saving.header(self), "form": form.name, "tensors": form.saved(), "probes": self._probes.saved()
+        }  # fmt: skip
 
     @normal_mode()
-    def load_state_dict(self, saved: Mapping[str, object]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, into a state made with the same prior and dtype.
 
         Raises:
             ValueError: the prior, dtype, version or a tensor does not fit; the state is unchanged.
         """
-        saving.load_factor_state_dict(self, saved)
-
-    def convert(self, form: str) -> CovarianceState | SquareRootState:
-        """A new state in a form of the covariance; this one is unchanged (`states/conversion.py`).
-
-        Raises:
-            ValueError: the prior is nothing: a covariance needs one.
-            UnderdeterminedError: as `gain`.
-        """
-        with normal_mode():
-            return conversion.converted(self, form)
+        saving.check_header(self, saved)
+        if saved["form"] != self.form:
+            raise ValueError(f"load_state_dict: form must be {self.form!r}, got {saved['form']!r}")
+        form = TriangularForm.restore(saved["tensors"], self.d, self.dtype, self.device)
+        probes, counters = saving.restored_probes(self, saved["probes"]), Counters(**saved["counters"])
+        self._resume(form, probes, counters, saving.restored_restriction(self, saved))
 
     @normal_mode()
     def clone(self) -> SquareRootState:
         """An independent copy without a history; the prior is shared."""
-        twin = copy.copy(self)
-        twin._form = self._form.clone()
-        twin._counters = copy.copy(self._counters)
-        twin._probes = self._probes.to(self.device)
-        twin._watch, twin._bound = self._watch.copy(), Bound()
+        twin = self._twin()
+        twin._form, twin._probes = self._form.clone(), self._probes.to(self.device)
         return twin
 
     @normal_mode()
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SquareRootState:
         """A copy on another device or in another dtype, with the history."""
-        if dtype is not None and dtype not in _checks.DTYPES:
-            raise TypeError(f"SquareRootState.to: dtype must be torch.float32 or torch.float64, got {dtype}")
+        if dtype is not None:
+            checked_dtype("SquareRootState.to", dtype)
         twin = self.clone()
         twin.device, twin.dtype = located(device or self.device), dtype or self.dtype
         twin._form, twin._probes = twin._form.to(twin.device, twin.dtype), twin._probes.to(twin.device)
         twin.history = self.history
         twin._restriction = None if self._restriction is None else self._restriction.to(twin.device)
         return twin
-
-    def __setstate__(self, found: dict[str, Any]) -> None:
-        self.__dict__.update(found)
-        if torch.is_inference_mode_enabled():
-            self.__dict__.update(self.clone().__dict__)
 
     def __repr__(self) -> str:
         return f"SquareRootState({self.prior!r}, dtype={self.dtype}, device={str(self.device)!r}, steps={self.steps})"
@@ -484,17 +449,10 @@ class SquareRootState(Guarded):
         return self._form.coordinates(K.rows).to(torch.float64) / math.sqrt(noise)
 
     def _record(self, K: Keys, noise: float, forget: float) -> None:
-        self._writes += 1
         self._bound.changed(self._form, math.sqrt(forget))
-        self._counters.steps += 1
-        self._counters.see(K.largest, noise)
-        self._counters.forgot = self._counters.forgot or forget != 1.0
-        self._watch.keep(self._counters)
+        self._count_written(K.largest, noise, forget)
         self._probes.write(K, noise, forget)
 
     def _unrecord(self, K: Keys, noise: float, leverage: float) -> None:
-        self._writes += 1
-        self._counters.steps -= 1
-        self._counters.largest_leverage = max(leverage, self._counters.largest_leverage or 0.0)
-        self._watch.keep(self._counters)
+        self._count_removed(leverage)
         self._probes.remove(K, noise)
