@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from rlsedit_kernels import filter_saving as saving
 from rlsedit_kernels.errors import BreakdownError, LeverageError, UnderdeterminedError
+from rlsedit_kernels.filter_saving import Saving
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.ops.contract import aligned
 from rlsedit_kernels.priors import Prior
@@ -22,6 +21,7 @@ from rlsedit_kernels.states.health import WEIGHT_WARNING
 from rlsedit_kernels.states.keys import Keys, Values, finite, measured_keys, measures, placed, shaped_keys, triples
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.reading import norm, scalars
+from rlsedit_kernels.states.removal import checked_noise
 
 FilterHistory = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, float]]]
 """Gives (K, V, noise) of all batches that a filter holds, the one at hand not among them."""
@@ -58,7 +58,7 @@ class Step:
     anchor_bound: float | None
 
 
-class RLSFilter:
+class RLSFilter(Saving):
     """Minimiser of sum_s |K_s W - V_s|^2 / noise_s + lambda^2 |W - W_0|^2 + mu^2 |K_0 (W - W_0)|^2.
 
     Args:
@@ -256,9 +256,7 @@ class RLSFilter:
                 objective would become negative), and `remaining` was not given; weight and state untouched.
             BreakdownError: the guard found the state broken, and `remaining` was not given.
         """
-        noise = _checks.noise("remove", noise)
-        if noise == 0.0:
-            raise ValueError("remove: noise must be > 0: a hard write left no trace to remove; use refactor(batches)")
+        noise = checked_noise(noise)
         keys, values = self._pair("remove", K, V)
         with normal_mode():
             try:
@@ -303,44 +301,6 @@ class RLSFilter:
                 self._track(keys, values, noise, 1.0, None)
                 self._rounding.write(keys, noise, 1.0, None)
 
-    @normal_mode()
-    def state_dict(self) -> dict[str, object]:
-        """Tensors (copies) and plain values from which `load_state_dict` restores the filter to the bit.
-
-        The weight and W_0 are among them, not the history; `torch.load(..., weights_only=True)` reads it.
-
-        Raises:
-            ValueError: the state was changed outside of a filter that carries its solution.
-        """
-        return saving.state_dict(self)
-
-    @normal_mode()
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, into a filter made with the same prior, state, solution, layout and dtype.
-
-        `weight` stays the same tensor and gets the saved values; W_0 becomes that of the saved filter; `history` stays.
-
-        Raises:
-            ValueError: what was saved does not fit; the filter is unchanged.
-        """
-        saving.load_state_dict(self, saved)
-
-    @normal_mode()
-    def clone(self) -> RLSFilter:
-        """An independent copy without a history, its weight a tensor of its own; the prior is shared."""
-        return saving.cloned(self)
-
-    def __copy__(self) -> RLSFilter:
-        return self.clone()  # two filters on one state and one weight would each know half of the stream
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_history": None}
-
-    def __setstate__(self, found: dict[str, Any]) -> None:
-        self.__dict__.update(found)
-        with normal_mode():
-            self._solution.take(self._row_form())
-
     def _new_rounding(self) -> Rounding:
         return Rounding(self.state.prior, self.state.dtype)
 
@@ -378,10 +338,6 @@ class RLSFilter:
         """W (d, v), up to date."""
         self._solution.refresh()
         return self._row_form()
-
-    def _row_form(self) -> torch.Tensor:
-        """W (d, v), a view."""
-        return self._weight if self.layout == "in_out" else self._weight.mT
 
     def _pair(self, op: str, K: object, V: object) -> tuple[Keys, Values]:
         """A checked batch; the host waits once."""

@@ -27,6 +27,7 @@ from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.states import Health
 from rlsedit_kernels.states.keys import triples
 from rlsedit_kernels.states.reading import squared_norm
+from rlsedit_kernels.states.removal import checked_noise
 
 __all__ = ["ShardedRLSFilter"]
 
@@ -204,9 +205,8 @@ class ShardedRLSFilter(RLSFilter):
 
     def _confirm_batch(self, op: str, noise: float, forget: float) -> None:
         with self.ranks.confirmed(op) as agreed:
-            agreed.update(noise=_checks.noise(op, noise), forget=_checks.forget(op, forget))
-            if op == "remove" and noise == 0.0:
-                raise ValueError("remove: noise must be > 0: a hard write left no trace to remove")
+            noise = checked_noise(noise) if op == "remove" else _checks.noise(op, noise)
+            agreed.update(noise=noise, forget=_checks.forget(op, forget))
 
     def _pair(self, op: str, K: object, V: object) -> Any:
         with self.ranks.confirmed(op) as agreed:
