@@ -13,8 +13,7 @@ import rlsedit_kernels as rk
 from rlsedit_kernels.diagnostics.streams import Batch
 
 from .methods import Method
-from .methods.method import Proposal, Start
-from .methods.solver import RecursionSolver, recursion
+from .methods.solver import Proposal, RecursionSolver, Start
 from .recorded import save_streams
 
 WIDTH = 16
@@ -133,7 +132,7 @@ def recording(method: Method, recorder: Recorder) -> Method:
         )
 
     def make(start: Start) -> RecordingSolver:
-        plain = recursion(method, start)
+        plain = method.recursion(start)
         log = recorder.begin(start.config.layers, plain.state.prior)
 
         def note(count: int, keys: Tensor, residual: Tensor, noise: float, update: Tensor) -> None:

@@ -22,9 +22,9 @@ from . import (
     ultraedit,
 )  # fmt: skip
 from .dense_alphaedit import DenseAlphaEdit
-from .method import Method, Proposal, Signals, Solver, Start
+from .method import Method, Signals
 from .priors import null_basis
-from .solver import RecursionSolver
+from .solver import Proposal, RecursionSolver, Solver, Start
 
 _METHODS = {
     module.METHOD.name: module.METHOD

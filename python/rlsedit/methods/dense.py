@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .method import Start
 from .priors import null_basis
+from .solver import Start
+from .ultraedit import Normaliser
 
 Solve = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -162,8 +163,6 @@ def _simie(start: Start) -> Solve:
 
 def _ultraedit(start: Start) -> Solve:
     """(K'K + I)^-1 K'V, V from normalised features, in the precision of the state."""
-    from .ultraedit import Normaliser
-
     eye, normaliser = _eye(start, start.dtype), None
 
     def solve(keys: Tensor, gradients: Tensor, _bare: Tensor | None) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .method import Proposal, Start
 from .priors import null_basis
+from .solver import Proposal, Start
 
 
 @dataclass(frozen=True)

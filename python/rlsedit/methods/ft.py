@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .method import Method, Proposal, Start
+from .method import Method
+from .solver import Proposal, Start
 
 
 class NoSolver:

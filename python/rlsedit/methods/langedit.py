@@ -20,9 +20,9 @@ from torch import Tensor
 
 import rlsedit_kernels as rk
 
-from .method import Method, Proposal, Start
+from .method import Method
 from .priors import below, null_basis, null_space
-from .solver import appended
+from .solver import Proposal, Start, appended
 
 logger = logging.getLogger(__name__)
 

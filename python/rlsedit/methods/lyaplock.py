@@ -24,9 +24,9 @@ from torch import Tensor
 import rlsedit_kernels as rk
 
 from ..config import EditConfig
-from .method import Method, Proposal, Start
+from .method import Method
 from .priors import anchor, weighted
-from .solver import appended
+from .solver import Proposal, Start, appended
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,55 +12,13 @@ from torch import Tensor
 import rlsedit_kernels as rk
 
 from ..config import EditConfig
-
-Commit = Literal["batch", "never", "hard"]
-"""When keys enter the state: with every batch, never, or as a hard preservation (noise 0) after the gain."""
+from .solver import Commit, RecursionSolver, Solver, Start
 
 Signal = Literal["targets", "components", "tokens", "gradients", "steps"]
 """What a method is driven by; each has one writer in `rlsedit.writing`."""
 
 Removal = Literal["downdate", "solve"]
 """How single edits are taken back: by a downdate of the state, or by solving their batch again without them."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """Change of one weight for one batch: `update` (d, v) in row form; `gain` (d, u) where update = gain @ E."""
-
-    update: Tensor
-    gain: Tensor | None
-
-
-class Solver(Protocol):
-    """State of one layer. It is never changed: a proposal comes with the state that follows it."""
-
-    def propose(self, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> tuple[Proposal, Solver]:
-        """Change of the weight, and the state after the batch.
-
-        Args:
-            keys: (u, d).
-            residual: E (u, v), what the weight's output shall change by.
-            bare: (u, d), keys of the prompts without a prefix; only ROME reads them.
-        """
-
-    def health(self) -> dict[str, object]:
-        """What the state reports of itself."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """What the state of one layer is made from.
-
-    Attributes:
-        moment: second moment E[k k'] (d, d) float64.
-        config: hyper-parameters.
-        dtype, device: of the state.
-    """
-
-    moment: Tensor
-    config: EditConfig
-    dtype: torch.dtype
-    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -176,11 +134,22 @@ class Method:
         Raises:
             ValueError: the moment is not a finite square matrix, or the prior would be zero.
         """
-        from .solver import recursion
-
         check_moment(moment)
         start = Start(moment, config, dtype, device)
-        return recursion(self, start) if self.solver is None else self.solver(start)
+        return self.recursion(start) if self.solver is None else self.solver(start)
+
+    def recursion(self, start: Start) -> RecursionSolver:
+        """Its prior, noise and commit on a covariance state.
+
+        Hard commits project until nothing may be left of the covariance: a root stays semi-definite there, by
+        construction.
+        """
+        assert self.prior is not None
+        config, noise = start.config, self.noise
+        form = "inverse_root" if self.commit == "hard" else "auto"
+        prior = self.prior(start.moment, config)
+        state = rk.CovarianceState(prior, form=form, dtype=start.dtype, device=start.device)
+        return RecursionSolver(state, lambda keys: noise(config, keys), self.commit)
 
 
 def check_moment(moment: Tensor) -> None:

@@ -7,15 +7,15 @@ k is the mean key over the contexts and k_e that of the bare prompt. The mixture
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 import rlsedit_kernels as rk
 
-from .method import Method, Proposal, Start
+from .method import Method
 from .priors import unweighted
+from .solver import Proposal, Start, gain_alone
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class RomeSolver:
         """For keys (1, d), residual (1, v) and bare (1, d)."""
         if len(keys) != 1 or bare is None:
             raise ValueError(f"rome: keys must be one at a time, with that of the bare prompt; got {len(keys)}")
-        following = copy.copy(self.state)  # may move to another form; its matrix is not written to
-        gain = following.gain(keys, noise=0.0)
+        gain, following = gain_alone(self.state, keys, 0.0)
         match = float(bare @ gain)
         if not abs(match) > 1e-6:
             raise ValueError(

@@ -17,8 +17,8 @@ from torch import Tensor
 import rlsedit_kernels as rk
 
 from . import memit
-from .method import Method, Proposal, Solver, Start
-from .solver import RecursionSolver, Removable
+from .method import Method
+from .solver import Proposal, RecursionSolver, Removable, Solver, Start
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,61 @@
-"""The solver that runs a recipe on `rlsedit_kernels.CovarianceState`."""
+"""What the state of one layer is to an editor, and the one on `rlsedit_kernels.CovarianceState` that recipes share."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 import rlsedit_kernels as rk
 
-from .method import Commit, Method, Proposal, Solver, Start
+from ..config import EditConfig
+
+Commit = Literal["batch", "never", "hard"]
+"""When keys enter the state: with every batch, never, or as a hard preservation (noise 0) after the gain."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Change of one weight for one batch: `update` (d, v) in row form; `gain` (d, u) where update = gain @ E."""
+
+    update: Tensor
+    gain: Tensor | None
+
+
+class Solver(Protocol):
+    """State of one layer. It is never changed: a proposal comes with the state that follows it."""
+
+    def propose(self, keys: Tensor, residual: Tensor, bare: Tensor | None = None) -> tuple[Proposal, Solver]:
+        """Change of the weight, and the state after the batch.
+
+        Args:
+            keys: (u, d).
+            residual: E (u, v), what the weight's output shall change by.
+            bare: (u, d), keys of the prompts without a prefix; only ROME reads them.
+        """
+
+    def health(self) -> dict[str, object]:
+        """What the state reports of itself."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the state of one layer is made from.
+
+    Attributes:
+        moment: second moment E[k k'] (d, d) float64.
+        config: hyper-parameters.
+        dtype, device: of the state.
+    """
+
+    moment: Tensor
+    config: EditConfig
+    dtype: torch.dtype
+    device: torch.device | str = "cpu"
 
 
 @runtime_checkable
@@ -61,8 +104,8 @@ class RecursionSolver:
         """The gain (d, u) of a batch, and the state behind it."""
         noise = self.noise(len(keys))
         if self.commit == "never":
-            following = copy.copy(self.state)  # may move to another form; its matrix is not written to
-            return following.gain(keys, noise=noise), replace(self, state=following)
+            gain, following = gain_alone(self.state, keys, noise)
+            return gain, replace(self, state=following)
         following = self.state.clone()
         if self.commit == "hard":
             gain = following.gain(keys, noise=noise)
@@ -99,17 +142,10 @@ class RecursionSolver:
         return asdict(self.state.health())
 
 
-def recursion(method: Method, start: Start) -> RecursionSolver:
-    """The solver of a recipe: its prior, noise and commit on a covariance state.
-
-    Hard commits project until nothing may be left of the covariance: a root stays semi-definite there, by construction.
-    """
-    assert method.prior is not None
-    config, noise = start.config, method.noise
-    form = "inverse_root" if method.commit == "hard" else "auto"
-    prior = method.prior(start.moment, config)
-    state = rk.CovarianceState(prior, form=form, dtype=start.dtype, device=start.device)
-    return RecursionSolver(state, lambda keys: noise(config, keys), method.commit)
+def gain_alone(state: rk.CovarianceState, keys: Tensor, noise: float) -> tuple[Tensor, rk.CovarianceState]:
+    """The gain (d, u) of a batch that is not committed, and the state: its form may have moved, nothing is written."""
+    following = copy.copy(state)
+    return following.gain(keys, noise=noise), following
 
 
 def appended(rows: Tensor | None, keys: Tensor, noise: float) -> Tensor:

@@ -8,7 +8,6 @@ over all tokens of a batch, k^ and g^ being inputs and gradients normalised by t
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 
 import rlsedit_kernels as rk
 
-from .method import Method, Proposal, Start
+from .method import Method
+from .solver import Proposal, Start, gain_alone
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class UltraEditSolver:
         normaliser = before.with_batch(features)
         seen, gradients = normaliser(features).split([keys.shape[1], residual.shape[1]], 1)
         values = -self.rate * seen.square().sum(1, keepdim=True) * gradients
-        following = copy.copy(self.state)  # may move to another form; its matrix is not written to
-        gain = following.gain(keys, noise=1.0)
+        gain, following = gain_alone(self.state, keys, 1.0)
         return Proposal(gain @ values, None), replace(self, state=following, normaliser=normaliser)
 
     def health(self) -> dict[str, object]:

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rlsedit_kernels import Prior
+from rlsedit_kernels.distributed import ShardedCovarianceState, ShardedSquareRootState
+from rlsedit_kernels.distributed.weight import ShardedWeight
 from rlsedit_kernels.errors import LeverageError
 
-from ..methods import Method, Proposal, Start
-from ..methods.solver import RecursionSolver, recursion
+from ..methods import Method, Proposal, Start, get_method, list_methods
+from ..methods.solver import RecursionSolver
 from .part import Part, digest
 from .processes import Processes
 
@@ -130,9 +132,6 @@ class PartSolver:
 
     def _exact(self, batches: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
         """This process's part of the D (d, v) float64 that minimises |D|^2_S_0 + sum |K D - V|^2 / noise."""
-        from rlsedit_kernels.distributed import ShardedSquareRootState
-        from rlsedit_kernels.distributed.weight import ShardedWeight
-
         ranks, part = self.processes.ranks, self.part
         with self.processes.together("remove"):
             prior = self.prior()
@@ -152,8 +151,6 @@ def check_method(method: Method) -> None:
     Raises:
         ValueError: naming the method, why, and those that serve.
     """
-    from ..methods import get_method, list_methods
-
     if reason := _reason(method):
         serving = [name for name in list_methods() if not _reason(get_method(name))]
         raise ValueError(
@@ -204,14 +201,12 @@ def start(method: Method, begin: Start, processes: Processes, part: Part, place:
     if place == "sharded":
         solver = _sharded(method, begin, processes)
     elif holder is None or holder == processes.rank:
-        solver = recursion(method, begin)
+        solver = method.recursion(begin)
     device = torch.device(begin.device)
     return PartSolver(solver, holder, part, processes, begin.dtype, device, lambda: _prior(method, begin))
 
 
 def _sharded(method: Method, begin: Start, processes: Processes) -> RecursionSolver:
-    from rlsedit_kernels.distributed import ShardedCovarianceState
-
     config, noise = begin.config, method.noise
     state: Any = ShardedCovarianceState(_prior(method, begin), processes.ranks, dtype=begin.dtype)
     return RecursionSolver(state, lambda keys: noise(config, keys), method.commit)
