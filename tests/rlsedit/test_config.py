@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from support.language_models import FAMILIES, tiny, tokenizer
 from transformers import GPT2Config, GPTJConfig, LlamaConfig, Qwen2Config
@@ -151,3 +155,13 @@ def test_values_of_another_type(changes: dict[str, object], message: str) -> Non
         EditConfig(**changes)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=message):
         EditConfig.for_model(tiny("llama"), **changes)
+
+
+def test_hyper_parameters_alone_load_no_library_of_models() -> None:
+    """They did by the names of the presets, which know methods and models."""
+    code = "import sys, rlsedit; rlsedit.EditConfig(); print(*({'torch', 'transformers'} & set(sys.modules)))"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert run.stdout.split() == []
