@@ -3,8 +3,9 @@
 from .changes import Change, between, changes_of_model, given
 from .checkpoint import Checkpoint
 from .delta import Delta, DeltaEntry, apply_delta, delta_changes, load_delta, save_delta, write_delta
+from .factors import factorise
 from .folder import export_folder, write_folder
-from .lora import LoraLayer, LoraReport, export_lora, factorise, vllm_rank, write_lora
+from .lora import LoraLayer, LoraReport, export_lora, vllm_rank, write_lora
 from .scores import evaluate_both
 
 __all__ = [

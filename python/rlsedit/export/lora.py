@@ -18,9 +18,9 @@ from ..metrics import EvalReport
 from ..models.adapter import Adapter
 from ..paths import atomic_directory, saving_tensors
 from ..report.scores import finite
-from .changes import Change, changes_of_model
+from .changes import changes_of_model
+from .factors import Factors, factorise
 from .folder import REPORT, check_target
-from .lowrank import LowRank, low_rank, noise_edge
 from .scores import evaluate_both
 from .versions import versions
 
@@ -28,8 +28,6 @@ __all__ = ["VLLM_RANKS", "LoraLayer", "LoraReport", "export_lora", "factorise", 
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM accepts for `max_lora_rank` (vllm/config/lora.py); an adapter's rank may be anything up to it."""
-
-Factors = list[tuple[Change, LowRank]]
 
 
 @dataclass(frozen=True)
@@ -92,22 +90,6 @@ class LoraReport:
 def vllm_rank(rank: int) -> int | None:
     """The smallest `max_lora_rank` of vLLM that takes an adapter of this rank, None where there is none."""
     return next((allowed for allowed in VLLM_RANKS if rank <= allowed), None)
-
-
-def factorise(changes: Sequence[Change], rank: int | None = None) -> Factors:
-    """The best factors of rank at most `rank` for each change, by truncated singular value decomposition in float64.
-
-    The change is that of the float32 master where there is one; a change between two models in half precision holds
-    their rounding, which the rank leaves out.
-
-    Raises:
-        ValueError: a rank below 1 or above the size of a weight.
-    """
-    found = []
-    for change in changes:
-        edge = noise_edge(change.before(), change.after().dtype)
-        found.append((change, low_rank(change.difference(), edge, rank)))
-    return found
 
 
 def write_lora(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..export.changes import UNCHANGED, change_of_layer
-from ..export.lora import Factors, factorise
+from ..export.factors import Factors, factorise
 from ..export.lowrank import LowRank
 from ..models.adapter import Adapter
 from .processes import Processes
