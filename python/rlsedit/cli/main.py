@@ -145,7 +145,7 @@ class _Version(argparse.Action):
     """Shows the version, importing the kernels only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from rlsedit import __version__
+        from rlsedit_kernels import __version__
 
         sys.stdout.write(f"rlsedit {__version__}\n")
         sys.stdout.flush()

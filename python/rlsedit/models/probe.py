@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from ..parallel import plain_class
+from .parts import Parts
 from .replay import capture, frozen_cache, outputs_of
-
-if TYPE_CHECKING:
-    from .parts import Parts
 
 
 class _Stop(Exception):

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .parts import Parts
 from .products import Tokens
-
-if TYPE_CHECKING:
-    from .parts import Parts
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
