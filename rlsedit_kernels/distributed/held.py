@@ -22,7 +22,7 @@ from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.rows import downdate_rows_, saved_rows, times
 from rlsedit_kernels.distributed.whitened import WhitenedRows
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states.held import DEPENDENT, DEPENDENT_KEYS, GROWN, Directions, free_mix, joined
+from rlsedit_kernels.states.held import DEPENDENT, DEPENDENT_KEYS, GROWN, Directions, free_mix, joined, restored_growth
 from rlsedit_kernels.states.prepared import Prepared
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.restriction import rounding
@@ -93,11 +93,14 @@ class HeldRows:
         form: keeps the rows.
         inner: Q (m, q), what restrictions and hard writes hold, orthogonal to N; the same on all ranks.
         within: N, or None where the form stays within the prior by itself.
+        grown: as for `states.held.HeldForm`; above `GROWN` until `settle` is called.
     """
 
-    def __init__(self, form: PlainRows | WhitenedRows, inner: torch.Tensor, within: Outside | None = None) -> None:
+    def __init__(
+        self, form: PlainRows | WhitenedRows, inner: torch.Tensor, within: Outside | None = None, grown: float = 1.0
+    ) -> None:
         self.form, self.inner, self.within = form, Directions(inner, form.dtype), within
-        self._grown = 1.0
+        self.grown = grown
 
     def __getattr__(self, name: str) -> Any:
         if name == "form" or name.startswith("__"):  # a copy that has nothing yet
@@ -107,7 +110,7 @@ class HeldRows:
     def clone(self) -> HeldRows:
         """An independent copy; the directions, which nothing changes, are shared."""
         twin = HeldRows.__new__(HeldRows)
-        twin.form, twin.inner, twin.within, twin._grown = self.form.clone(), self.inner, self.within, self._grown
+        twin.form, twin.inner, twin.within, twin.grown = self.form.clone(), self.inner, self.within, self.grown
         return twin
 
     def to_(self, dtype: torch.dtype) -> None:
@@ -136,13 +139,13 @@ class HeldRows:
     def scale_(self, factor: float) -> None:
         """C <- factor C; see `settle`."""
         self.form.scale_(factor)
-        self._grown *= factor
+        self.grown *= factor
 
     def settle(self) -> None:
         """C <- P C P, all ranks together, where forgetting has multiplied the rounding that no key tells of."""
-        if self._grown <= GROWN:
+        if self.grown <= GROWN:
             return
-        self._grown, ranks = 1.0, self.form.ranks
+        self.grown, ranks = 1.0, self.form.ranks
         self._clear(self.inner.wide)
         if self.within is not None:
             for rows in self.within.rows.wide.split(_COLUMNS, dim=1):
@@ -172,7 +175,7 @@ class HeldRows:
 
     def saved(self) -> dict[str, object]:
         """What `restore` of the form and `restored` need."""
-        kept = {**self.form.saved(), "held_inner": self.inner.wide.clone()}
+        kept = {**self.form.saved(), "held_inner": self.inner.wide.clone(), "held_grown": self.grown}
         if self.within is not None:
             kept["held_outside"] = self.form.ranks.dtensor(self.within.rows.wide.clone(), self.form.columns)
         return kept
@@ -239,7 +242,7 @@ def within_prior(op: str, form: Any, factor: ShardedFactor) -> Any:
         U, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
         inner = U[:, sizes > DEPENDENT].contiguous()
         numbers["the number of directions held within the prior"] = inner.shape[1]
-    return HeldRows(kept, factor.ranks.broadcast(inner, 0), within)
+    return HeldRows(kept, factor.ranks.broadcast(inner, 0), within, form.grown)
 
 
 def restored(form: Any, factor: ShardedFactor, saved: Mapping[str, object]) -> Any:
@@ -256,7 +259,7 @@ def restored(form: Any, factor: ShardedFactor, saved: Mapping[str, object]) -> A
         shape = (factor.d, factor.d - factor.rank)
         rows = saved_rows(saved, "held_outside", shape, torch.float64, factor.ranks)
         within = Outside(factor.ranks, rows, form.dtype)
-    return HeldRows(form, inner[:, first:].contiguous(), within)
+    return HeldRows(form, inner[:, first:].contiguous(), within, restored_growth(saved))
 
 
 def _free_keys(op: str, factor: ShardedFactor, rows: torch.Tensor, z: torch.Tensor) -> Batch | None:
@@ -287,9 +290,8 @@ def _extended(op: str, form: Any, columns: torch.Tensor, tolerance: float) -> He
     with kept.ranks.confirmed(op) as numbers:
         inner = joined(None if known is None else known.inner.wide, columns, tolerance)
         numbers["the number of directions held"] = inner.shape[1]
-    held = HeldRows(kept, kept.ranks.broadcast(inner.contiguous(), 0), within)
-    held._grown = 1.0 if known is None else known._grown
-    return held
+    grown = 1.0 if known is None else known.grown
+    return HeldRows(kept, kept.ranks.broadcast(inner.contiguous(), 0), within, grown)
 
 
 def _bare(form: Any) -> Any:

@@ -10,6 +10,7 @@ which is kept in a basis of what is free (docs/stability.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +83,7 @@ class HeldForm:
         outer: Q (d, q) float64.
         inner: an orthonormal basis (m, q) of T'Q, in the coordinates of the form; Q where T is a number or none.
         of_prior: so many columns of Q, the first ones, are what the prior itself forbids (`within_prior`).
+        grown: by how much forgetting has multiplied C since what rounding leaves in Q'C Q was cleared.
     """
 
     def __init__(
@@ -90,12 +92,13 @@ class HeldForm:
         outer: torch.Tensor,
         inner: torch.Tensor | None = None,
         of_prior: int = 0,
+        grown: float = 1.0,
     ) -> None:
         self.form = form
         self.outer = outer
         self.of_prior = of_prior
         self.inner = Directions(outer if inner is None else inner, form.dtype)
-        self._grown = 1.0
+        self.grown = grown
 
     def __getattr__(self, name: str) -> Any:
         if name == "form" or name.startswith("__"):  # a copy that has nothing yet
@@ -110,7 +113,7 @@ class HeldForm:
     def clone(self) -> HeldForm:
         """An independent copy; the directions, which nothing changes, are shared."""
         twin = HeldForm.__new__(HeldForm)
-        twin.form, twin.outer, twin.inner, twin._grown = self.form.clone(), self.outer, self.inner, self._grown
+        twin.form, twin.outer, twin.inner, twin.grown = self.form.clone(), self.outer, self.inner, self.grown
         twin.of_prior = self.of_prior
         return twin
 
@@ -161,13 +164,13 @@ class HeldForm:
     def scale_(self, factor: float) -> None:
         """C <- factor C. No key tells of what is held: rounding there would grow until the dtype cannot hold it."""
         self.form.scale_(factor)
-        self._grown *= factor
-        if self._grown > GROWN:
+        self.grown *= factor
+        if self.grown > GROWN:
             self.clear_()
 
     def clear_(self) -> None:
         """C <- P C P where C is kept as a matrix."""
-        self._grown = 1.0
+        self.grown = 1.0
         kept = self.form.C if isinstance(self.form, PlainForm) else self.form.matrix
         if kept is not None:
             kept.copy_(self.inner.outside_both(kept))
@@ -195,7 +198,7 @@ class HeldForm:
     def saved(self) -> dict[str, object]:
         """What `restore` of the form and `restored` need."""
         kept = {"held": self.outer.clone(), "held_inner": self.inner.wide.clone(), "held_of_prior": self.of_prior}
-        return {**self.form.saved(), **kept}
+        return {**self.form.saved(), **kept, "held_grown": self.grown}
 
 
 def bare(form: Any) -> Any:
@@ -235,7 +238,8 @@ def within_prior(form: Any, factor: PriorFactor) -> Any:
         return form
     assert factor.root is not None
     outside = torch.linalg.qr(factor.root, mode="complete")[0][:, factor.rank :]
-    confined = HeldForm(kept, outside.to(kept.C.device).contiguous(), of_prior=factor.d - factor.rank)
+    grown = form.grown if isinstance(form, HeldForm) else 1.0
+    confined = HeldForm(kept, outside.to(kept.C.device).contiguous(), None, factor.d - factor.rank, grown)
     return confined if kept is form else _extended(confined, form.outer, DEPENDENT)
 
 
@@ -284,7 +288,15 @@ def restored(
         inner = outer
     if not isinstance(of_prior, int) or isinstance(of_prior, bool) or not 0 <= of_prior <= outer.shape[1]:
         raise ValueError(f"load_state_dict: held_of_prior must be from 0 to {outer.shape[1]}, got {of_prior!r}")
-    return HeldForm(form, outer, inner, of_prior)
+    return HeldForm(form, outer, inner, of_prior, restored_growth(saved))
+
+
+def restored_growth(saved: Mapping[str, object]) -> float:
+    """`grown` of what was saved; 1 where an earlier version did not save it."""
+    grown = saved.get("held_grown", 1.0)
+    if isinstance(grown, bool) or not isinstance(grown, (int, float)) or not 0.0 < grown < math.inf:
+        raise ValueError(f"load_state_dict: held_grown must be a finite number above 0, got {grown!r}")
+    return float(grown)
 
 
 def _extended(form: Any, columns: torch.Tensor, tolerance: float) -> Any:
@@ -297,7 +309,7 @@ def _extended(form: Any, columns: torch.Tensor, tolerance: float) -> Any:
     kept, inner = bare(form), None
     if kept.maps:
         inner = joined(None if known is None else known.inner.wide, kept.coordinates64(new.mT).mT, DEPENDENT_KEYS)
-    return HeldForm(kept, outer, inner, 0 if known is None else known.of_prior)
+    return HeldForm(kept, outer, inner, *((0, 1.0) if known is None else (known.of_prior, known.grown)))
 
 
 def joined(held: torch.Tensor | None, columns: torch.Tensor, tolerance: float) -> torch.Tensor:

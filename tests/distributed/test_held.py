@@ -133,6 +133,26 @@ def test_what_nothing_tells_of_does_not_grow_with_forgetting(form: str) -> None:
         assert ok
 
 
+def grown(ranks: Ranks, form: str) -> list[float]:
+    """By how much forgetting has multiplied what rounding leaves, as more is held and after it was saved."""
+    state = started("ridge", form, ranks, guard="off")
+    state.restrict(directions())
+    for i in range(5):
+        state.update(keys(D, D, i), 1.0, 0.5)
+    found = [state._form.grown]
+    twin = started("ridge", form, ranks, guard="off")
+    twin.load_state_dict(state.state_dict())
+    found.append(twin._form.grown)
+    state.update(keys(1, D, 9), 0.0)
+    return [*found, state._form.grown]
+
+
+@projected
+def test_what_has_grown_is_saved_and_stays_known_when_more_is_held(form: str) -> None:
+    for found in run(2, grown, form):
+        assert found == [32.0, 32.0, 32.0]
+
+
 N, U, V = 32, 8, 3
 
 

@@ -381,3 +381,54 @@ class TestManyHardWrites:
         twin = rk.CovarianceState(rk.Prior.ridge(D, 1.0), form=form, guard="off")
         twin.load_state_dict(state.state_dict())
         assert twin.health().messages == state.health().messages
+
+
+@projected
+@pytest.mark.parametrize("what", ["restrict", "hard write", "load", "clone"])
+def test_what_has_grown_stays_known_when_more_is_held(form, what) -> None:
+    """It was counted from 1 again, so that rounding could grow by `GROWN` once more before it was cleared."""
+    state, Q = made(form, rk.Prior.ridge(D, 1.0), guard="off"), orthonormal(4).float()
+    if form == "whitened":
+        state._form._densify()
+    state.restrict(Q[:, :2])
+    K = randn(D, D, seed=3).float()
+    for _ in range(9):
+        state.update(K, 1.0, 0.5)
+    assert state._form.grown == 2.0**9 < held.GROWN
+    if what == "restrict":
+        state.restrict(Q[:, 2:])
+    elif what == "hard write":
+        state.update(randn(1, D, seed=4).float(), 0.0)
+    elif what == "load":
+        saved, state = state.state_dict(), made(form, rk.Prior.ridge(D, 1.0), guard="off")
+        state.load_state_dict(saved)
+    else:
+        state = state.clone()
+    assert state._form.grown == 2.0**9
+    state.update(K, 1.0, 0.5)
+    assert state._form.grown == 1.0  # cleared
+
+
+def test_a_saved_growth_that_is_none_is_refused_and_an_earlier_version_saved_none() -> None:
+    state = made("plain", rk.Prior.ridge(D, 1.0), guard="off")
+    state.restrict(orthonormal(2).float())
+    state.update(randn(U, D).float(), 1.0, 0.5)
+    saved = state.state_dict()
+    for wrong in (0.0, -1.0, float("inf"), "1", True):
+        with pytest.raises(ValueError, match="held_grown must be a finite number above 0, got"):
+            state.load_state_dict({**saved, "tensors": {**saved["tensors"], "held_grown": wrong}})
+    assert state._form.grown == 2.0
+    state.load_state_dict({**saved, "tensors": {k: v for k, v in saved["tensors"].items() if k != "held_grown"}})
+    assert state._form.grown == 1.0
+
+
+def test_a_plain_form_that_is_held_to_its_prior_keeps_what_has_grown() -> None:
+    basis = orthonormal(D)[:, : D - 4]
+    state = made("plain", rk.Prior.null_space(basis, 1.0), guard="off")
+    state.restrict((basis @ torch.linalg.qr(randn(D - 4, 2, seed=2))[0]).float())
+    assert state._form.of_prior == 0
+    for _ in range(5):
+        state.update(0.1 * randn(D, D, seed=3).float(), 1.0, 0.5)
+    assert state._form.grown == 32.0
+    state.update(randn(1, D, seed=4).float(), 1e-4)  # from this rho on the form is held to its prior
+    assert (state._form.of_prior, state._form.grown) == (4, 32.0)
