@@ -422,14 +422,16 @@ def _ask_after(asked: Norms, factored: BatchFactor, innovation: torch.Tensor, no
     than the difference, which loses what it leaves where the leverage is near 1.
     """
     root, whole = factored.root, noise > 0.0 and factored.rank == len(factored.G)
-    back = root * noise if whole else root
+    scaled = factored.batch if factored.batch is not None and factored.batch.scales is not None else None
+    back = root * (noise if scaled is None else scaled.noise) if whole else root
     whitened, residual = asked.ask(), asked.ask()
     for block in blocks(innovation, _COLUMNS, dim=1):
-        error = block.to(root.dtype)
+        error = block.to(root.dtype) if scaled is None else scaled.units(block).to(root.dtype)
         first = row_product(root.mT, error)
         asked.add(whitened, first)
         after = row_product(back, first)
-        asked.add(residual, after if whole else torch.addmm(error, factored.G, after, alpha=-1.0))
+        after = after if whole else torch.addmm(error, factored.G, after, alpha=-1.0)
+        asked.add(residual, after if scaled is None else scaled.given(after))
 
 
 def _inner(A: torch.Tensor, B: torch.Tensor) -> float:

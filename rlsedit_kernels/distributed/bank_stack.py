@@ -23,6 +23,7 @@ import torch
 from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.states import batch as batches
+from rlsedit_kernels.states import scaled
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.covariance import CovarianceState, Prepared
 from rlsedit_kernels.states.keys import Keys
@@ -162,7 +163,7 @@ def prepare(entries: Sequence[Entry], forget: float) -> tuple[dict[Hashable, Pre
 
     Returns:
         By key what `CovarianceState.write` takes, and the runs: those that are written together. What is in no run
-        (an inverse root, a hard write, a batch that needs float64) is written by itself.
+        (an inverse root, a hard write, a batch that needs float64 or other units) is written by itself.
 
     Raises:
         As `CovarianceState.prepare`, with the key.
@@ -174,7 +175,8 @@ def prepare(entries: Sequence[Entry], forget: float) -> tuple[dict[Hashable, Pre
             entry.state.look()
             form = entry.state._choose(entry.K, entry.noise)
         entry.stack.adopt(entry.place, entry.state)
-        if entry.noise == 0.0 or not isinstance(form, (PlainForm, WhitenedForm)):
+        unscaled = not scaled.needed(entry.K.rows.dtype, entry.K.largest, forget * entry.noise)
+        if not (unscaled and isinstance(form, (PlainForm, WhitenedForm))):
             single.append(entry)
             continue
         shape = form.name, form.dtype, tuple(_matrix(form).shape), entry.state.d

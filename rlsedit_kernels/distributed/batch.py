@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from rlsedit_kernels.distributed.batch_keys import BatchKeys, aligned
 from rlsedit_kernels.distributed.ranks import Ranks
+from rlsedit_kernels.states import scaled
 
 __all__ = ["Batch"]
 
@@ -15,9 +18,12 @@ class Batch:
 
     Attributes:
         local: (u, d_p), the columns of this rank.
-        largest: largest squared norm of a key.
+        largest: largest squared norm of a key as it was given.
         seen: (u, p) float64 = K z, z the probes of the state; the same on all ranks.
+        scales: s (u,) float64, where this is the batch with keys diag(s) K (`times`).
     """
+
+    scales: torch.Tensor | None = None
 
     def __init__(self, keys: BatchKeys, ranks: Ranks, d: int, z: torch.Tensor) -> None:
         self._keys, self._ranks, self._d = keys, ranks, d
@@ -25,7 +31,8 @@ class Batch:
         self.local = keys.local
         wide = keys.local.to(torch.float64)
         sums = ranks.ordered_sum(torch.cat([wide.square().sum(dim=1, keepdim=True), wide @ z], dim=1))
-        self.largest = float(sums[:, 0].max())
+        self._squares = sums[:, 0]
+        self.largest = float(self._squares.max())
         self.seen = sums[:, 1:]
 
     @property
@@ -37,3 +44,18 @@ class Batch:
         if self._whole is None:
             self._whole = aligned(self._keys.everywhere(self._ranks, self._d))
         return self._whole
+
+    def in_range(self, noise: float) -> tuple[Batch, scaled.Scaled | None]:
+        """The batch as it is factored, and what it was scaled by, if by anything (`states/scaled.py`)."""
+        if not scaled.needed(self.local.dtype, self.largest, noise):
+            return self, None
+        scales = scaled.factors(self._squares.sqrt(), noise, self.local.dtype)
+        twin = copy.copy(self)
+        twin.scales, twin.local, twin._whole = scales, scaled.times(self.local, scales), None
+        twin._keys = BatchKeys(twin.local, None if self._keys.full is None else scaled.times(self.whole(), scales), 0.0)
+        return twin, scaled.Scaled(twin.local, scaled.noise_of(noise, scales), scales)
+
+    def lengths(self, inner: torch.Tensor) -> torch.Tensor:
+        """|k|^2 (u,) float64 of keys as they were given, for keys (u, m) of this batch in some coordinates."""
+        squares = inner.to(torch.float64).square().sum(dim=1)
+        return squares if self.scales is None else squares / self.scales.square()

@@ -119,11 +119,14 @@ class ShardedCovarianceState(Replaying):
         with self._session("update"):
             batch = self._begin("update", K, noise, forget)
             with self._unmoved_by_errors():
-                form, products = self._products(batch, noise, forget)
+                form: Any = self._choose(batch, noise)
+                scaled, units = batch.in_range(forget * noise)
+                products = self._products(form, scaled, weight := forget * noise if units is None else units.noise)
                 inner = self._inner
                 with self.ranks.confirmed("update") as numbers:
-                    factored = self._solved("update", form, products, forget * noise)
-                    gain = form.back(factored.gain).to(self.dtype)
+                    factored = replace(self._solved("update", form, products, weight), batch=units)
+                    gain = form.back(factored.gain)
+                    gain = (gain if units is None else units.gain(gain)).to(self.dtype)
                     if not bool(torch.isfinite(gain).all()):
                         raise ValueError(f"update: the gain overflows {self.dtype}: keys of {batch.largest**0.5:.1e}")
                     numbers[_SYSTEM] = digest(factored.G, factored.root)
@@ -134,7 +137,7 @@ class ShardedCovarianceState(Replaying):
             found = Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)
             if noise > 0.0:
                 return found
-            held = holds.told("update", form, self._factor, batch, factored.root, self._most(form, batch))
+            held = holds.told("update", form, self._factor, scaled, factored.root, self._most(form, batch))
             return holds.HardWrite(**vars(found), before=form, held=held)
 
     def write(self, prepared: Prepared) -> None:
@@ -374,15 +377,13 @@ class ShardedCovarianceState(Replaying):
     def _keys(self, op: str, K: Any) -> Any:
         return K  # a Batch, checked when it was made
 
-    def _products(self, batch: Any, noise: float, forget: float) -> tuple[Any, Products]:
-        """The form, and its products with a batch; in float64 where the batch needs care."""
-        form: Any = self._choose(batch, noise)
+    def _products(self, form: Any, batch: Any, weight: float) -> Products:
+        """Products of the form with a batch of this noise, forgetting included; in float64 where it needs care."""
         K = form.coordinates(batch, form.dtype)
-        products = form.products(K)
-        self._inner = form.largest(batch, K)
-        self._scale, weight = 0.0, forget * noise
+        products: Products = form.products(K)
+        self._inner, self._scale = form.largest(batch, K), 0.0
         if not bool(torch.isfinite(products.G).all()):
-            return form, products
+            return products
         if batches.needs_care(products, weight):
             if form.dtype != torch.float64:
                 products = form.products(form.coordinates(batch, torch.float64))
@@ -390,7 +391,7 @@ class ShardedCovarianceState(Replaying):
         if self._counters.singular_writes and not batches.regular(products, weight, torch.finfo(form.dtype).eps):
             known: Any = self._known(batch)
             self._scale = float(known.amax())
-        return form, products
+        return products
 
     def _solved(self, op: str, form: Any, products: Products, noise: float) -> BatchFactor:
         if not bool(torch.isfinite(products.G).all()):

@@ -72,7 +72,7 @@ class InverseRootRows:
         """Largest squared norm of a key in the coordinates of the form."""
         if self.root.root is None:
             return batch.largest * self.root.scale**2
-        return float(self.ranks.ordered_sum(K.to(torch.float64).square().sum(dim=1)).max())
+        return float(self.ranks.ordered_sum(batch.lengths(K)).max())
 
     def products(self, K: torch.Tensor) -> Products:
         """F (r, u) = A'K' and G = F'F on every rank; of Y = A F this rank's rows, or all where T maps gains back."""

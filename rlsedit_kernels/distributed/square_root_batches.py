@@ -19,6 +19,7 @@ from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.states import removal, triangular
 from rlsedit_kernels.states.square_root import SquareRootState
+from rlsedit_kernels.states.triangular_form import over_root
 
 __all__ = ["ShardedBatches", "ShardedRows"]
 
@@ -136,7 +137,7 @@ class ShardedBatches(SquareRootState):
         with ranks.guarded(op):
             local = form.back(form.backward(weighted))
             if op != "gain":
-                form = form.appended(keys / math.sqrt(batch.noise), batch.forget, trace)
+                form = form.appended(over_root(keys, batch.noise), batch.forget, trace)
                 probes = probes.moved(batch.keys, 1.0 / batch.noise, batch.forget)
         return self._last(
             op, ShardedRows(self.ranks.dtensor(local, self.d), form, probes, system, None, largest, batch, self._writes)
@@ -150,15 +151,16 @@ class ShardedBatches(SquareRootState):
         with ranks.confirmed(op):
             trace = self._form.room_for(op, squared / batch.noise, batch.forget)
         with ranks.guarded(op):
-            form = self._form.appended(keys / math.sqrt(batch.noise), batch.forget, trace)
+            rows = over_root(keys, batch.noise)
+            form = self._form.appended(rows, batch.forget, trace)
         with ranks.confirmed(op):
             form.require_regular()
         with ranks.guarded(op):
-            H = form.half(keys.mT)
-            local = form.back(form.backward(H[form.own])).div_(batch.noise)
+            H = form.half(rows.mT)
+            local = over_root(form.back(form.backward(H[form.own])), batch.noise)
             probes = self._probes.moved(batch.keys, 1.0 / batch.noise, batch.forget)
         wide = H.to(torch.float64)
-        hat = wide.mT @ wide / batch.noise
+        hat = wide.mT @ wide
         return self._last(
             op, ShardedRows(self.ranks.dtensor(local, self.d), form, probes, None, hat, largest, batch, self._writes)
         )
@@ -171,15 +173,15 @@ class ShardedBatches(SquareRootState):
         return prepared
 
     def _append(self, op: str, batch: Arrived, B: torch.Tensor | None, V: torch.Tensor | None) -> None:
-        ranks, root = self.ranks, math.sqrt(batch.noise)
+        ranks = self.ranks
         self._bound.check_factor(op, self._form, batch.forget)
         with ranks.guarded(op):
             keys, squared, largest = self._inner(batch)
         with ranks.confirmed(op):
             trace = self._form.room_for(op, squared / batch.noise, batch.forget)
-            new_B, targets = (None, None) if B is None or V is None else (B.clone(), V / root)
+            new_B, targets = (None, None) if B is None or V is None else (B.clone(), over_root(V, batch.noise))
         with ranks.guarded(op):
-            form = self._form.appended(keys / root, batch.forget, trace, new_B, targets)
+            form = self._form.appended(over_root(keys, batch.noise), batch.forget, trace, new_B, targets)
             probes = self._probes.moved(batch.keys, 1.0 / batch.noise, batch.forget)
         with ranks.confirmed(op):
             pass
@@ -205,7 +207,7 @@ class ShardedBatches(SquareRootState):
         self._watch.refuse(self)
         with ranks.guarded(op):
             # A gain for the rows K / sqrt(noise), in float64 and rounded once
-            local = form.back(form.backward(weighted).to(self.dtype)).div_(root)
+            local = over_root(form.back(form.backward(weighted).to(self.dtype)), batch.noise)
         with ranks.confirmed(op):
             wide = None if B is None else B.to(torch.float64, copy=True)
             new = form.replaced(form.without(X.mT, A, wide), math.nan)

@@ -15,7 +15,6 @@ from rlsedit_kernels.distributed.batch import Batch
 from rlsedit_kernels.distributed.factor import ShardedFactor, identity_rows
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.rows import downdate_rows_, largest_of_all, saved_rows, times, transposed_times
-from rlsedit_kernels.states.keys import largest_norm
 from rlsedit_kernels.states.products import Change, Products
 from rlsedit_kernels.states.saving import saved_tensor
 
@@ -91,7 +90,7 @@ class WhitenedRows:
 
     def largest(self, batch: Batch, K: torch.Tensor) -> float:
         """Largest squared norm of a key in the coordinates of the form."""
-        return largest_norm(K)
+        return float(batch.lengths(K).max())
 
     def products(self, K: torch.Tensor) -> Products:
         """Y~ (r, u) on every rank, by one all-gather of C~_p K~', and G = K~ Y~; in the dtype of K~."""

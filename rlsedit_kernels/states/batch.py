@@ -11,9 +11,9 @@ import torch
 
 from rlsedit_kernels import ops
 from rlsedit_kernels.errors import BreakdownError, LeverageError
-from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.products import Change, Products, Stack
 from rlsedit_kernels.states.reading import scalars
+from rlsedit_kernels.states.scaled import Scaled
 
 PIVOT_SLACK = 32.0
 """A pivot of chol(noise I + G) may fall below the noise by this many times u eps max(G) before it is called
@@ -51,6 +51,7 @@ class BatchFactor:
         pivot: smallest pivot of the factored system divided by the noise (>= 1 for a healthy state), or
             None where noise = 0.
         rank: w.
+        batch: the keys as they were factored: gain, G and root are of these, in their units. None for those given.
     """
 
     gain: torch.Tensor
@@ -59,6 +60,7 @@ class BatchFactor:
     root: torch.Tensor
     pivot: float | None
     rank: int
+    batch: Scaled | None = None
 
 
 def needs_care(products: Products, noise: float, largest: float | None = None) -> bool:
@@ -82,9 +84,12 @@ def figures(G: torch.Tensor) -> list[torch.Tensor]:
     return [G.sum(), G.diagonal().max()]
 
 
-def longest(inner: torch.Tensor, keys: Keys) -> list[torch.Tensor]:
+def longest(inner: torch.Tensor, batch: Scaled) -> list[torch.Tensor]:
     """Norm () of the longest key in the coordinates of a form; nothing where they are the keys themselves."""
-    return [] if inner is keys.rows else [torch.linalg.vector_norm(inner, dim=1).max()]
+    if inner is batch.rows:
+        return []
+    norms = torch.linalg.vector_norm(inner, dim=1)
+    return [(norms if batch.scales is None else norms.to(torch.float64) / batch.scales).max()]
 
 
 @dataclass(frozen=True)

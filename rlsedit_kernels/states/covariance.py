@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice, held, removal, report, restriction, saving
+from rlsedit_kernels.states import choice, held, removal, report, restriction, saving, scaled
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
@@ -396,16 +397,16 @@ class CovarianceState(Moving):
 
     def _prepared(self, op: str, keys: Keys, noise: float, forget: float) -> Prepared:
         """Factor and gain of a batch, in float64 where it needs care; where it does not, the host waits once."""
-        form, weight = self._choose(keys, noise), forget * noise
-        eps = torch.finfo(form.dtype).eps
-        inner = form.coordinates(keys.rows.to(form.dtype))
+        form, batch = self._choose(keys, noise), scaled.scaled(keys, forget * noise)
+        eps, weight = torch.finfo(form.dtype).eps, batch.noise
+        inner = form.coordinates(batch.rows.to(form.dtype))
         products = form.products(inner)
         attempt, gain, asked = None, None, batches.figures(products.G)
         if weight > 0.0:
             attempt = batches.Attempt.of(products, weight)
-            gain = form.back(attempt.gain).to(self.dtype)
+            gain = batch.gain(form.back(attempt.gain).to(self.dtype))
             asked += [attempt.info, attempt.pivot, torch.linalg.vector_norm(gain)]
-        total, largest, *tried = scalars(asked + batches.longest(inner, keys))
+        total, largest, *tried = scalars(asked + batches.longest(inner, batch))
         if not math.isfinite(total) and not bool(torch.isfinite(products.G).all()):
             raise ValueError(f"{op}: K C K' overflows {self.dtype}: keys of size {reach(keys)} are too large")
         careful = batches.needs_care(products, weight, largest)
@@ -415,14 +416,16 @@ class CovarianceState(Moving):
             factored = attempt.found(weight, eps, largest, info, pivot)
         if factored is None or gain is None:
             del attempt, gain  # buffers of the size of a gain
-            scale = restriction.scale(form, self._factor, self._counters, keys.rows)
+            scale = restriction.scale(form, self._factor, self._counters, batch.rows)
             if careful and form.dtype != torch.float64:
-                products = form.products64(form.coordinates64(keys.rows))
+                products = form.products64(form.coordinates64(batch.rows))
             factored = (batches.factor if careful else batches.truncated)(products, weight, eps, scale)
             wide = factored.change.dtype != form.dtype
-            gain = (form.back64 if wide else form.back)(factored.gain).to(self.dtype)
+            gain = batch.gain((form.back64 if wide else form.back)(factored.gain)).to(self.dtype)
             size = float(torch.linalg.vector_norm(gain))
-        longest = keys.largest if inner is keys.rows else tried[-1] * tried[-1]
+        longest = keys.largest if inner is batch.rows else tried[-1] * tried[-1]
+        if batch.scales is not None:
+            factored = replace(factored, batch=batch)
         return Prepared(gain, size, factored, longest, keys, noise, forget, self._writes)
 
     def _removal(self, K: Keys, noise: float) -> tuple[Form, torch.Tensor, Change, float]:

@@ -12,6 +12,9 @@ import torch
 from rlsedit_kernels.ops.contract import aligned
 from rlsedit_kernels.states.reading import norm, scalars
 
+_SHORT = 1e-12
+"""Below this norm of the longest key squares of its elements may have underflowed in float32."""
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -95,7 +98,8 @@ def measured_keys(op: str, rows: torch.Tensor, found: Sequence[float]) -> Keys:
     longest, size = found
     if not math.isfinite(size):
         finite(op, "K", rows)
-        size = norm(rows)  # finite keys whose norms overflow their dtype
+    if not _SHORT <= longest < math.inf:  # finite keys whose squares overflow their dtype, or underflow
+        longest, size = float(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).max()), norm(rows)
     return Keys(rows, _square(longest), _square(size))
 
 
@@ -131,11 +135,6 @@ def finite(op: str, name: str, value: torch.Tensor) -> torch.Tensor:
 def reach(K: Keys) -> str:
     """The largest number of keys, for a message."""
     return f"{float(K.rows.abs().max()):.1e}"
-
-
-def largest_norm(K: torch.Tensor) -> float:
-    """Largest squared norm of a row."""
-    return _square(float(torch.linalg.vector_norm(K, dim=1).max()))
 
 
 def _square(x: float) -> float:

@@ -90,8 +90,9 @@ class Moving(State):
 
     def _hold(self, prepared: Any) -> None:
         """Hold what a hard write has told, where the form needs it and rho or what is held already lets it."""
-        form, told = self._form, prepared.factored.root
-        self._form = holding_keys(form, self._factor, prepared.keys.rows, told, self._most(form, prepared.keys))
+        form, factored = self._form, prepared.factored
+        rows, told = prepared.keys.rows if factored.batch is None else factored.batch.rows, factored.root
+        self._form = holding_keys(form, self._factor, rows, told, self._most(form, prepared.keys))
         self._count_unheld(form, told)
 
     def _most(self, form: Any, keys: Any) -> float:

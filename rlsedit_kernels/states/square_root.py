@@ -31,7 +31,7 @@ from rlsedit_kernels.states.keys import (
 from rlsedit_kernels.states.modes import normal_mode, writing
 from rlsedit_kernels.states.prepared import PreparedRows, require_current
 from rlsedit_kernels.states.state import State, checked_dtype, checked_start
-from rlsedit_kernels.states.triangular_form import TriangularForm
+from rlsedit_kernels.states.triangular_form import TriangularForm, over_root
 
 
 class SquareRootState(State):
@@ -173,7 +173,7 @@ class SquareRootState(State):
         with normal_mode():
             rows, trace = self._form.rows(op, keys, self._form.coordinates(keys.rows), noise, forget)
             with writing(B):
-                self._form.append_with_(rows, B, V / math.sqrt(noise), forget, trace)
+                self._form.append_with_(rows, B, over_root(V, noise), forget, trace)
             self._record(keys, noise, forget)
 
     def solve(self, B: torch.Tensor) -> torch.Tensor:
@@ -213,7 +213,7 @@ class SquareRootState(State):
                 gain, system = self._form.gain_before(self._form.half(inner), forget * noise)
             else:
                 form = self._form.appended(rows, forget, trace)
-                gain = form.gain_after(inner).div_(noise)
+                gain = over_root(form.gain_after(rows), noise)
             size = float(torch.linalg.vector_norm(gain))
             if not math.isfinite(size) and not bool(torch.isfinite(gain).all()):
                 Bound().require_pivots("update", self._form, forget)
@@ -272,7 +272,7 @@ class SquareRootState(State):
         self.refactor(remaining)
         with normal_mode():
             # F (noise I - K F)^-1 = C_new K' / noise, C_new without the batch
-            return self._form.gain_after(self._form.coordinates(keys.rows)).div_(noise)
+            return over_root(self._form.gain_after(over_root(self._form.coordinates(keys.rows), noise)), noise)
 
     @normal_mode()
     def take_back(self, keys: Keys, noise: float, check: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
@@ -280,7 +280,7 @@ class SquareRootState(State):
         removal.refuse_unwritten(self._counters, self._form)
         form, _, gain, leverage = self._form.removed(self._wide_rows(keys, noise), None, None)
         self._watch.refuse(self)
-        gain.div_(math.sqrt(noise))
+        gain = over_root(gain, noise)
         if check is not None:
             check(gain)
         self._form = form

@@ -16,6 +16,14 @@ from rlsedit_kernels.states.reading import squared_norm
 from rlsedit_kernels.states.saving import saved_tensor
 
 
+def over_root(A: torch.Tensor, noise: float) -> torch.Tensor:
+    """A / sqrt(noise), also for a noise whose root underflows the dtype of A, or overflows it."""
+    shift, limits = math.sqrt(noise), torch.finfo(A.dtype)
+    if limits.tiny <= shift <= limits.max:
+        return A / shift
+    return (A.to(torch.float64) / shift).to(A.dtype)
+
+
 class TriangularForm(Pivoted):
     """R (r, r) in an orthonormal basis (d, r) of the space of edits; no basis where that is the whole space."""
 
@@ -79,7 +87,7 @@ class TriangularForm(Pivoted):
         Raises:
             ValueError: R could overflow on the way.
         """
-        rows = inner / math.sqrt(noise)
+        rows = over_root(inner, noise)
         squared = K.squared / noise if self.basis is None else squared_norm(rows)
         return rows, self.room_for(op, squared, forget)
 
