@@ -47,6 +47,7 @@ def _to_covariance(state: State, form: str) -> CovarianceState:
     if not undecided:
         twin.take_covariance(_covariance64(state), state._counters.largest_weighted)
         twin._form = held.carried(state._form, twin._form)
+        twin._counters.moved(state._form, twin._form, twin._factor.largest)
     twin._probes = state._probes.to(state.device)
     return twin
 

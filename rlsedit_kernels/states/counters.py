@@ -44,3 +44,13 @@ class Counters:
         """Keys whose longest has this squared norm."""
         self.largest_key = max(self.largest_key, largest)
         self.largest_weighted = max(self.largest_weighted, weighted(largest, noise))
+
+    def moved(self, before: object, after: object, largest: float) -> None:
+        """The form has given way to another: its coordinates may be others, in which old keys can only be bounded.
+
+        Args:
+            before, after: the forms.
+            largest: eigenvalue of C_0, by which |k T|^2 <= largest |k|^2.
+        """
+        if getattr(before, "maps", False) != getattr(after, "maps", False):
+            self.largest_inner = self.largest_key * (largest if getattr(after, "maps", False) else 1.0)

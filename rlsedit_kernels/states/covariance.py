@@ -13,14 +13,14 @@ from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.priors import Prior, PriorFactor
 from rlsedit_kernels.states import batch as batches
-from rlsedit_kernels.states import choice, held, removal, report, restriction, saving, scaled
+from rlsedit_kernels.states import choice, held, rebuilding, removal, report, restriction, saving, scaled
 from rlsedit_kernels.states.batch import BatchFactor
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.forms import FORM_CLASSES, FORMS, Form
 from rlsedit_kernels.states.guard import History, Watch
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, pairs, reach
+from rlsedit_kernels.states.keys import Keys, KeysLike, checked_basis, checked_keys, located, reach
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.moving import Moving
 from rlsedit_kernels.states.prepared import Prepared, require_current
@@ -253,23 +253,11 @@ class CovarianceState(Moving):
             written: pairs (K, noise), noise > 0, of all batches that the state shall hold.
         """
         restriction.require_directions(self._counters, self._restriction)
-        information = self.prior.factor.precision(self.device)
-        fresh = Counters()
-        probes = Probes.start(self._factor, self.device)
-        for K, noise in pairs("refactor", written):
-            keys = self._keys("refactor", K)
-            if _checks.noise("refactor", noise) == 0.0:
-                raise ValueError("refactor: noise must be > 0 for every batch")
-            wide = keys.rows.to(torch.float64)
-            information.addmm_(wide.mT, wide, alpha=1.0 / noise)
-            probes.write(keys, noise, 1.0)
-            fresh.steps += 1
-            fresh.see(keys.largest, noise)
-        C, stale = report.inverse_on_range(information, self._factor), None
-        if self._restriction is not None:
-            C, stale = restriction.restricted(C, self._restriction), 21
-            fresh.singular_writes = fresh.restrictions = 1
+        C, fresh, probes = rebuilding.rebuilt(self, written)
         self.take_covariance(C, fresh.largest_weighted)
+        assert self._form is not None
+        fresh.largest_inner = fresh.largest_inner if self._form.maps else fresh.largest_key
+        stale = None if self._restriction is None else 20 + fresh.singular_writes
         self._counters, self._probes, self._stale = fresh, probes, stale
 
     def covariance(self) -> torch.Tensor:

@@ -32,11 +32,12 @@ class Moving(State):
         Where the batch has shown that C is indefinite the guard remembers it, if it is this state that is `blamed`. Not
         after a hard write or a restriction: in their directions K C K' is nothing but rounding, of either sign.
         """
-        before = self._form, self._reason, self._writes
+        before, inner = (self._form, self._reason, self._writes), self._counters.largest_inner
         try:
             yield
         except BaseException as error:
             self._form, self._reason, self._writes = before
+            self._counters.largest_inner = inner
             known = isinstance(error, (LeverageError, ForgettingError)) or self._counters.singular_writes
             if blamed and isinstance(error, BreakdownError) and not known:
                 self._watch.broke(error)
@@ -76,6 +77,7 @@ class Moving(State):
         self._settle()  # the probes of the form that is left say what the move has cost
         was = f"{form.name} {str(form.dtype).removeprefix('torch.')}"
         self._form = moved
+        self._counters.moved(form, moved, self._factor.largest)
         self._writes += 1  # what was prepared for the other form does not fit this one
         self._reason = f"moved from {was} after {self._counters.steps} batches: {decided.reason}"
         return True
