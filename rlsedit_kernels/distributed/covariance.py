@@ -278,7 +278,8 @@ class ShardedCovarianceState(Replaying):
                 numbers.update(steps=self._writes)
             self._settle()
             found = super().health()
-        return replace(found, messages=(*found.messages, self._kept)) if self._kept else found
+        status = found.status if not (self._kept and found.ok) else "warning"
+        return replace(found, status=status, messages=(*found.messages, *filter(None, [self._kept])))
 
     def look(self) -> None:
         """As `CovarianceState.look`."""

@@ -174,7 +174,7 @@ def test_batches_that_need_care_and_mapped_roots() -> None:
 
 def moving(
     ranks: Ranks | None, with_history: bool, by_noise: bool = False
-) -> tuple[str, str, tuple[str, ...], torch.Tensor]:
+) -> tuple[str, str, tuple[str, ...], torch.Tensor, str]:
     """A stream whose keys grow, or whose noise falls, so that an automatic form has to give way."""
     written: list[tuple[torch.Tensor, float]] = []
     history = (lambda: list(written)) if with_history else None
@@ -187,7 +187,7 @@ def moving(
         state.commit(K, noise)
         written.append((K, noise))
     health = state.health()
-    return health.form, health.reason, health.messages, full(state.covariance())
+    return health.form, health.reason, health.messages, full(state.covariance()), health.status
 
 
 @pytest.mark.parametrize("by_noise", [False, True])
@@ -197,9 +197,10 @@ def test_an_automatic_form_moves_by_its_history(by_noise: bool) -> None:
     found = run(2, moving, True, by_noise)
     assert same(found[0], found[1])
     assert found[0][:2] == expected[:2]
+    assert found[0][4] == "ok"
     assert relative_error(found[0][3], expected[3]) <= bound("anchor", torch.float32)
-    form, reason, messages, _ = run(2, moving, False, by_noise)[0]
-    assert form == "plain"
+    form, reason, messages, _, status = run(2, moving, False, by_noise)[0]
+    assert (form, status) == ("plain", "warning")  # it was "ok", with a message that a safer form is called for
     assert "moved" not in reason
     assert any("there is no history" in text and "the state stays plain" in text for text in messages)
 
