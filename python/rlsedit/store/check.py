@@ -62,28 +62,29 @@ def problems(path: Path) -> list[str]:
                 found.append(f"{store / 'base' / name}: {'content and hash differ' if there else 'is missing'}")
     except StoreError as error:
         found.append(str(error))
-    headers, digests, wrong = journal.scan(store / "records")
-    found += wrong
+    of_records, of_ledger = _records_and_ledger(store)
+    found += of_records
     found += Snapshots(store / "snapshots", DISK).wrong()
-    found += _ledger(store, headers, digests)
+    found += of_ledger
     found += modelfiles.wrong(path)
     return found
 
 
-def _ledger(store: Path, headers: list[Record | None], digests: list[str]) -> list[str]:
+def _records_and_ledger(store: Path) -> tuple[list[str], list[str]]:
+    """What is wrong with the records, and with the ledger."""
     path = store / "ledger.sqlite"
-    found = []
     try:
         ledger = Ledger(path, write=False)
     except StoreError as error:
-        return [str(error)]
+        return journal.scan(store / "records")[2], [str(error)]
     try:
-        found += ledger.damage(headers, digests)
+        headers, digests, wrong = journal.scan(store / "records", ledger.digests())
+        found = ledger.damage(headers, digests)
         if not found and ledger.known > len(headers):
             found.append(f"{path}: knows records up to {ledger.known}, the last on the disk is {len(headers)}")
     finally:
         ledger.close()
-    return found
+    return wrong, found
 
 
 def _records(store: Path) -> Iterator[tuple[Record, str, Index]]:

@@ -228,7 +228,7 @@ class Folder:
 
     def _entries(self) -> list[Entry]:
         """Entries of all records that can be built upon; what lies behind a lost one is set aside."""
-        headers, digests, wrong = journals.scan(self.store / "records")
+        headers, digests, wrong = journals.scan(self.store / "records", self.ledger.digests(), _refuse)
         for problem in wrong:
             logger.warning("%s", problem)
         if found := self.ledger.damage(headers, digests):
@@ -284,6 +284,10 @@ class Folder:
         rows = self.ledger.edits(batch=number)
         about = tuple((row.fact.subject, row.fact.prompt, row.fact.relation) for row in rows)
         return journals.damaged_entry(number, tuple(row.fact.id for row in rows), about, digest)
+
+
+def _refuse(problem: str) -> None:
+    raise StoreError(problem)
 
 
 def _ledger(store: Path) -> Ledger:

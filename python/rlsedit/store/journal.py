@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -105,9 +105,61 @@ class FolderJournal:
         return records.load(self.path(number))[0]
 
 
-def scan(folder: Path) -> tuple[list[Record | None], list[str], list[str]]:
-    """Headers of all records in order (None where a file is damaged or missing), their hashes, and what is wrong."""
-    by_number: dict[int, list[Path]] = {}
+@dataclass(frozen=True)
+class _File:
+    """A file in the place of a record; no header where it is damaged."""
+
+    path: Path
+    header: Record | None = None
+    parent: str = ""
+
+    @property
+    def digest(self) -> str:
+        return self.path.stem[-32:]
+
+
+def scan(
+    folder: Path, known: Mapping[int, str] | None = None, unclear: Callable[[str], None] | None = None
+) -> tuple[list[Record | None], list[str], list[str]]:
+    """Headers of all records in order (None where a file is damaged or missing), their hashes, and what is wrong.
+
+    Of several whole files with one number that follow the record before it, as where two folders were put together,
+    that counts which the ledger has; where it has none of them, the one that the record behind it names.
+
+    Args:
+        folder: of the records.
+        known: hashes that the ledger has, by number.
+        unclear: called with what is wrong where neither tells; the record is then taken for missing.
+    """
+    read, wrong = _files(folder)
+    headers: list[Record | None] = []
+    digests: list[str] = []
+    for number in range(1, max(read, default=0) + 1):
+        files, before = read.get(number, []), digests[-1] if digests else ""
+        wrong += [f"{file.path}: content and hash differ" for file in files if file.header is None]
+        whole = [file for file in files if file.header is not None]
+        following = [file for file in whole if not before or file.parent == before]
+        wrong += [f"{f.path}: does not follow the record before it" for f in whole if f not in following]
+        named = {file.parent for file in read.get(number + 1, []) if file.header is not None}
+        taken = _taken(following, (known or {}).get(number), named)
+        if len(following) > 1 and taken is None:
+            names = " and ".join(file.path.name for file in following)
+            told = f"{folder}: record {number} may be {names}, and nothing tells which: move all but one of them away"
+            wrong.append(told)
+            if unclear is not None:
+                unclear(told)
+        elif taken is not None:
+            wrong += [f"{file.path}: is a second record {number}" for file in following if file is not taken]
+        if not files:
+            wrong.append(f"{folder}: record {number} is missing")
+        headers.append(None if taken is None else taken.header)
+        digests.append(taken.digest if taken is not None else files[-1].digest if files and not following else "")
+    return headers, digests, wrong
+
+
+def _files(folder: Path) -> tuple[dict[int, list[_File]], list[str]]:
+    """What is there by number, in the order of names, and what is no record."""
+    found: dict[int, list[_File]] = {}
     wrong: list[str] = []
     for path in sorted(folder.iterdir()):
         stem = stem_of(path)
@@ -116,28 +168,18 @@ def scan(folder: Path) -> tuple[list[Record | None], list[str], list[str]]:
         if stem is None or not stem[:6].isdigit():
             wrong.append(f"{path}: is no file of this folder")
             continue
-        by_number.setdefault(int(stem[:6]), []).append(path)
-    headers: list[Record | None] = []
-    digests: list[str] = []
-    for number in range(1, max(by_number, default=0) + 1):
-        paths = by_number.get(number, [])
-        header, digest = None, paths[-1].stem[-32:] if paths else ""
-        for path in paths:
-            if not intact(path):
-                wrong.append(f"{path}: content and hash differ")
-                continue
-            found, parent = records.load(path)
-            if number > 1 and digests[-1] and parent != digests[-1]:
-                wrong.append(f"{path}: does not follow the record before it")
-            elif header is not None:
-                wrong.append(f"{path}: is a second record {number}")
-            else:
-                header, digest = found, path.stem[-32:]
-        if not paths:
-            wrong.append(f"{folder}: record {number} is missing")
-        headers.append(header)
-        digests.append(digest)
-    return headers, digests, wrong
+        found.setdefault(int(stem[:6]), []).append(_File(path, *records.load(path)) if intact(path) else _File(path))
+    return found, wrong
+
+
+def _taken(following: Sequence[_File], known: str | None, named: Collection[str]) -> _File | None:
+    """The one that counts of the files that follow; None where nothing tells."""
+    if len(following) < 2:
+        return following[0] if following else None
+    for told in ({known}, named):
+        if len(fitting := [file for file in following if file.digest in told]) == 1:
+            return fitting[0]
+    return None
 
 
 def damaged_entry(number: int, ids: tuple[str, ...], about: tuple[tuple[str, str, str], ...], digest: str) -> Entry:

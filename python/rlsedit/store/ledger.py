@@ -12,7 +12,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -112,6 +112,12 @@ class Ledger:
     def known(self) -> int:
         """Number of the last record that has been taken in."""
         return int(self._db.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()[0])
+
+    def digests(self) -> dict[int, str]:
+        """Hashes of the records that have been taken in, by number; none where they cannot be read."""
+        with suppress(*_DAMAGED):
+            return dict(self._db.execute("SELECT number, digest FROM records"))
+        return {}
 
     def damage(self, headers: Sequence[Record | None], digests: Sequence[str]) -> list[str]:
         """What is not as it was written, or not as the records have it, one line each; a ledger may be behind them.

@@ -10,6 +10,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,10 +19,10 @@ import torch
 from support.editors import differing, editor, everything, facts, resumed
 from torch import Tensor
 
-from rlsedit.store import modelfiles
+from rlsedit.store import modelfiles, records
 from rlsedit.store.check import problems, reading
 from rlsedit.store.errors import FolderBusyError, StoreError
-from rlsedit.store.files import Disk
+from rlsedit.store.files import DISK, Disk, put
 from rlsedit.store.folder import Folder
 
 BATCHES = 5
@@ -230,6 +231,30 @@ class Full(Disk):
     def sync_folder(self, folder: Path) -> None:
         self._next()
         super().sync_folder(folder)
+
+
+@pytest.mark.parametrize("time", ["then", "now", "later"])  # hashes before that of the folder's own and behind it
+def test_of_two_last_records_the_folder_takes_its_own_or_is_refused(
+    made: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path, time: str
+) -> None:
+    """Of folders that were put together the first by its hash was taken; the ledger was then damaged and made anew."""
+    folder, states = made
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (own,) = (copy / "rlsedit" / "records").glob("000005-*")
+    record, parent = records.load(own, "cpu")
+    other = put(DISK, own.parent, "000005-batch", ".safetensors", records.encode(replace(record, time=time), parent))
+    assert problems(copy) == [f"{other}: is a second record 5"]
+    one = resumed(copy)
+    assert differing(everything(one), states[BATCHES]) == []
+    one.close()
+    (copy / "rlsedit" / "ledger.sqlite").unlink()
+    with pytest.raises(StoreError, match=r"record 5 may be 000005-.* and 000005-.*, and nothing tells which: move all"):
+        resumed(copy)
+    assert own.exists()
+    assert other.exists()
+    other.unlink()
+    resumed(copy).close()
 
 
 def test_a_full_disk_at_every_write(tmp_path: Path) -> None:

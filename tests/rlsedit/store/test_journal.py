@@ -96,18 +96,42 @@ def test_a_record_of_another_stream_is_not_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [f"another {i}" for i in range(4)])  # their hashes stand before that of ours or behind
 def test_a_second_record_of_a_number_is_named_and_a_damaged_one_hides_no_other(tmp_path: Path, name: str) -> None:
-    """The last by its hash was taken in silence; behind a damaged one no record was found to follow."""
+    """The first by its hash was taken, and the record behind the other one then followed none."""
     folder, other = tmp_path / "records", tmp_path / "other"
     journal = written(folder, record(1), record(2), record(3))
     foreign = written(other, record(1), record(2, name))
     copy = Path(shutil.copy(foreign.path(2), folder))
-    first, last = sorted([copy, journal.path(2)])
-    numbers, wrong = found(folder)
-    assert wrong[0] == f"{last.name}: is a second record 2"
-    assert numbers == ([1, 2, 3] if first == journal.path(2) else [1, 2, None])
+    assert found(folder) == ([1, 2, 3], [f"{copy.name}: is a second record 2"])
     copy.write_bytes(b"damaged")
     assert found(folder) == ([1, 2, 3], [f"{copy.name}: content and hash differ"])
     assert scan(folder)[1] == [entry.digest for entry in journal.entries]
+
+
+@pytest.mark.parametrize("name", [f"another {i}" for i in range(4)])
+def test_of_two_last_records_that_counts_which_the_ledger_has(tmp_path: Path, name: str) -> None:
+    """The first by its hash was taken: of folders that were put together it could be that of the other one."""
+    folder = tmp_path / "records"
+    journal = written(folder, record(1), record(2))
+    foreign = written(tmp_path / "other", record(1), record(2, name))
+    shutil.copy(foreign.path(2), folder)
+    for mine, its in ((journal, foreign), (foreign, journal)):
+        headers, digests, wrong = scan(folder, {1: mine.entries[0].digest, 2: mine.entries[1].digest})
+        assert headers == [mine.header(1), mine.header(2)]
+        assert digests == [entry.digest for entry in mine.entries]
+        assert wrong == [f"{folder / its.path(2).name}: is a second record 2"]
+
+
+def test_of_two_last_records_none_is_taken_where_nothing_tells(tmp_path: Path) -> None:
+    folder, told = tmp_path / "records", []
+    journal = written(folder, record(1), record(2))
+    foreign = written(tmp_path / "other", record(1), record(2, "another"))
+    shutil.copy(foreign.path(2), folder)
+    first, last = sorted([journal.path(2).name, foreign.path(2).name])
+    message = f"{folder}: record 2 may be {first} and {last}, and nothing tells which: move all but one of them away"
+    for known in ({}, {1: journal.entries[0].digest, 2: "0" * 32}):
+        headers, _, wrong = scan(folder, known, told.append)
+        assert headers == [journal.header(1), None]
+        assert wrong == [message] == [told.pop()]
 
 
 @pytest.mark.parametrize(
