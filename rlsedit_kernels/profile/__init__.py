@@ -22,7 +22,7 @@ from rlsedit_kernels.profile.comparison import Comparison, compare
 from rlsedit_kernels.profile.contenders import BASELINE, Contender, Step, catalogue, named
 from rlsedit_kernels.profile.growth import AXES, extrapolated, sweep
 from rlsedit_kernels.profile.machine import Ceilings, ceilings, machine
-from rlsedit_kernels.profile.measuring import Settings, measure
+from rlsedit_kernels.profile.measuring import Settings, measure, require_room
 from rlsedit_kernels.profile.problem import Problem
 from rlsedit_kernels.profile.result import SCHEMA, Profile, Row, StageRow, Times, load
 from rlsedit_kernels.profile.shapes import SHAPES, Shape
@@ -52,6 +52,7 @@ __all__ = [
     "machine",
     "measure",
     "named",
+    "require_room",
     "stage",
     "sweep",
 ]

@@ -10,7 +10,7 @@ import torch
 
 from rlsedit_kernels.profile.contenders import Contender
 from rlsedit_kernels.profile.machine import Ceilings, ceilings, machine
-from rlsedit_kernels.profile.measuring import Progress, Settings, rows_of
+from rlsedit_kernels.profile.measuring import Progress, Settings, require_room, rows_of
 from rlsedit_kernels.profile.problem import Problem, check_sizes
 from rlsedit_kernels.profile.result import Profile, Row, Times
 
@@ -57,6 +57,7 @@ def sweep(
         sizes[axis] = value
         check_sizes(**sizes)
     settings = settings or Settings()
+    require_room([{**sizes, **base, axis: value} for value in values], settings.memory)
     device = torch.device(base.get("device", "cpu"))
     found = found or ceilings(device)
     rows: list[Row] = []

@@ -16,11 +16,11 @@ import torch
 from rlsedit_kernels.profile.contenders import BASELINE, Contender, Step
 from rlsedit_kernels.profile.counting import Count, Counter
 from rlsedit_kernels.profile.machine import Ceilings, Peak, ceilings, free_bytes, machine, used_bytes
-from rlsedit_kernels.profile.problem import Problem
+from rlsedit_kernels.profile.problem import Problem, least_bytes, solution_bytes
 from rlsedit_kernels.profile.result import Profile, Row, StageRow, Times
 from rlsedit_kernels.profile.stages import Clock, metered
 
-__all__ = ["Settings", "measure", "rows_of"]
+__all__ = ["Settings", "measure", "require_room", "rows_of"]
 
 logger = logging.getLogger("rlsedit_kernels")
 
@@ -38,7 +38,8 @@ class Settings:
     Attributes:
         repetitions: calls of each contender that are timed; fewer where they would take longer than `seconds`.
         seconds: time for the repetitions of one contender.
-        limit: a contender that is expected to take longer than this for one batch, in seconds, is left out.
+        limit: a contender that is expected to take longer than this for one batch, or for all those that are written
+            before it is timed, in seconds, is left out.
         check: batches after which the weight is compared with float64; they serve as warm-up too.
         cold: whether caches are flushed before each timed call, as the passes over a language model do that lie
             between two batches.
@@ -148,7 +149,7 @@ def rows_of(
     rows: dict[_Cell, Row] = {}
     able: list[_Cell] = []
     for cell in cells:
-        reason = _in_the_way(cell.contender, problem, settings, found, budget)
+        reason = _in_the_way(cell, problem, settings, found, budget)
         if reason:
             rows[cell] = _row(cell, problem, status="skipped", reason=reason)
         else:
@@ -172,13 +173,51 @@ def _truth(cell: _Cell, settings: Settings) -> tuple[str, int] | None:
     return None if one.truth is None else (one.truth, settings.check if one.history else 1)
 
 
-def _in_the_way(one: Contender, problem: Problem, settings: Settings, found: Ceilings, budget: float) -> str:
+def require_room(problems: Sequence[Mapping[str, Any]], memory: float | None = None, option: str = "memory") -> None:
+    """Refuse problems whose weight and batches alone do not fit, before any of them is made.
+
+    Args:
+        problems: arguments of `Problem`.
+        memory: bytes that may be used; None for nine tenths of what is free.
+        option: what a message calls that.
+
+    Raises:
+        ValueError: with the bytes that are needed.
+    """
+    for given in problems:
+        sizes = [given[name] for name in ("d", "v", "u")]
+        device, host = torch.device(given.get("device", "cpu")), torch.device("cpu")
+        own, drawn = least_bytes(*sizes, given.get("dtype", torch.float32))
+        needs = {host: max(own, drawn)} if device == host else {device: own, host: drawn}
+        for place, need in needs.items():
+            budget = memory if memory is not None and place == device else 0.9 * free_bytes(place)
+            if need > budget:
+                raise ValueError(
+                    f"profile: d = {sizes[0]}, v = {sizes[1]}, u = {sizes[2]}: weight and batches alone take "
+                    f"{need / 1e9:.1f} GB on {place}, {budget / 1e9:.1f} GB may be used; {option} says otherwise"
+                )
+
+
+def _in_the_way(cell: _Cell, problem: Problem, settings: Settings, found: Ceilings, budget: float) -> str:
     """Why a contender is not run: memory or time."""
-    need = _need(one, problem)
-    if need > budget:
-        return f"needs {need / 1e9:.1f} GB, {budget / 1e9:.1f} GB may be used"
-    starting = 0.0 if one.start is None else _times(one, problem) * one.start(problem) / found.flops_per_s["float32"]
-    for what, expected in (("a batch", _expected(one, problem, found)), ("its start", starting)):
+    one, rate = cell.contender, found.flops_per_s["float32"]
+    needs = {"": _need(one, problem)}
+    if one.truth is not None:
+        needs[" for the float64 solution"] = solution_bytes(problem.d, problem.v)
+    for what, need in needs.items():
+        if need > budget:
+            return f"needs {need / 1e9:.1f} GB{what}, {budget / 1e9:.1f} GB may be used"
+    batch = _expected(one, problem, found)
+    start = 0.0 if one.start is None else _times(one, problem) * one.start(problem) / rate
+    older = batch if one.age is None else _times(one, problem) * one.age(problem) / rate
+    first = settings.check if one.history else 1
+    waits = {
+        "a batch": batch,
+        "its start": start,
+        f"{first} batches for its error": (first - 1) * batch,
+        f"{cell.history} batches before it": max(0, cell.history - first) * older,
+    }
+    for what, expected in waits.items():
         if expected > settings.limit:
             return f"{what} would take about {expected:.3g} s, the limit is {settings.limit:.3g} s"
     return ""

@@ -55,6 +55,16 @@ def check_sizes(d: int, v: int, u: int, layers: int = 1, dtype: torch.dtype = to
         raise TypeError(f"Problem: dtype must be torch.float32 or torch.float64, got {dtype}")
 
 
+def least_bytes(d: int, v: int, u: int, dtype: torch.dtype) -> tuple[float, float]:
+    """What a `Problem` takes at least: of its device, and of the host while its weight is drawn, twice in float32."""
+    return float(dtype.itemsize * (d * v + _BATCHES * u * (d + v))), 8.0 * d * v
+
+
+def solution_bytes(d: int, v: int) -> float:
+    """What `Problem.exact` takes at least: C and a copy of it while it is made, then W, in float64."""
+    return max(16.0 * d * d, 8.0 * d * d + 8.0 * d * v)
+
+
 class Problem:
     """One edited layer and a stream of batches, the same numbers in every precision and on every device.
 

@@ -12,7 +12,7 @@ import torch
 
 from rlsedit_kernels import profile
 from rlsedit_kernels.profile import Contender, Problem, Settings
-from rlsedit_kernels.profile.measuring import _Cell, _groups
+from rlsedit_kernels.profile.measuring import _Cell, _groups, _in_the_way
 
 QUICK = Settings(repetitions=3, cold=False)
 
@@ -266,6 +266,46 @@ def test_what_would_take_too_long_is_skipped_with_its_estimate(problem, found) -
     (row,) = profile.measure([slow], problem, QUICK, found=found).rows
     assert row.status == "skipped"
     assert "the limit is 600 s" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "history", "age", "told"),
+    [
+        (Settings(), 10**19, None, "10000000000000000000 batches before it would take about"),
+        (Settings(), 10**19, 0.0, ""),
+        (Settings(), 5, None, ""),
+        (Settings(check=10**12), 0, None, "1000000000000 batches for its error would take about"),
+    ],
+)
+def test_batches_before_the_clock_that_would_never_end_are_not_begun(problem, found, settings, history, age, told):
+    """They were written one by one; what ages at no cost is not held back by the cost of its steps."""
+    given = None if age is None else lambda p: age
+    one = Contender("one", Sleeper, flops=lambda p: 1e6, age=given)
+    reason = _in_the_way(_Cell(one, history), problem, settings, found, 1e9)
+    assert reason.startswith(told)
+    assert bool(reason) == bool(told)
+
+
+def test_a_float64_solution_that_does_not_fit_is_told_of_and_not_tried(problem, found) -> None:
+    one = Contender("one", Sleeper, bytes=lambda p: 1.0, truth="anchor")
+    need = 16.0 * problem.d**2
+    assert _in_the_way(_Cell(one, 0), problem, Settings(), found, need) == ""
+    reason = _in_the_way(_Cell(one, 0), problem, Settings(), found, need - 1.0)
+    assert reason == "needs 0.0 GB for the float64 solution, 0.0 GB may be used"
+
+
+def test_a_problem_that_does_not_fit_is_refused_before_it_is_made(found, monkeypatch) -> None:
+    """torch was asked for it, or the system ended the process."""
+    huge = {"d": 10**6, "v": 10**6, "u": 100}
+    need = 8.0 * 10**12 / 1e9  # the weight twice, while it is drawn
+    with pytest.raises(ValueError, match=rf"d = 1000000, v = 1000000, u = 100: .* {need:.1f} GB on cpu, .* memory"):
+        profile.require_room([huge])
+    profile.require_room([huge], memory=1.01e9 * need)
+    with pytest.raises(ValueError, match="--memory says otherwise"):
+        profile.require_room([{**huge, "d": 8, "v": 8}, huge], 0.99e9 * need, "--memory")
+    monkeypatch.setattr("rlsedit_kernels.profile.growth.Problem", None)  # none is made
+    with pytest.raises(ValueError, match="d = 1000000, v = 20"):
+        profile.sweep("d", (96, 10**6), lambda _: [], {"d": 96, "v": 20, "u": 8}, Settings(memory=1e6), found=found)
 
 
 def test_the_baseline_is_in_every_group(problem, found) -> None:

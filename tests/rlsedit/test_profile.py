@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,16 +112,21 @@ def test_list(capsys) -> None:
         (["--shape", "gpt2-xl", "--dk", "5", "--dv", "5"], "give a shape, or --dk and --dv"),
         (["--dk", "16"], "--dk and --dv: give both"),
         (["--dk", "16", "--dv", "4", "--only", "nobody"], "none is called 'nobody'"),
+        (["--dk", "16", "--dv", "4", "--only", ""], "--only: needs a part of a name, got ''"),
+        (["--history", "10000000000000000000"], "--history: needs a whole number of at most 9223372036854775807"),
+        (["--dk", "1000000", "--dv", "1000000", "--memory", "1"], "1.0 GB may be used; --memory says otherwise"),
+        (["--sweep", "d=16,1000000", "--dv", "1000000", "--memory", "9"], "d = 1000000, v = 1000000, u = 100: weight"),
         (["--sweep", "v=3,4"], "needs d=.., u=.. or layers=.."),
         (["--history", "0,0"], "needs each number once"),
         (["--history", "0,2", "--sweep", "d=16,32"], "one at a time"),
         (["--dtype", "bfloat16"], "float32 or float64"),
-        (["--compare", "nowhere.json", "nowhere.json"], "nowhere.json"),
-        (["--from", "nowhere.json"], "nowhere.json"),
+        (["--compare", "nowhere.json", "nowhere.json"], "--compare: nowhere.json: No such file"),
+        (["--from", "nowhere.json"], "--from: nowhere.json: No such file"),
+        (["--from", str(Path(__file__))], "--from: "),
         (["--model", "smollm2"], "--model and --facts: give both"),
         (["--model", "smollm2", "--facts", "nowhere.jsonl", "--methods", "rlsedit,nobody"], "nobody"),
         (["--model", "smollm2", "--facts", "nowhere.jsonl", "--methods", "memit,memit"], "each method once"),
-        (["--model", "smollm2", "--facts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--model", "smollm2", "--facts", "nowhere.jsonl"], "--facts: nowhere.jsonl: No such file"),
         (["--seconds", "0", "--dk", "16", "--dv", "4"], "--seconds: needs a number above 0, got '0'"),
         (["--longest", "nan"], "--longest: needs a number above 0, got 'nan'"),
         (["--memory", "x"], "--memory: needs a number above 0, got 'x'"),

@@ -7,7 +7,8 @@ import ast
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "add_model",
     "add_settings",
     "amount",
+    "blamed",
     "check_layers",
     "check_outputs",
     "config_for",
@@ -261,8 +263,8 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def load_any(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and tokenizer that MODEL, --device and --dtype name."""
+def load_any(args: argparse.Namespace, option: str = "MODEL") -> tuple[Any, Any]:
+    """Model and tokenizer that MODEL, or what else `option` says, --device and --dtype name."""
     import torch
 
     from rlsedit.models import smollm2
@@ -270,15 +272,38 @@ def load_any(args: argparse.Namespace) -> tuple[Any, Any]:
     quiet_transformers()
     device = device_of(args.device)
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
-    folder = smollm2.cached_copy() if args.model == "smollm2" else Path(args.model)
-    return smollm2.load_model(folder, dtype=dtype, device=device)
+    with blamed(option, "model: "):
+        folder = smollm2.cached_copy() if args.model == "smollm2" else Path(args.model)
+        return smollm2.load_model(folder, dtype=dtype, device=device)
 
 
-def read_facts(args: argparse.Namespace) -> list[Fact]:
-    """The facts that --facts, --limit and --skip-bad name."""
+@contextmanager
+def blamed(option: str, instead: str = "") -> Iterator[None]:
+    """What is wrong with a value names the option, or the argument, that it was given by.
+
+    Args:
+        option: as the user writes it.
+        instead: the beginning of messages in whose place it stands.
+
+    Raises:
+        OSError, ValueError: of the same kind, with the option in front.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.strerror and error.filename else str(error)
+        kind = type(error) if type(error).__module__ == "builtins" else OSError
+        raise kind(f"{option}: {told.removeprefix(instead)}") from error
+    except ValueError as error:
+        raise ValueError(f"{option}: {str(error).removeprefix(instead)}") from error
+
+
+def read_facts(args: argparse.Namespace, option: str = "--facts") -> list[Fact]:
+    """The facts that --facts, --limit and --skip-bad name; in a message their file is that of `option`."""
     from rlsedit.facts import load_facts
 
-    facts = load_facts(args.facts, on_error="skip" if args.skip_bad else "raise")
+    with blamed(option):
+        facts = load_facts(args.facts, on_error="skip" if args.skip_bad else "raise")
     return facts[: args.limit]
 
 

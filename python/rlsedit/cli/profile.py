@@ -13,8 +13,10 @@ from rlsedit.cli.options import (
     add_facts,
     add_settings,
     amount,
+    blamed,
     check_outputs,
     device_of,
+    natural,
     place,
     positive,
     refuse_unused,
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(group, "of the state, float32 (auto) or float64; of a --model as for `rlsedit edit`")
     group = parser.add_argument_group("the contenders")
     group.add_argument(
-        "--only", action="append", default=[], metavar="NAME",
+        "--only", action="append", default=[], type=_part, metavar="NAME",
         help="those with NAME in their names; may be repeated (default: all of them)",
     )  # fmt: skip
     group.add_argument("--list", action="store_true", help="show shapes and contenders, and stop")
@@ -72,10 +74,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=amount, default=20.0, metavar="S", help="at most so long for the calls of one (default 20)"
     )
     group.add_argument(
-        "--longest", type=amount, metavar="S", help="leave out what would take longer for one batch (default 600)"
+        "--longest",
+        type=amount,
+        metavar="S",
+        help="leave out what would take longer for one batch, or for those before it (default 600)",
     )
     group.add_argument(
-        "--memory", type=amount, metavar="GB", help="that may be used (default: nine tenths of what is free)"
+        "--memory",
+        type=amount,
+        metavar="GB",
+        help="that may be used, also where there is not as much (default: nine tenths of what is free)",
     )
     group.add_argument(
         "--check", type=positive, default=2, metavar="N", help="batches before errors are taken (default 2)"
@@ -119,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
         from rlsedit_kernels.profile import load
 
         refuse_unused(args, ("source", "out"), "with --from")
-        return show(console, load(args.source), args.out)
+        with blamed("--from"):
+            result = load(args.source)
+        return show(console, result, args.out)
     check_outputs(args, "trace")
     if args.model is not None or args.facts is not None:
         from rlsedit.cli.profile_edit import run_edit
@@ -145,6 +155,10 @@ def _measure(console: Any, args: argparse.Namespace) -> int:
     def contenders(layers: int) -> list[Any]:
         return [one for one in rp.catalogue(base["device"], layers) if only is None or one.name in only]
 
+    rp.require_room(
+        [{**base, args.sweep[0]: value} for value in args.sweep[1]] if args.sweep else [base], settings.memory,
+        "--memory",
+    )  # fmt: skip
     with console.bar(_title(base, args), None) as bar:
 
         def tell(text: str) -> None:
@@ -239,7 +253,9 @@ def _compare(console: Any, first: Path, second: Path) -> int:
     from rlsedit.report.profile_tables import comparison_table
     from rlsedit_kernels.profile import compare, load
 
-    rows, notes = compare(load(first), load(second))
+    with blamed("--compare"):
+        results = load(first), load(second)
+    rows, notes = compare(*results)
     if not rows:
         raise ValueError(f"--compare: {first.name} and {second.name} have no measured row in common")
     console.line(comparison_table(rows))
@@ -249,10 +265,17 @@ def _compare(console: Any, first: Path, second: Path) -> int:
     return 0
 
 
+def _part(text: str) -> str:
+    """A part of a name; an empty one, as of a variable that is not set, would be in all of them."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"needs a part of a name, got {text!r}")
+    return text
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"needs whole numbers such as 0,100,1000, got {text!r}")
-    found = tuple(int(part) for part in text.split(","))
+        raise argparse.ArgumentTypeError(f"needs whole numbers such as 0,100,1000, got {text[:40]!r}")
+    found = tuple(natural(part) for part in text.split(","))
     if len(set(found)) != len(found):
         raise argparse.ArgumentTypeError(f"needs each number once, got {text!r}")
     return tuple(sorted(found))

@@ -42,7 +42,7 @@ def named(names: Iterable[str], available: Sequence[Contender]) -> list[Contende
     """
     wanted = list(names)
     for name in wanted:
-        if not any(name.lower() in one.name.lower() for one in available):
+        if not name.strip() or not any(name.lower() in one.name.lower() for one in available):
             known = "; ".join(one.name for one in available)
             raise ValueError(f"contenders: none is called {name!r}; there are {known}")
     return [one for one in available if any(name.lower() in one.name.lower() for name in wanted)]
@@ -133,6 +133,7 @@ def _theirs(kind: str) -> Iterable[Contender]:
             "null_space",
             bytes=lambda p: _matrices(p, 6) + _weights(p, 4),
             flops=lambda p: p.d**2 * (2.0 / 3.0 * p.d + 2.0 * p.d + 2.0 * p.v + 6.0 * p.u),
+            age=lambda p: 2.0 * p.d**2 * p.u,
         )
     yield Contender(
         "MEMIT, float64",
@@ -142,6 +143,7 @@ def _theirs(kind: str) -> Iterable[Contender]:
         history=False,
         bytes=lambda p: 4 * 8.0 * p.d**2 + _weights(p, 4),
         flops=lambda p: 2.0 * p.d**2 * (2.0 / 3.0 * p.d + 6.0 * p.u),
+        age=lambda p: 0.0,
     )
 
 

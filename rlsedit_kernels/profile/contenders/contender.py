@@ -35,6 +35,7 @@ class Contender:
         bytes: what it keeps and needs at once for one layer, at least; None where that is not known.
         flops: of one step, roughly, so that one that would take too long can be left out before it is run.
         start: flops that it takes to make one, where they count.
+        age: flops of a batch that nobody times, where its step has a method `age`; None for those of a step.
         backend: that of the ops while it runs; None for the automatic choice.
         shared: makes what several contenders have in common, such as the problem's prior, before memory is measured.
         at_once: whether one step writes to all layers of the problem; otherwise there is one for each.
@@ -54,6 +55,7 @@ class Contender:
     backend: str | None = None
     shared: Callable[[Problem], object] | None = None
     at_once: bool = False
+    age: Callable[[Problem], float] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
