@@ -308,7 +308,7 @@ def test_weights_that_are_cut_off_are_wrong_input(
     shutil.copytree(models / "llama", files / "cut")
     weights = files / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    fails(capsys, ["stats", str(files / "cut"), "--text", str(files / "text.txt")], f"model: {files / 'cut'}", "load")
+    fails(capsys, ["stats", str(files / "cut"), "--text", str(files / "text.txt")], f"MODEL: {files / 'cut'}", "load")
 
 
 @pytest.mark.parametrize("place", ["model", "--facts", "--out"])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import add_model, check_outputs, load_any, natural, place, positive
+from rlsedit.cli.options import add_model, blamed, check_outputs, load_any, natural, place, positive
 
 if TYPE_CHECKING:
     from rlsedit.metrics.estimate import Estimate
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--task: each task once, got {', '.join(names)}")
     check_outputs(args, "out", file=True, spare=[path for _, path in args.task])
     console, options = Console(), _options(args)
-    records = {name: TASKS[name].load(path, "skip" if args.skip_bad else "raise") for name, path in args.task}
+    with blamed("--task"):
+        records = {name: TASKS[name].load(path, "skip" if args.skip_bad else "raise") for name, path in args.task}
     if args.lm_eval:
         from rlsedit.tasks.lm_eval import lm_eval_available, run_lm_eval
 

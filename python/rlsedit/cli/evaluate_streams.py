@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsedit.cli.moments import measured, read_given
-from rlsedit.cli.options import check_layers, load_any, read_facts, refuse_unused
+from rlsedit.cli.options import blamed, check_layers, load_any, read_facts, refuse_unused
 
 
 def add_plan(group: argparse._ArgumentGroup) -> None:
@@ -59,7 +59,8 @@ def run_streams(args: argparse.Namespace) -> int:
             raise FileNotFoundError(f"--from: no folder {args.source}")
         refuse_unused(args, ("source",), "with --from")
         check_writable("--from", args.source)
-        return _report(console, Folder(args.source))
+        with blamed("--from"):
+            return _report(console, Folder(args.source))
     for name in ("compare", "seed"):
         if getattr(args, name) is not None:
             instead = {"compare": "--methods takes the list", "seed": "--seeds takes them"}[name]
@@ -99,7 +100,8 @@ def _plan(args: argparse.Namespace) -> Any:
         return plan_from({"model": args.model, "facts": args.facts, "settings": {"all": own} if own else {}, **changes})
     if args.settings or args.layers is not None:
         raise ValueError("--set and --layers: with --plan they belong into its settings")
-    plan = load_plan(args.plan)
+    with blamed("--plan"):
+        plan = load_plan(args.plan)
     known = {f.name: getattr(plan, f.name) for f in fields(Plan)}
     for name in ("model", "facts"):
         if getattr(args, name) is not None:
@@ -112,11 +114,11 @@ def _run(console: Any, plan: Any, folder: Any, args: argparse.Namespace) -> None
     from rlsedit.models import Adapter
     from rlsedit.report.environment import environment
 
-    texts = read_given(plan.text, "text")
+    texts = read_given(plan.text, "text" if args.text is None else "--text")
     args.model, args.facts, args.limit, args.skip_bad = plan.model, plan.facts, plan.limit, plan.skip_bad
     args.device, args.dtype = plan.device, plan.dtype
-    facts = read_facts(args)
-    ability = _ability(plan)
+    facts = read_facts(args, "--facts" if args.plan is None else "facts")
+    ability = _ability(plan, "--ability" if args.ability else "ability")
     folder.check(plan)
     with console.bar(f"loading {plan.model}", None):
         model, tokenizer = load_any(args)
@@ -155,7 +157,7 @@ def _layers(adapter: Any, plan: Any, method: str) -> tuple[int, ...]:
     return config.layers
 
 
-def _ability(plan: Any) -> Any:
+def _ability(plan: Any, name: str) -> Any:
     """What makes the measuring of tasks for a model; every task and file is checked before anything is run."""
     if not plan.ability:
         return lambda adapter, tokenizer: None
@@ -163,9 +165,9 @@ def _ability(plan: Any) -> Any:
 
     for task, file in plan.ability.items():
         if task not in list_tasks():
-            raise ValueError(f"ability: task must be one of {', '.join(list_tasks())}, got {task!r}")
+            raise ValueError(f"{name}: task must be one of {', '.join(list_tasks())}, got {task!r}")
         if not file.is_file():
-            raise FileNotFoundError(f"ability: no file {file} for {task}")
+            raise FileNotFoundError(f"{name}: no file {file} for {task}")
     limit = plan.ability_limit or None
 
     def make(adapter: Any, tokenizer: Any) -> Any:
@@ -209,7 +211,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"needs names with commas between them, got {text!r}")
+    return found
 
 
 def _task(text: str) -> tuple[str, Path]:

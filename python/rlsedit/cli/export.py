@@ -7,7 +7,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import check_outputs, device_of, measurable, place, positive, quiet_transformers, read_facts
+from rlsedit.cli.options import (
+    blamed,
+    check_outputs,
+    device_of,
+    measurable,
+    place,
+    positive,
+    quiet_transformers,
+    read_facts,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     console = Console()
     quiet_transformers()
-    base = Checkpoint(args.base)
+    with blamed("--base", "model: "):
+        base = Checkpoint(args.base)
     with console.bar(f"comparing {args.edited} with {base.folder}", None):
         changes, about = _changes(args, base)
     names = [change.module for change in changes]
@@ -138,12 +148,13 @@ def _base(args: argparse.Namespace) -> Path:
 
 def _changes(args: argparse.Namespace, base: Checkpoint) -> tuple[list[Change], dict[str, Any]]:
     """The changes, and the method and number of edits where they are known."""
-    from rlsedit.export import Checkpoint, between, delta_changes, load_delta
+    from rlsedit.export import Checkpoint, Delta, between, delta_changes, load_delta
 
-    if args.edited.is_file():
-        delta = load_delta(args.edited)
-        return delta_changes(base, delta), {"method": delta.method, "edits": delta.edits}
-    return between(base, Checkpoint(args.edited)), _about(args.edited)
+    with blamed("EDITED", "model: "):
+        edited = load_delta(args.edited) if args.edited.is_file() else Checkpoint(args.edited)
+    if isinstance(edited, Delta):
+        return delta_changes(base, edited), {"method": edited.method, "edits": edited.edits}
+    return between(base, edited), _about(args.edited)
 
 
 def _about(folder: Path) -> dict[str, Any]:

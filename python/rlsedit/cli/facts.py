@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rlsedit.cli.options import check_outputs, natural, place, positive
+from rlsedit.cli.options import blamed, check_outputs, natural, place, positive
 
 NAME = "facts"
 HELP = "write a file of real facts with other answers"
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         names = [relation.name for relation in (*RELATIONS, *MANY)]
     elif args.relations is not None:
         names = [part.strip() for part in args.relations.split(",")]
-    facts = world_facts(args.seed, limit=args.limit, relations=names)
+    with blamed("--relations", "world_facts: "):
+        facts = world_facts(args.seed, limit=args.limit, relations=names)
     save_facts(facts, args.out)
     console, relations = Console(), sorted({fact.relation for fact in facts})
     console.line(f"{len(facts)} facts of {len(relations)} relations ({', '.join(relations)}) written to {args.out}")

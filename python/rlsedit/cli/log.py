@@ -45,11 +45,14 @@ def run(args: argparse.Namespace) -> int:
     """Lists, shows or checks."""
     from rlsedit.report import Console
     from rlsedit.store.check import reading
+    from rlsedit.store.folder import STORE, store_of
 
     console = Console()
     filters = [name for name in ("id", "state", "step", "find", "last", "json") if getattr(args, name)]
     if args.check and filters:
         raise ValueError(f"--check: reads all files; leave out {_option(filters[0])}")
+    if not store_of(args.folder).is_dir():
+        raise ValueError(f"DIR: {args.folder} holds no edits (no folder {STORE} in it)")
     if args.check:
         return _check(console, args.folder)
     with reading(args.folder) as (ledger, note):

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from rlsedit.cli.moments import measured, read_given
-from rlsedit.cli.options import check_layers, config_for, load_any, read_facts
+from rlsedit.cli.options import blamed, check_layers, config_for, load_any, read_facts
 from rlsedit.cli.profile_output import show
 
 
@@ -21,7 +21,7 @@ def run_edit(console: Any, args: argparse.Namespace) -> int:
     names = _methods(args.methods)
     facts, texts = read_facts(args), read_given(args.text)
     with console.bar(f"loading {args.model}", None):
-        model, tokenizer = load_any(args)
+        model, tokenizer = load_any(args, "--model")
     adapter = Adapter.for_model(model)
     configs = {}
     for name in names:
@@ -52,6 +52,7 @@ def _methods(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",")]
     if len(set(names)) < len(names):
         raise ValueError(f"--methods: needs each method once, got {text!r}")
-    for name in names:
-        get_method(name)
+    with blamed("--methods", "Editor: "):
+        for name in names:
+            get_method(name)
     return names

@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace, ranks: Ranks | None) -> int:
     given = args.base
     args.model = args.base or str(args.folder)
     with console.bar(f"loading {args.model}", None):
-        model, tokenizer = load_any(args) if ranks is None else load_spread(args)
+        model, tokenizer = load_any(args, "DIR" if given is None else "--base") if ranks is None else load_spread(args)
     with console.bar(f"edits of {args.folder}", None):
         editor = Editor.resume(args.folder, model, tokenizer, states=args.states)
     try:
@@ -86,7 +86,7 @@ def _check(args: argparse.Namespace) -> None:
     if bool(args.ids) == args.undo:
         raise ValueError("ID: name at least one edit, or give --undo alone")
     if not store_of(args.folder).is_dir():
-        raise ValueError(f"{args.folder}: holds no edits")
+        raise ValueError(f"DIR: {args.folder} holds no edits")
     check_writable("DIR", store_of(args.folder))
     if rank() == 0:
         _check_ids(args.folder, args.ids)

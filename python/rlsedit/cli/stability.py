@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsedit.cli.options import check_outputs, device_of, natural, place, positive, refuse_unused
+from rlsedit.cli.options import blamed, check_outputs, device_of, natural, place, positive, refuse_unused
 
 if TYPE_CHECKING:
     from rlsedit.report import Console
@@ -169,12 +169,17 @@ def _streams(args: argparse.Namespace) -> list[Stream]:
     if args.stream is not None:
         from rlsedit.recorded import load_streams
 
-        return list(load_streams(args.stream).values())
+        with blamed("--stream", "load_streams: "):
+            return list(load_streams(args.stream).values())
     names = list(QUICK) if args.streams is None and not args.condition else []
     if args.streams is not None:
         names = list(STREAMS) if args.streams == "all" else _names("--streams", args.streams)
-    names += [f"condition-{value}" for value in args.condition]
-    return [make_stream(name, args.d, args.u, args.v, args.seed) for name in dict.fromkeys(names)]
+    conditions = [f"condition-{value}" for value in args.condition]
+    found = []
+    for name in dict.fromkeys([*names, *conditions]):
+        with blamed("--streams" if name in names else "--condition", "make_stream: "):
+            found.append(make_stream(name, args.d, args.u, args.v, args.seed))
+    return found
 
 
 def _keys(stream: Stream, batches: int, args: argparse.Namespace) -> list[int]:
