@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 RELATIVE_TO = ("hidden", "module")
 
+_MOST = {"contexts": 10_000, "context_length": 100_000, "steps": 1_000_000, "ft_steps": 1_000_000}
+"""Beyond these an edit would not end: every prefix and every step is a run of the model."""
+
 
 @dataclass(frozen=True)
 class EditConfig:
@@ -105,6 +108,9 @@ class EditConfig:
         for name in ("steps", "context_length", "patience", "ft_steps", "batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EditConfig: {name} must be at least 1, got {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"EditConfig: {name} must be at most {most}, got {getattr(self, name)}")
         positive = (
             "lr", "clamp", "mom2_weight", "l2", "null_threshold", "langedit_samples", "lyap_alpha", "rect_share",
             "simie_ridge", "ultraedit_rate", "ft_rate",
