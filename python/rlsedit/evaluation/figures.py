@@ -69,7 +69,7 @@ def _over_checkpoints(records: Sequence[RunRecord], group: str, panels: Sequence
         axis.set_ylim(0, 102)
         _finish(axis, label)
     axes[0].set_ylabel("percent; bars: standard error over " + ("runs" if several(records) else "facts"), fontsize=9)
-    return _with_legend(figure, axes)
+    return _with_legend(figure, axes, records)
 
 
 def _objective(records: Sequence[RunRecord]) -> Any:
@@ -79,11 +79,12 @@ def _objective(records: Sequence[RunRecord]) -> Any:
     for axis, (name, title, formula) in zip(axes, _TERMS, strict=True):
         positive: list[float] = []
         for index, (method, runs) in enumerate(by_method(records).items()):
-            for number, run in enumerate(runs):
+            label = method
+            for run in runs:
                 known = [(b["facts"], b[name]) for b in run.batches if b[name] is not None and math.isfinite(b[name])]
                 if known:
-                    style = _style(index, method if number == 0 else "_nolegend_")
-                    axis.plot(*zip(*known, strict=True), **{**style, "ms": 3.5})
+                    axis.plot(*zip(*known, strict=True), **{**_style(index, label), "ms": 3.5})
+                    label = "_nolegend_"
                     positive += [value for _, value in known if value > 0]
         axis.set_title(f"{title}\n{formula}", fontsize=10)
         if positive and max(positive) > 20 * min(positive):
@@ -91,7 +92,7 @@ def _objective(records: Sequence[RunRecord]) -> Any:
         else:
             axis.set_ylim(bottom=0)
         _finish(axis, "facts written")
-    return _with_legend(figure, axes)
+    return _with_legend(figure, axes, records)
 
 
 def _time(records: Sequence[RunRecord]) -> Any:
@@ -135,14 +136,14 @@ def _style(index: int, label: str) -> dict[str, Any]:
     return {**point(index), "ms": 5, "lw": 1.6, "label": label}
 
 
-def _with_legend(figure: Any, axes: Any) -> Any:
-    handles, labels = axes[0].get_legend_handles_labels()
-    for axis in axes[1:]:
+def _with_legend(figure: Any, axes: Any, records: Sequence[RunRecord]) -> Any:
+    """Methods in the order of the tables, also those that the first panel has nothing of."""
+    found: dict[str, Any] = {}
+    for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            if label not in labels:
-                handles.append(handle)
-                labels.append(label)
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
+            found.setdefault(label, handle)
+    labels = [name for name in by_method(records) if name in found]
+    figure.legend([found[name] for name in labels], labels, frameon=False, fontsize=8, loc="outside right center")
     return figure
 
 

@@ -120,6 +120,21 @@ def test_every_method_has_a_style_of_its_own_also_in_grey() -> None:
         assert len(seen) == len(set(seen)) == len(records)
 
 
+def test_the_legend_has_the_methods_in_the_order_of_the_tables() -> None:
+    """One without a fit, as fine-tuning, stood behind all others, and one whose first run has no figures nowhere."""
+
+    def without(name: str, order: int, *terms: str) -> RunRecord:
+        one = record(name, order, 0.5, 0.5)
+        return dataclasses.replace(one, batches=[{**one.batches[0], **dict.fromkeys(terms, math.nan)}])
+
+    records = [
+        without("ft", 0, "fit"), without("memit", 0, "fit", "parameter", "anchor"), without("rlsedit", 0),
+        without("memit", 1),
+    ]  # fmt: skip
+    (legend,) = figures.FIGURES["objective"](records).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ft", "memit", "rlsedit"]
+
+
 def test_styles_never_repeat() -> None:
     styles = [(point(i, filled=kind)["marker"], point(i, filled=kind)["fillstyle"]) for kind in (True, False)
               for i in range(60)]  # fmt: skip
