@@ -187,7 +187,7 @@ def require_room(problems: Sequence[Mapping[str, Any]], memory: float | None = N
     for given in problems:
         sizes = [given[name] for name in ("d", "v", "u")]
         device, host = torch.device(given.get("device", "cpu")), torch.device("cpu")
-        own, drawn = least_bytes(*sizes, given.get("dtype", torch.float32))
+        own, drawn = least_bytes(given["d"], given["v"], given["u"], given.get("dtype", torch.float32))
         needs = {host: max(own, drawn)} if device == host else {device: own, host: drawn}
         for place, need in needs.items():
             budget = memory if memory is not None and place == device else 0.9 * free_bytes(place)

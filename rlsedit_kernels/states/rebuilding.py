@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,15 +12,11 @@ from rlsedit_kernels.states.coordinates import unwhiten_transposed
 from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.health import Probes
 from rlsedit_kernels.states.held import DEPENDENT_KEYS, Directions, joined
-from rlsedit_kernels.states.keys import pairs
-
-if TYPE_CHECKING:
-    from rlsedit_kernels.states.covariance import CovarianceState
+from rlsedit_kernels.states.keys import checked_keys, pairs
+from rlsedit_kernels.states.moving import Moving
 
 
-def rebuilt(
-    state: CovarianceState, written: Iterable[tuple[torch.Tensor, float]]
-) -> tuple[torch.Tensor, Counters, Probes]:
+def rebuilt(state: Moving, written: Iterable[tuple[torch.Tensor, float]]) -> tuple[torch.Tensor, Counters, Probes]:
     """C (d, d) float64 of these batches under the prior and the restrictions of a state, which is not changed.
 
     Args:
@@ -36,7 +31,7 @@ def rebuilt(
     information = state.prior.factor.precision(state.device)
     probes, within = Probes.start(factor, state.device), _Whitened(state)
     for K, noise in pairs("refactor", written):
-        keys = state._keys("refactor", K)
+        keys = checked_keys("refactor", K, state.d, state.dtype, state.device)
         if _checks.noise("refactor", noise) == 0.0:
             raise ValueError("refactor: noise must be > 0 for every batch")
         wide = keys.rows.to(torch.float64)
@@ -55,7 +50,7 @@ def rebuilt(
 class _Whitened:
     """Squared lengths of keys as a form in whitened coordinates has them, without what is restricted."""
 
-    def __init__(self, state: CovarianceState) -> None:
+    def __init__(self, state: Moving) -> None:
         self._factor, asked = state._factor, state._requested
         rooted = asked == "inverse_root" and inverse_root.mapped(self._factor, state.dtype)
         self._wanted = rooted or asked in ("auto", "whitened")
