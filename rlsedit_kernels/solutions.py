@@ -193,7 +193,48 @@ class GainSolution:
         self._version = None if self._shared else version(self.W)
 
 
-class CarriedSolution:
+class Carried:
+    """What a carried solution remembers of its weight, in one process or over ranks: whether W is that of R and B.
+
+    Attributes:
+        _size: |B|^2 is at most this.
+        _current: whether W is that of R and B.
+        _change: W - W_0 of R and B, where it is known without a solve.
+        _steps: batches in it since a solve.
+        _read: whether W was asked for since the last batch.
+        _writes: the moment of the state to which B belongs.
+    """
+
+    rounds = False
+    """Whether the weight is rounded with every batch."""
+
+    state: SquareRootState
+    _change: Any
+
+    def _begin(self) -> None:
+        """A stream without batches."""
+        self._size, self._current, self._change = 0.0, True, None
+        self._steps, self._read, self._writes = 0, False, self.state._writes
+
+    def _by_gain(self) -> bool:
+        """Whether the next batch is to be added to W - W_0 by its gain: W was read behind the last one."""
+        return self._change is not None and self._read and self._steps < _GAIN_STEPS
+
+    def _moved(self, size: float) -> None:
+        """R and B are those of another stream now, and |B|^2 is at most this."""
+        self._size, self._writes = size, self.state._writes
+        self._current, self._change, self._read, self._steps = False, None, False, self._steps + 1
+
+    def check_alone(self) -> None:
+        """ValueError where R is not the one that B belongs to."""
+        if self.state._writes != self._writes:
+            raise ValueError(
+                "the state was changed outside of the filter, and the right-hand side with it is no longer that of the "
+                "stream: write and remove through the filter, or use solution='gain'"
+            )
+
+
+class CarriedSolution(Carried):
     """[R B] <- Q'[R B; K D] with D = V - K W_0, and W = W_0 + R^-1 B by one triangular solve when it is asked for.
 
     A weight that is made anew from R and B does not inherit the rounding errors of the weights before it: with a
@@ -207,19 +248,12 @@ class CarriedSolution:
         W_0: (d, v), a copy that is not changed.
     """
 
-    rounds = False
-
     def __init__(self, state: SquareRootState, W: torch.Tensor, W_0: torch.Tensor) -> None:
         self.state = state
         self.W = W
         self.W_0 = W_0
         self.B = torch.zeros(state.rank, W.shape[1], dtype=state.dtype, device=state.device)
-        self._size = 0.0  # |B|^2 is at most this
-        self._current = True  # whether W is that of R and B
-        self._change: torch.Tensor | None = None  # W - W_0 of R and B (d, v), where it is known without a solve
-        self._steps = 0  # batches in it since a solve
-        self._read = False  # whether W was asked for since the last batch
-        self._writes = state._writes
+        self._begin()
 
     def copied(self, state: SquareRootState, W: torch.Tensor) -> CarriedSolution:
         """The same for copies of state and weight; W_0, which nothing changes, is shared."""
@@ -274,7 +308,7 @@ class CarriedSolution:
             H = self.state.half(K)
             innovation = less_products(D, H.mT, self.B)
             asked.ask(innovation)
-            if self._change is not None and self._read and self._steps < _GAIN_STEPS:
+            if self._by_gain():
                 gain, system = self.state._form.gain_before(H, forget * noise)
                 asked.ask(gain)
             else:
@@ -304,11 +338,6 @@ class CarriedSolution:
             self._moved(size)
             outcome = Outcome(math.nan, residual_norm, cost, initial)
         return outcome
-
-    def _moved(self, size: float) -> None:
-        """R and B are those of another stream now, and |B|^2 is at most this."""
-        self._size, self._writes = size, self.state._writes
-        self._current, self._change, self._read, self._steps = False, None, False, self._steps + 1
 
     def saved(self) -> dict[str, object]:
         """What `restore` needs beside state and weight: tensors (copies) and plain values."""
@@ -361,14 +390,6 @@ class CarriedSolution:
     def _error(self, K: Keys, D: torch.Tensor) -> torch.Tensor:
         """V - K W of the present stream."""
         return less_products(D, self.state.half(K).mT, self.B)
-
-    def check_alone(self) -> None:
-        """ValueError where R is not the one that B belongs to."""
-        if self.state._writes != self._writes:
-            raise ValueError(
-                "the state was changed outside of the filter, and the right-hand side with it is no longer that of the "
-                "stream: write and remove through the filter, or use solution='gain'"
-            )
 
 
 Solution = GainSolution | CarriedSolution

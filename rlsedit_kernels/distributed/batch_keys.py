@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -30,14 +30,19 @@ class BatchKeys:
     full: torch.Tensor | None
     mark: float
     size: float = math.nan
+    _gathered: list[torch.Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def u(self) -> int:
         return self.local.shape[0]
 
     def everywhere(self, ranks: Ranks, d: int) -> torch.Tensor:
-        """All of K (u, d): one all-gather where it came sharded."""
-        return ranks.gather_columns(self.local, d) if self.full is None else self.full
+        """All of K (u, d): where it came sharded, by one all-gather when it is first asked for."""
+        if self.full is not None:
+            return self.full
+        if not self._gathered:
+            self._gathered.append(ranks.gather_columns(self.local, d))
+        return self._gathered[0]
 
     def squared_norms(self, ranks: Ranks) -> torch.Tensor:
         """|k|^2 (u,) of the keys, float64: added up over the ranks, so that all of them have the same bits."""

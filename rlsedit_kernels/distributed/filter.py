@@ -26,6 +26,7 @@ from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.rounding import Rounding
 from rlsedit_kernels.states import Health
 from rlsedit_kernels.states.keys import triples
+from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.reading import squared_norm
 from rlsedit_kernels.states.removal import checked_noise
 
@@ -49,7 +50,8 @@ class ShardedRLSFilter(RLSFilter):
     | sharded over v (FSDP2 of `nn.Linear`) | DTensor, Shard over v | the gain (d x u); the keys if they come sharded |
     | everywhere | a tensor, or a replicated DTensor | the same |
 
-    With solution="carried" no gain is sent; reading `weight` then costs a triangular solve (docs/distributed.md).
+    With solution="carried" no gain is sent, and reading `weight` costs a triangular solve. Where it is read behind
+    every batch the gains are sent, and it is solved for every 16 batches (docs/distributed.md).
 
     Args:
         weight: W_0 as for `RLSFilter`, where it lies; a DTensor over the mesh of the ranks, or a tensor that all have.
@@ -67,6 +69,7 @@ class ShardedRLSFilter(RLSFilter):
     all ranks.
     """
 
+    @normal_mode()
     def __init__(
         self,
         weight: torch.Tensor,
@@ -126,7 +129,7 @@ class ShardedRLSFilter(RLSFilter):
         Raises:
             UnderdeterminedError: the filter started from nothing and has seen too little.
         """
-        with self.ranks.guarded("weight"):
+        with self.ranks.guarded("weight"), normal_mode():
             self._solution.refresh()
         if not isinstance(self._given, DTensor):
             return self._weight

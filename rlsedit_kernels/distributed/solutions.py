@@ -19,7 +19,7 @@ from rlsedit_kernels.distributed.session import known_to_all
 from rlsedit_kernels.distributed.square_root import ShardedSquareRootState
 from rlsedit_kernels.distributed.weight import ShardedWeight, Targets
 from rlsedit_kernels.errors import BreakdownError
-from rlsedit_kernels.solutions import _HEADROOM, RESTRICTED, Check, Outcome, _after, rounding_of_factor
+from rlsedit_kernels.solutions import _HEADROOM, RESTRICTED, Carried, Check, Outcome, _after, rounding_of_factor
 from rlsedit_kernels.states import SquareRootState, triangular
 from rlsedit_kernels.states.reading import squared_norm
 from rlsedit_kernels.states.restriction import held_step, require_directions
@@ -150,8 +150,11 @@ class ShardedGainSolution:
         return math.sqrt(self.weight.sent_totals(squared_norm(self.W_0.sent_error(K, V)))[0])
 
 
-class ShardedCarriedSolution:
+class ShardedCarriedSolution(Carried):
     """[R B] <- Q'[R B; K D] with D = V - K W_0, B by columns, and W = W_0 + R^-1 B when it is asked for.
+
+    As in one process (`CarriedSolution`) a batch is added to W - W_0 by its gain where W was read behind the last one,
+    and a solve forgets the errors of that every `_GAIN_STEPS` batches. Each rank keeps W - W_0 where it has W.
 
     Args:
         state: holds R.
@@ -159,76 +162,113 @@ class ShardedCarriedSolution:
         W_0: a copy of it at the start.
     """
 
-    rounds = False
+    state: ShardedSquareRootState
+    _change: ShardedWeight | None
 
     def __init__(self, state: ShardedSquareRootState, weight: ShardedWeight, W_0: ShardedWeight) -> None:
         self.state, self.weight, self.W_0 = state, weight, W_0
         self.ranks = state.ranks
         self.B = state.zeros(weight.shape[1])
-        self._size = 0.0  # |B|^2 is at most this
-        self._current = True
-        self._writes = state._writes
+        self._begin()
 
     def refresh(self) -> None:
-        """Bring W up to date; all ranks together.
+        """Bring W up to date; all ranks together. Behind a batch that was added by its gain nothing is sent.
 
         Raises:
             UnderdeterminedError: the stream started from nothing and has seen too little.
             BreakdownError: the solution is not finite: R is singular to working precision.
         """
+        self._read = True
         if self._current:
             return
-        self._check_alone()
-        change = self.state.solve(self.B)
-        with self.ranks.guarded("weight"):
-            part = self.weight.sent_change(change)
-        with self.ranks.confirmed("weight"):
-            if not bool(torch.isfinite(change.to_local()).all()):
-                raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
-        torch.add(self.W_0.W, part, out=self.weight.W)
+        if self._change is None:
+            with self.ranks.confirmed("weight"):
+                self.check_alone()
+            change = self.state.solve(self.B)
+            with self.ranks.guarded("weight"):
+                part = self.weight.sent_change(change)
+            with self.ranks.confirmed("weight"):
+                if not bool(torch.isfinite(change.to_local()).all()):
+                    raise BreakdownError("the weight is not finite: R is singular to working precision; use float64")
+                self._change = self.W_0.like(part)
+            self._steps = 0
+        else:
+            self.check_alone()
+        self.weight.put(self.W_0, self._change)
         self._current = True
 
     def update(self, K: BatchKeys, V: Targets, noise: float, forget: float) -> Outcome:
         """Write a batch; R and B untouched where it fails."""
-        self._check_alone()
+        self.check_alone()
         state, ranks = self.state, self.ranks
         state.look()
+        by_gain = self._by_gain()
         keys = K.tensor(ranks, state.d)
         with ranks.guarded("update"):
-            D = self.W_0.sent_columns(self.W_0.sent_error(K, V))
+            error = self.W_0.sent_error(K, V)
+            D = self.W_0.sent_columns(error)
             initial = _sum_of(ranks, squared_norm(D))
         size = forget * self._size + initial / noise if noise > 0.0 else math.inf
-        with ranks.confirmed("update"):
+        with ranks.confirmed("update") as agreed:
             state.refuse_hard_write("update", noise)
             if not math.sqrt(size) < _HEADROOM * torch.finfo(D.dtype).max:
                 raise ValueError(
                     f"update: the right-hand side would grow to {math.sqrt(size):.1e}; scale V or raise noise"
                 )
+            agreed["whether weight was read behind the last batch, by all ranks together,"] = by_gain
         targets = ranks.dtensor(D, self.weight.shape[1], dim=1)
         if state.determined:
             H, B = state.half(keys), self.B.to_local()
             innovation = torch.addmm(D, H.mT, B, alpha=-1.0)
-            cost, residual = triangular.after(triangular.system(H, forget * noise), innovation, noise, forget).tolist()
+            system = triangular.system(H, forget * noise)
+            cost, residual = triangular.after(system, innovation, noise, forget).tolist()
             with ranks.guarded("update"):
                 totals = _sums_of(ranks, squared_norm(innovation), cost, residual * residual)
+            if not math.isfinite(totals[1]):
+                message = f"update: K R^-1 overflows {state.dtype}: keys of size {math.sqrt(K.size):.1e} are too large"
+                raise known_to_all(ValueError(message))
+            step = self._sent_step(K, H, system, error, totals[0]) if by_gain else None
+            change = self._change
             state.append_with(self.B, keys, targets, noise, forget)
-            outcome = Outcome(math.sqrt(totals[0]), math.sqrt(totals[2]), totals[1], math.sqrt(initial))
-        else:
-            twin, new_B = state.clone(), ranks.dtensor(self.B.to_local().clone(), self.weight.shape[1], dim=1)
-            twin.append_with(new_B, keys, targets, noise, forget)
-            error = self._sent_error(twin, keys, D, new_B) if twin.determined else None
-            with ranks.guarded("update"):
-                sizes = _sums_of(ranks, squared_norm(self.B.to_local()), squared_norm(new_B.to_local()))
-                missed = math.nan if error is None else math.sqrt(_sum_of(ranks, squared_norm(error)))
-            with ranks.confirmed("update"):
-                pass
-            self.B = new_B
-            _become(state, twin)
-            # An orthogonal transform keeps lengths: what B did not take up is the cost of the batch.
-            cost = max(forget * sizes[0] + initial / noise - sizes[1], 0.0)
-            outcome = Outcome(math.nan, missed, cost, math.sqrt(initial))
-        self._size, self._current, self._writes = size, False, state._writes
-        return outcome
+            self._moved(size)
+            if change is not None and step is not None:
+                change.add_(*step)
+                self._change = change
+            return Outcome(math.sqrt(totals[0]), math.sqrt(totals[2]), totals[1], math.sqrt(initial))
+        twin, new_B = state.clone(), ranks.dtensor(self.B.to_local().clone(), self.weight.shape[1], dim=1)
+        twin.append_with(new_B, keys, targets, noise, forget)
+        after = self._sent_error(twin, keys, D, new_B) if twin.determined else None
+        with ranks.guarded("update"):
+            sizes = _sums_of(ranks, squared_norm(self.B.to_local()), squared_norm(new_B.to_local()))
+            missed = math.nan if after is None else math.sqrt(_sum_of(ranks, squared_norm(after)))
+        with ranks.confirmed("update"):
+            pass
+        self.B = new_B
+        _become(state, twin)
+        self._moved(size)
+        # An orthogonal transform keeps lengths: what B did not take up is the cost of the batch.
+        cost = max(forget * sizes[0] + initial / noise - sizes[1], 0.0)
+        return Outcome(math.nan, missed, cost, math.sqrt(initial))
+
+    def _sent_step(
+        self, K: BatchKeys, H: torch.Tensor, system: torch.Tensor, D: torch.Tensor, innovation: float
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What this rank's part of W - W_0 is changed by, as rows of the gain and D - K (W - W_0); None: too large.
+
+        Args:
+            K: keys of the batch, which R does not hold yet.
+            H, system: R^-T K' and `triangular.system` of it.
+            D: V - K W_0 as `ShardedWeight.sent_error` gives it.
+            innovation: |V - K W|^2.
+        """
+        assert self._change is not None
+        ranks, form = self.ranks, self.state._form
+        with ranks.guarded("update"):
+            gain = ranks.dtensor(form.back(form.backward(form.weighted(H, system))), self.state.d)
+            reach = _sum_of(ranks, squared_norm(gain.to_local()))
+            if not math.sqrt(innovation) * math.sqrt(reach) < _HEADROOM * torch.finfo(D.dtype).max:
+                return None
+            return self.weight.sent_share(gain), D - self._change.sent_product(K)
 
     def own_error(self, objective: float) -> float:
         """`CarriedSolution.own_error`, all ranks together: 20 products and solutions with four vectors are sent."""
@@ -239,7 +279,7 @@ class ShardedCarriedSolution:
 
     def remove(self, K: BatchKeys, V: Targets, noise: float, check: Check) -> Outcome:
         """Take back a batch."""
-        self._check_alone()
+        self.check_alone()
         state, ranks, v = self.state, self.ranks, self.weight.shape[1]
         keys = K.tensor(ranks, state.d)
         with ranks.guarded("remove"):
@@ -263,7 +303,7 @@ class ShardedCarriedSolution:
             check(math.sqrt(totals[0]), math.sqrt(totals[1]), totals[2] / noise)
         self.B = new_B
         _become(state, twin)
-        self._size, self._current, self._writes = totals[4], False, state._writes
+        self._moved(totals[4])
         return Outcome(math.sqrt(totals[0]), math.sqrt(totals[1]), totals[2] / noise, math.sqrt(totals[3]))
 
     def rebuild(self, _W_0: Any, written: Batches) -> float:
@@ -278,7 +318,7 @@ class ShardedCarriedSolution:
             pass
         self.state.adopt(fresh)
         self.B = self.ranks.dtensor(local, self.weight.shape[1], dim=1)
-        self._size, self._current, self._writes = size, False, self.state._writes
+        self._moved(size)
         return objective
 
     @staticmethod
@@ -286,14 +326,12 @@ class ShardedCarriedSolution:
         """This rank's columns of V - K W of the present stream."""
         return torch.addmm(D, state.half(keys).mT, B.to_local(), alpha=-1.0)
 
-    def _check_alone(self) -> None:
-        if self.state._writes != self._writes:
-            raise known_to_all(
-                ValueError(
-                    "the state was changed outside of the filter, and the right-hand side with it is no longer that of "
-                    "the stream: write and remove through the filter, or use solution='gain'"
-                )
-            )
+    def check_alone(self) -> None:
+        """See `Carried.check_alone`; all ranks find the same where they have compared the writes of the state."""
+        try:
+            super().check_alone()
+        except ValueError as error:
+            raise known_to_all(error) from None
 
 
 def carried64(

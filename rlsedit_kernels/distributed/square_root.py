@@ -30,6 +30,7 @@ from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History
 from rlsedit_kernels.states.health import Health, Probes
 from rlsedit_kernels.states.keys import KeysLike, checked_basis, pairs
+from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.prepared import require_current
 from rlsedit_kernels.states.restriction import require_directions
 from rlsedit_kernels.states.square_root import SquareRootState
@@ -62,6 +63,7 @@ class ShardedSquareRootState(ShardedBatches):
     that the group of ranks has ended.
     """
 
+    @normal_mode()
     def __init__(
         self,
         prior: Prior,
@@ -149,6 +151,7 @@ class ShardedSquareRootState(ShardedBatches):
         with ieee_products():
             self._append("append_with", batch, mine, part)
 
+    @normal_mode()
     def zeros(self, v: int) -> DTensor:
         """A right-hand side (r, v) of zeros, sharded over v."""
         columns = self.ranks.rows(v)

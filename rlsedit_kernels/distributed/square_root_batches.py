@@ -18,6 +18,7 @@ from rlsedit_kernels.distributed.right_hand_side import carried, targets
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.states import removal, triangular
+from rlsedit_kernels.states.modes import writing
 from rlsedit_kernels.states.square_root import SquareRootState
 from rlsedit_kernels.states.triangular_form import over_root
 
@@ -132,7 +133,7 @@ class ShardedBatches(SquareRootState):
         with ranks.confirmed(op) as agreed:
             trace = form.room_for(op, squared / batch.noise, batch.forget)
             system = triangular.system(H, batch.forget * batch.noise)
-            weighted = torch.cholesky_solve(H[form.own].to(torch.float64).mT, system).mT.to(self.dtype)
+            weighted = form.weighted(H, system)
             agreed["a digest of K C K'"] = digest(system)
         with ranks.guarded(op):
             local = form.back(form.backward(weighted))
@@ -186,7 +187,8 @@ class ShardedBatches(SquareRootState):
         with ranks.confirmed(op):
             pass
         if B is not None and new_B is not None:
-            B.copy_(new_B)
+            with writing(B):
+                B.copy_(new_B)
         self._become(form, probes, largest, batch)
 
     def _removed(self, op: str, batch: Arrived, B: torch.Tensor | None, V: torch.Tensor | None) -> DTensor:
@@ -221,7 +223,8 @@ class ShardedBatches(SquareRootState):
         with ranks.confirmed(op):
             pass
         if B is not None and wide is not None:
-            B.copy_(wide)
+            with writing(B):
+                B.copy_(wide)
         self._form, self._probes = new, probes
         self._count_removed(leverage)
         return ranks.dtensor(local, self.d)

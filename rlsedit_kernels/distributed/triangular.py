@@ -209,6 +209,10 @@ class ShardedTriangular(Pivoted):
         found = self.forward(torch.cat([rhs.to(torch.float64), self.held[self.own]], dim=1))
         return _outside(found[:, :p], found[:, p:]).to(rhs.dtype)
 
+    def weighted(self, H: torch.Tensor, system: torch.Tensor) -> torch.Tensor:
+        """This rank's rows (r_p, u) of H (L L')^-1, of which the gain is R^-1: H (r, u) = R^-T K', L its `system`."""
+        return torch.cholesky_solve(H[self.own].to(torch.float64).mT, system).mT.to(self.dtype)
+
     def outside_held(self, B: torch.Tensor) -> torch.Tensor:
         """(I - U U') B for this rank's columns of a right-hand side."""
         if self.held is None:

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from rlsedit_kernels.distributed.batch_keys import BatchKeys
 from rlsedit_kernels.distributed.ranks import Ranks, bounds
 from rlsedit_kernels.distributed.rows import transposed_times
+from rlsedit_kernels.states.modes import writing
 
 __all__ = ["ShardedWeight", "Targets", "place_of"]
 
@@ -85,6 +86,10 @@ class ShardedWeight:
         """A copy in another dtype."""
         return ShardedWeight(self.ranks, self.W.to(dtype, copy=True), self.place, self.shape)
 
+    def like(self, part: torch.Tensor) -> ShardedWeight:
+        """Another matrix (d, v) that lies as W does, from this rank's part of it; a copy."""
+        return ShardedWeight(self.ranks, torch.empty_like(self.W).copy_(part), self.place, self.shape)
+
     @property
     def split(self) -> bool:
         """Whether errors V - K W come as columns of this rank."""
@@ -95,13 +100,14 @@ class ShardedWeight:
 
         Of a weight by rows u x v partial products are added up; W itself is never sent.
         """
-        K = keys.local.to(self.W.dtype)
-        if self.place == "rows":
-            product = self.ranks.ordered_sum(transposed_times(self.W, K.mT))
-            return targets.everywhere(self.ranks).to(product.dtype) - product
-        K = keys.everywhere(self.ranks, self.shape[0]).to(self.W.dtype)
         V = targets.local if self.split else targets.everywhere(self.ranks)
-        return V.to(K.dtype) - transposed_times(self.W, K.mT)
+        return V.to(self.W.dtype) - self.sent_product(keys)
+
+    def sent_product(self, keys: BatchKeys) -> torch.Tensor:
+        """K W, as `sent_error` gives what it is taken from."""
+        if self.place == "rows":
+            return self.ranks.ordered_sum(transposed_times(self.W, keys.local.to(self.W.dtype).mT))
+        return transposed_times(self.W, keys.everywhere(self.ranks, self.shape[0]).to(self.W.dtype).mT)
 
     def sent_share(self, gain: DTensor) -> torch.Tensor:
         """The rows of a gain (d, u) that this rank's part of W needs."""
@@ -110,7 +116,13 @@ class ShardedWeight:
 
     def add_(self, share: torch.Tensor, E: torch.Tensor, alpha: float = 1.0) -> None:
         """W <- W + alpha g E in place."""
-        self.W.addmm_(share, E, alpha=alpha)
+        with writing(self.W):
+            self.W.addmm_(share, E, alpha=alpha)
+
+    def put(self, W_0: ShardedWeight, change: ShardedWeight) -> None:
+        """W <- W_0 + change in place."""
+        with writing(self.W):
+            torch.add(W_0.W, change.W, out=self.W)
 
     def sent_change(self, change: DTensor) -> torch.Tensor:
         """This rank's part of a (d, v) matrix that is sharded over its rows."""

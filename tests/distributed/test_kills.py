@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.rank_kills import Job, Outcome
+from support.rank_kills import CARRIED, Job, Outcome
 from support.rank_trials import Reference, judge, names, reference, trial
 
 KIND = "square_root"
-QUICK = {"kind": KIND, "patience": 1.5}
+QUICK = {"patience": 1.5}
+STREAMS = ((KIND, 3), (KIND, 2), (CARRIED, 3), (CARRIED, 2))
 
 References = dict[tuple[str, int], Reference]
 
@@ -19,13 +21,13 @@ References = dict[tuple[str, int], Reference]
 def references(tmp_path_factory: pytest.TempPathFactory) -> References:
     """Streams that nobody interrupted."""
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda size: reference(tmp_path_factory.mktemp("reference"), size, KIND), (3, 2))
-    return dict(zip(((KIND, 3), (KIND, 2)), found, strict=True))
+        found = pool.map(lambda which: reference(tmp_path_factory.mktemp("reference"), which[1], which[0]), STREAMS)
+    return dict(zip(STREAMS, found, strict=True))
 
 
-def _place(references: References, rank: int, phase: str, part: float) -> int:
+def _place(references: References, kind: str, rank: int, phase: str, part: float) -> int:
     """The number of an event of a rank that lies in a phase, `part` of the way through it."""
-    places = [i for i, name in enumerate(references[KIND, 3].events[rank], 1) if name == phase]
+    places = [i for i, name in enumerate(references[kind, 3].events[rank], 1) if name == phase]
     return places[int(part * (len(places) - 1))]
 
 
@@ -35,13 +37,16 @@ TRIALS = {
     "rank 0 in a save": (0, "save", 0.95, {}, 3),
     "in a save": (2, "save", 0.6, {"tcp": True}, 3),
     "stopped in a save": (1, "save", 0.9, {"stop": True, "timeout": 5.0}, 2),
+    "in a batch whose weight is read": (2, "batch", 0.8, {"kind": CARRIED}, 3),
+    "in a first batch whose weight is read": (1, "batch", 0.2, {"kind": CARRIED, "tcp": True}, 2),
 }
 
 
 def test_the_others_fail_and_a_restart_gives_what_would_have_come(references: References, tmp_path: Path) -> None:
     def one(name: str) -> list[str]:
         rank, phase, part, more, then = TRIALS[name]
-        job = Job("", victim=rank, event=_place(references, rank, phase, part), **QUICK, **more)  # type: ignore[arg-type]
+        given: dict[str, Any] = {"kind": KIND, **QUICK, **more}
+        job = Job("", victim=rank, event=_place(references, given["kind"], rank, phase, part), **given)
         ended, wrong = trial(tmp_path / name.replace(" ", "-"), [job], then, references)
         return [f"{name}: {text}" for text in wrong] + ([] if ended[0].phase == phase else [f"{name}: {ended}"])
 

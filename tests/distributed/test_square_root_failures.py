@@ -62,16 +62,21 @@ def _subject(ranks: Ranks, kind: str) -> tuple[list[Callable[[], Any]], Callable
         ]
         return calls, lambda: [*parts(state), B.to_local().clone()]
     weight = ranks.dtensor(torch.ones(D, V)[ranks.rows(D)], D)
-    rls = ShardedRLSFilter(weight, prior, ranks, "square_root", layout="in_out", solution=kind)
+    solution = "gain" if kind == "gain" else "carried"
+    rls = ShardedRLSFilter(weight, prior, ranks, "square_root", layout="in_out", solution=solution)
     rls.update(keys(0), torch.ones(3, V))
-    _ = rls.weight
+    if kind != "unread":
+        _ = rls.weight
     calls = [lambda: rls.update(keys(1), torch.ones(3, V)), lambda: rls.remove(keys(0), torch.ones(3, V))]
     solution: Any = rls._solution
     return calls, lambda: [*parts(rls.state), rls._weight.clone(), torch.tensor(rls.objective), *_carried(solution)]
 
 
 def _carried(solution: Any) -> list[torch.Tensor]:
-    return [solution.B.to_local().clone()] if hasattr(solution, "B") else []
+    if not hasattr(solution, "B"):
+        return []
+    change = [] if solution._change is None else [solution._change.W.clone()]
+    return [solution.B.to_local().clone(), torch.tensor([solution._read, solution._steps]), *change]
 
 
 def _fails(ranks: Ranks, kind: str, which: int, shares: list[float]) -> list[tuple[str, bool]]:
@@ -98,6 +103,7 @@ def _fails(ranks: Ranks, kind: str, which: int, shares: list[float]) -> list[tup
 
 
 CASES = [("state", 0), ("state", 1), ("state", 2), ("gain", 0), ("gain", 1), ("carried", 0), ("carried", 1)]
+CASES += [("unread", 0)]
 
 
 @pytest.mark.parametrize(("kind", "which"), CASES)

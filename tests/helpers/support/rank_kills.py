@@ -26,6 +26,8 @@ from support.processes import end, fork
 D, U, V = 19, 3, 4
 BATCHES, EVERY = 7, 3
 KINDS = ("square_root", "plain", "whitened", "inverse_root")
+CARRIED = "carried"
+"""A filter whose solution is carried, its weight read behind every batch."""
 LIMIT = 240.0
 """Seconds within which all processes of a run must have ended."""
 
@@ -37,7 +39,7 @@ class Job:
     Attributes:
         folder: of the checkpoints; `result.pt`, errors and counts are beside it.
         size: ranks.
-        kind: of the state, one of `KINDS`.
+        kind: of the state, one of `KINDS`, or `CARRIED`.
         victim, event: the rank that is ended and at which of its events; -1: none.
         after: seconds after which the victim is ended where `event` is -1.
         stop: whether it is stopped rather than killed.
@@ -110,6 +112,8 @@ def stream(ranks: Any, folder: str, kind: str, meter: Meter | None = None, disk:
         if meter is not None:
             meter.phase = name
 
+    if kind == CARRIED:
+        return _filtered(ranks, folder, phase, disk)
     root = torch.randn(60, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     prior = Prior.anchor(root.mT @ root, mu=0.3, lam=0.1)
     state: Any
@@ -149,6 +153,39 @@ def stream(ranks: Any, folder: str, kind: str, meter: Meter | None = None, disk:
             if isinstance(value, torch.Tensor):
                 tensors[name] = ranks.gather(value.to_local(), value.shape[0])  # type: ignore[attr-defined]
     return {**tensors, "steps": state.steps}
+
+
+def _filtered(ranks: Any, folder: str, phase: Callable[[str], None], disk: Any) -> dict[str, Any]:
+    """`stream` by a filter, which is made anew from W_0 and the batches behind its last checkpoint."""
+    from rlsedit_kernels import Prior
+    from rlsedit_kernels import distributed as rd
+    from rlsedit_kernels.distributed import checkpoint
+
+    W_0 = ranks.dtensor(ranks.shard(torch.ones(D, V)), D)
+    rls = rd.ShardedRLSFilter(W_0, Prior.ridge(D, 0.3), ranks, "square_root", layout="in_out")
+    position = 0
+    phase("load")
+    if checkpoint.latest(folder, ranks=ranks) is not None:
+        position = checkpoint.load(folder, {}, strict=False, ranks=ranks).extra["position"]
+        rls.refactor([(*batch(index), 1.0) for index in range(position)])
+    for index in range(position, BATCHES):
+        phase("batch")
+        rls.update(*batch(index))
+        weight = rls.weight
+        if (index + 1) % EVERY == 0:
+            phase("save")
+            checkpoint.save(
+                folder,
+                {"layer": rls.state},
+                step=index + 1,
+                weights={"layer": weight},
+                extra={"position": index + 1},
+                **({} if disk is None else {"disk": disk}),
+            )
+    phase("end")
+    with ranks.guarded("end"):
+        found = {"weight": ranks.gather(rls.weight.to_local(), D), "L": ranks.gather(rls.state._form.L, D)}
+    return {**found, "steps": rls.state.steps}
 
 
 def tcp_store(note: Path, rank: int, size: int) -> Any:
