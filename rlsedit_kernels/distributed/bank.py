@@ -154,7 +154,7 @@ class StateBank:
             ValueError: ranks differ in the states named, u, noise, forget or K.
             RankError: on the other ranks. Nothing was written on any of them.
         """
-        prepared = self.prepare(batches, forget)
+        prepared = self._prepared("update", batches, forget, gather)
         gains = self._everywhere(prepared) if gather else prepared.gains
         self.write(prepared)
         return gains
@@ -165,26 +165,29 @@ class StateBank:
 
     def gain(self, batches: Batches, *, gather: bool = False) -> dict[Any, torch.Tensor]:
         """Gains of batches, nothing changed; arguments, returns and errors as for `update`."""
-        prepared = self.prepare(batches)
+        prepared = self._prepared("gain", batches, 1.0, gather)
         return self._everywhere(prepared) if gather else prepared.gains
 
-    @normal_mode()
     def prepare(self, batches: Batches, forget: float = 1.0) -> PreparedBatches:
         """First half of `update`: everything that can fail on any rank, nothing written.
 
         Raises:
             As `update`.
         """
+        return self._prepared("update", batches, forget, False)
+
+    @normal_mode()
+    def _prepared(self, op: str, batches: Batches, forget: float, gather: bool) -> PreparedBatches:
         with contextlib.ExitStack() as unmoved:
-            with self._confirmed("update") as agreed:
-                forget = _checks.forget("update", forget)
-                noises = self._noises("update", batches)
-                agreed.update(self._header(noises), forget=forget)
-                entries = self._entries("update", batches, noises)
+            with self._confirmed(op) as agreed:
+                forget = _checks.forget(op, forget)
+                noises = self._noises(op, batches)
+                agreed.update(self._header(noises, gather), forget=forget)
+                entries = self._entries(op, batches, noises)
                 for entry in entries:
                     unmoved.enter_context(entry.state._unmoved_by_errors(blamed=False))
                 states, runs = bank_stack.prepare(entries, forget)
-            sizes = self._compared("update", batches, noises)
+            sizes = self._compared(op, batches, noises)
         return PreparedBatches(
             {key: one.gain for key, one in states.items()}, sizes, states, tuple(entries), tuple(runs)
         )
@@ -226,7 +229,7 @@ class StateBank:
         """
         with self._confirmed("remove") as agreed:
             noises = self._noises("remove", batches)
-            agreed.update(self._header(noises))
+            agreed.update(self._header(noises, gather))
             twins: dict[Any, CovarianceState] = {}
             gains: dict[Any, torch.Tensor] = {}
             for entry in self._entries("remove", batches, noises):
@@ -422,11 +425,12 @@ class StateBank:
                 entries.append(Entry(key, state, *self._places[key], state._keys(op, K), noise))
         return entries
 
-    def _header(self, noises: Mapping[Any, float]) -> dict[str, float]:
+    def _header(self, noises: Mapping[Any, float], gather: bool) -> dict[str, float]:
         """What all ranks must be about to do alike."""
         positions = torch.tensor([self._position[key] for key in noises], dtype=torch.int64)
         values = torch.tensor(list(noises.values()), dtype=torch.float64)
-        return {"calls": self._calls, "states_named": digest(positions), "noises": digest(values)}
+        named = {"states_named": digest(positions), "noises": digest(values)}
+        return {"calls": self._calls, **named, "whether gains go to all ranks": bool(gather)}
 
     def _compared(self, op: str, batches: Batches, noises: Mapping[Any, float]) -> dict[Any, int]:
         """Check that ranks that have the keys of a batch have the same; u of every batch."""

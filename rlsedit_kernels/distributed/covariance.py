@@ -26,9 +26,9 @@ from rlsedit_kernels.distributed.forms import FORM_CLASSES
 from rlsedit_kernels.distributed.plain import PlainRows
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.replay import Replaying
-from rlsedit_kernels.distributed.row_probes import RowProbes, applied
+from rlsedit_kernels.distributed.row_probes import RowProbes, applied, dense_rows
 from rlsedit_kernels.distributed.rows import saved_rows
-from rlsedit_kernels.distributed.session import known_to_all
+from rlsedit_kernels.distributed.session import GuardedByAll, known_to_all
 from rlsedit_kernels.distributed.whitened import WhitenedRows
 from rlsedit_kernels.errors import BreakdownError
 from rlsedit_kernels.ops import _checks
@@ -50,7 +50,7 @@ __all__ = ["ShardedCovarianceState"]
 _COLUMNS = 128
 
 
-class ShardedCovarianceState(Replaying):
+class ShardedCovarianceState(GuardedByAll, Replaying):
     """A `CovarianceState` whose rows lie on the ranks of a mesh; all ranks call the same methods in the same order.
 
     Keys of a batch are a tensor (u, d) that every rank has, or a DTensor over the mesh, Shard(1) (what a row-parallel
@@ -108,6 +108,10 @@ class ShardedCovarianceState(Replaying):
         """Of this process among those that share the state."""
         return self.ranks.rank
 
+    def gain(self, K: Any, noise: float = 1.0) -> torch.Tensor:
+        """As `CovarianceState.gain`; a DTensor (d, u), Shard(0)."""
+        return self._prepared_by_all("gain", K, noise, 1.0).gain
+
     def prepare(self, K: Any, noise: float = 1.0, forget: float = 1.0) -> Prepared:
         """First half of `update`: everything that can fail and all that is sent, nothing written.
 
@@ -116,28 +120,31 @@ class ShardedCovarianceState(Replaying):
             BreakdownError: as for `CovarianceState.gain`.
             RankError: it is wrong on another rank, or that rank has failed.
         """
-        with self._session("update"):
-            batch = self._begin("update", K, noise, forget)
+        return self._prepared_by_all("update", K, noise, forget)
+
+    def _prepared_by_all(self, op: str, K: Any, noise: float, forget: float) -> Prepared:
+        with self._session(op):
+            batch = self._begin(op, K, noise, forget)
             with self._unmoved_by_errors():
                 form: Any = self._choose(batch, noise)
                 scaled, units = batch.in_range(forget * noise)
                 products = self._products(form, scaled, weight := forget * noise if units is None else units.noise)
                 inner = self._inner
-                with self.ranks.confirmed("update") as numbers:
-                    factored = replace(self._solved("update", form, products, weight), batch=units)
+                with self.ranks.confirmed(op) as numbers:
+                    factored = replace(self._solved(op, form, products, weight), batch=units)
                     gain = form.back(factored.gain)
                     gain = (gain if units is None else units.gain(gain)).to(self.dtype)
                     if not bool(torch.isfinite(gain).all()):
-                        raise ValueError(f"update: the gain overflows {self.dtype}: keys of {batch.largest**0.5:.1e}")
+                        raise ValueError(f"{op}: the gain overflows {self.dtype}: keys of {batch.largest**0.5:.1e}")
                     numbers[_SYSTEM] = digest(factored.G, factored.root)
                 if forget != 1.0:
-                    self._bound.check_covariance("update", form, self._factor, self.dtype, forget)
+                    self._bound.check_covariance(op, form, self._factor, self.dtype, forget)
             whole = self.ranks.dtensor(gain.contiguous(), self.d)
             keys: Any = batch
             found = Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)
             if noise > 0.0:
                 return found
-            held = holds.told("update", form, self._factor, scaled, factored.root, self._most(form, batch))
+            held = holds.told(op, form, self._factor, scaled, factored.root, self._most(form, batch))
             return holds.HardWrite(**vars(found), before=form, held=held)
 
     def write(self, prepared: Prepared) -> None:
@@ -160,7 +167,7 @@ class ShardedCovarianceState(Replaying):
             TypeError, ValueError, RankError: as for `prepare`.
         """
         with self._session("remove"):
-            batch: Any = self._begin("remove", K, noise)
+            batch: Any = self._begin("remove", K, noise, remaining=remaining is not None)
             return super().remove(batch, float(noise), remaining=remaining)
 
     def restrict(self, Q: Any) -> None:
@@ -235,21 +242,14 @@ class ShardedCovarianceState(Replaying):
         with self._session("covariance"):
             with self.ranks.confirmed("covariance") as numbers:
                 numbers.update(steps=self._writes)
-            form, d = self._form, self.d
+            form = self._form
             if isinstance(form, PlainRows):
                 rows = form.C.clone()
             elif isinstance(form, WhitenedRows) and self._factor.root is None:
                 rows = form.matrix * self._factor.scale**2  # type: ignore[operator]
             else:
-                own = self.ranks.rows(d)
-                rows = torch.empty(own.stop - own.start, d, dtype=torch.float64, device=self.device)
-                for start in range(0, d, _COLUMNS):
-                    stop = min(start + _COLUMNS, d)
-                    x = torch.zeros(own.stop - own.start, stop - start, dtype=torch.float64, device=self.device)
-                    for row in range(max(own.start, start), min(own.stop, stop)):
-                        x[row - own.start, row - start] = 1.0
-                    rows[:, start:stop] = applied(form, self._factor, x)
-            return self.ranks.dtensor(rows.to(self.dtype), d)
+                rows = dense_rows(form, self._factor, _COLUMNS)
+            return self.ranks.dtensor(rows.to(self.dtype), self.d)
 
     def precision(self) -> NoReturn:
         """Not to be had without the whole matrix on every rank.
@@ -360,15 +360,16 @@ class ShardedCovarianceState(Replaying):
             except BreakdownError as error:  # from the same bits on every rank
                 raise known_to_all(error) from None
 
-    def _begin(self, op: str, K: Any, noise: float = 1.0, forget: float = 1.0) -> Batch:
+    def _begin(self, op: str, K: Any, noise: float = 1.0, forget: float = 1.0, *, remaining: bool = False) -> Batch:
         """Check a batch on all ranks and make the sums that everything else needs."""
         with self.ranks.confirmed(op) as numbers:
             noise = removal.checked_noise(noise) if op == "remove" else _checks.noise(op, noise)
             forget = _checks.forget(op, forget)
             keys = batch_keys(op, K, self.d, self.dtype, self.ranks)
             numbers.update(self._header(K, keys), noise=noise, forget=forget)
+            numbers["whether remaining is given"] = remaining
         self._settle()
-        if op == "update":
+        if op in ("update", "gain"):
             self._watch.look(self)
             self._settle()
             if isinstance(self._form, holds.HeldRows):
@@ -453,7 +454,7 @@ class ShardedCovarianceState(Replaying):
                 f"moves by replaying history=..., and {why}"
             )
             return None
-        moved = self._replayed(history(), decided).form
+        moved = self._replayed(self._given_history(), decided).form
         self._kept = ""
         return moved
 

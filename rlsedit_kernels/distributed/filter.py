@@ -98,6 +98,7 @@ class ShardedRLSFilter(RLSFilter):
             agreed.update(layout=LAYOUTS.index(layout), state=STATES.index(state), v=v, itemsize=working.itemsize)
             agreed.update({"where the weight lies": _PLACES.index(place), "track_bounds": track_bounds})
             agreed.update({"whether the solution is carried": chosen == "carried"})
+            agreed["whether there is a history"] = history is not None
             agreed["a digest of the weight"] = digest(local) if place == "everywhere" else 0.0
         self.layout = layout
         self._given = weight
@@ -151,7 +152,7 @@ class ShardedRLSFilter(RLSFilter):
             TypeError, ValueError, BreakdownError: as the state's `update`; weight and state untouched.
             RankError: another rank has failed; weight and state untouched.
         """
-        self._confirm_batch("update", noise, forget)
+        self._confirm_batch("update", noise, forget, remaining=False)
         return super().update(K, V, noise, forget)
 
     @session
@@ -164,7 +165,7 @@ class ShardedRLSFilter(RLSFilter):
         remaining: Iterable[tuple[torch.Tensor, torch.Tensor, float]] | None = None,
     ) -> Step:
         """`RLSFilter.remove`; K and V as for `update`."""
-        self._confirm_batch("remove", noise, 1.0)
+        self._confirm_batch("remove", noise, 1.0, remaining=remaining is not None)
         return super().remove(K, V, noise, remaining=remaining)
 
     @session
@@ -206,10 +207,17 @@ class ShardedRLSFilter(RLSFilter):
     def __getstate__(self) -> NoReturn:
         raise RuntimeError(_NO_COPY)
 
-    def _confirm_batch(self, op: str, noise: float, forget: float) -> None:
+    def _rebuild(self) -> None:
+        assert self._history is not None
+        with self.ranks.confirmed("look"):
+            written = list(self._history())
+        self.refactor(written)
+
+    def _confirm_batch(self, op: str, noise: float, forget: float, *, remaining: bool) -> None:
         with self.ranks.confirmed(op) as agreed:
             noise = checked_noise(noise) if op == "remove" else _checks.noise(op, noise)
             agreed.update(noise=noise, forget=_checks.forget(op, forget))
+            agreed["whether remaining is given"] = remaining
 
     def _pair(self, op: str, K: object, V: object) -> Any:
         with self.ranks.confirmed(op) as agreed:

@@ -10,7 +10,7 @@ from rlsedit_kernels.distributed.batch import Batch
 from rlsedit_kernels.distributed.factor import ShardedFactor
 from rlsedit_kernels.states.health import _TINY, ROOTS, _directions, _largest
 
-__all__ = ["RowProbes", "applied"]
+__all__ = ["RowProbes", "applied", "dense_rows"]
 
 
 class RowProbes:
@@ -63,6 +63,19 @@ class RowProbes:
         found = factor.whiten(torch.cat([rows - self.z, self.z], dim=1)).norm(dim=0)
         error, size = found.chunk(2)
         return _largest(error / size.clamp_min(_TINY))
+
+
+def dense_rows(form: Any, factor: ShardedFactor, columns: int) -> torch.Tensor:
+    """This rank's rows (d_p, d) of C in float64, from products with unit vectors, so many at a time."""
+    d, own = factor.d, factor.ranks.rows(factor.d)
+    rows = torch.empty(own.stop - own.start, d, dtype=torch.float64, device=factor.ranks.device)
+    for start in range(0, d, columns):
+        stop = min(start + columns, d)
+        x = torch.zeros(own.stop - own.start, stop - start, dtype=torch.float64, device=rows.device)
+        for row in range(max(own.start, start), min(own.stop, stop)):
+            x[row - own.start, row - start] = 1.0
+        rows[:, start:stop] = applied(form, factor, x)
+    return rows
 
 
 def applied(form: Any, factor: ShardedFactor, y: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import torch
+
+from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.errors import BreakdownError
+from rlsedit_kernels.states.guard import Guarded
 from rlsedit_kernels.states.modes import normal_mode
 
-__all__ = ["known_to_all", "session"]
+__all__ = ["GuardedByAll", "known_to_all", "session"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -30,6 +34,21 @@ def session(method: _Method) -> _Method:
                 raise known_to_all(error) from None
 
     return called  # type: ignore[return-value]
+
+
+class GuardedByAll(Guarded):
+    """A state over ranks: all of them have a history or none has, and one that fails on a rank fails on all."""
+
+    ranks: Ranks
+
+    def _has_history(self) -> bool:
+        with self.ranks.confirmed("look") as agreed:
+            agreed["whether there is a history"] = found = super()._has_history()
+        return found
+
+    def _given_history(self) -> Iterable[tuple[torch.Tensor, float]]:
+        with self.ranks.confirmed("look"):
+            return super()._given_history()
 
 
 def known_to_all(error: Exception) -> Exception:

@@ -29,7 +29,7 @@ from rlsedit_kernels.states.counters import Counters
 from rlsedit_kernels.states.forgetting import Bound
 from rlsedit_kernels.states.guard import History
 from rlsedit_kernels.states.health import Health, Probes
-from rlsedit_kernels.states.keys import KeysLike, checked_basis, pairs
+from rlsedit_kernels.states.keys import KeysLike, checked_basis, pairs, shaped_basis
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.prepared import require_current
 from rlsedit_kernels.states.restriction import require_directions
@@ -78,6 +78,7 @@ class ShardedSquareRootState(ShardedBatches):
             super().__init__(prior, dtype=dtype, device=self.ranks.device, guard=guard, history=history)
             form, probes = self._form, self._first_probes
             agreed.update({"itemsize of the dtype": dtype.itemsize, "a digest of the prior": digest_of_prior(prior)})
+            agreed.update({"whether guard is on": guard != "off", "whether there is a history": history is not None})
             agreed["a digest of the basis (machines of two kinds may find different ones: give a basis)"] = self._mark
         with self.ranks.guarded("ShardedSquareRootState"):
             form.measure()
@@ -213,7 +214,7 @@ class ShardedSquareRootState(ShardedBatches):
         self, K: KeysLike, noise: float = 1.0, *, remaining: Iterable[tuple[torch.Tensor, float]] | None = None
     ) -> DTensor:
         """`SquareRootState.remove`; the gain (d, u) is sharded over d."""
-        batch = self._arriving("remove", K, noise, 1.0, self._written)
+        batch = self._arriving("remove", K, noise, 1.0, self._written, remaining=remaining is not None)
         with ieee_products():
             try:
                 return self._removed("remove", batch, None, None)
@@ -243,14 +244,19 @@ class ShardedSquareRootState(ShardedBatches):
         q x d numbers that are sent, and the products with it are formed in float64.
 
         Args:
-            Q: (d, q), orthonormal columns, on all ranks.
+            Q: (d, q), orthonormal columns: a tensor that all ranks have, or a DTensor over the mesh, Shard(0).
         """
         form, ranks = self._form, self.ranks
         with ranks.confirmed("restrict") as agreed:
             form.require_regular()
-            wide = checked_basis("restrict", Q, self.d)
-            rows = restrictions.own_rows("restrict", wide, ranks)
-            agreed.update(writes=self._writes, q=wide.shape[1], digest_of_Q=digest(wide))
+            shaped_basis("restrict", Q, self.d)
+            rows = restrictions.own_rows("restrict", Q, ranks)
+            agreed.update({"writes": self._writes, "q": Q.shape[1], "Q is a DTensor": isinstance(Q, DTensor)})
+        with ranks.guarded("restrict"):
+            whole = ranks.gather(rows, self.d) if isinstance(Q, DTensor) else Q
+        with ranks.confirmed("restrict") as agreed:
+            wide = checked_basis("restrict", whole, self.d)
+            agreed["digest_of_Q"] = digest(wide)
         with ieee_products():
             with ranks.guarded("restrict"):
                 inner = wide if form.basis is None else form.everywhere64(ranks.shard(wide))

@@ -15,6 +15,7 @@ from rlsedit_kernels.distributed.batch_keys import BatchKeys, batch_keys
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.ranks import Ranks
 from rlsedit_kernels.distributed.right_hand_side import carried, targets
+from rlsedit_kernels.distributed.session import GuardedByAll
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.states import removal, triangular
@@ -71,7 +72,7 @@ class ShardedRows:
         return torch.stack([(E * residual).sum() / noise, residual.norm()])
 
 
-class ShardedBatches(SquareRootState):
+class ShardedBatches(GuardedByAll, SquareRootState):
     """What `ShardedSquareRootState` does with a batch, in parts of two kinds.
 
     `confirmed`: every rank alone; may raise, and then no rank goes on. `guarded`: sends and receives; what fails here
@@ -83,9 +84,20 @@ class ShardedBatches(SquareRootState):
     _probes: ShardedProbes  # type: ignore[assignment]
 
     def _arriving(
-        self, op: str, K: object, noise: float, forget: float, more: Callable[[BatchKeys], float] | None = None
+        self,
+        op: str,
+        K: object,
+        noise: float,
+        forget: float,
+        more: Callable[[BatchKeys], float] | None = None,
+        *,
+        remaining: bool = False,
     ) -> Arrived:
-        """A batch that fits, on every rank the same; `more` checks what else there is and gives its digest."""
+        """A batch that fits, on every rank the same; `more` checks what else there is and gives its digest.
+
+        Args:
+            remaining: whether batches that stay are given with one that is removed.
+        """
         with self.ranks.confirmed(op) as agreed:
             checked = _checks.noise(op, noise), _checks.forget(op, forget)
             self.refuse_hard_write(op, checked[0])
@@ -93,7 +105,7 @@ class ShardedBatches(SquareRootState):
             mark = 0.0 if more is None else more(keys)
             agreed.update(writes=self._writes, u=keys.u, itemsize=self.dtype.itemsize, noise=checked[0])
             agreed.update({"forget": checked[1], "K is sharded": keys.full is None})
-            agreed.update({"a digest of K": keys.mark, "a digest of V": mark})
+            agreed.update({"a digest of K": keys.mark, "a digest of V": mark, "whether remaining is given": remaining})
         return Arrived(keys, *checked)
 
     def _with_right_hand_side(

@@ -138,7 +138,7 @@ class Watch:
     def _rebuilt(self, state: Guarded, verdict: str) -> bool:
         counters = state._counters
         kept = counters.restrictions if state._restriction is not None and self.rebuild is None else 0
-        if counters.forgot or counters.singular_writes > kept or (self.rebuild is None and self.history is None):
+        if counters.forgot or counters.singular_writes > kept or not state._has_history():
             return False  # a rebuild from batches would lose what was forgotten or forbidden
         if verdict != "broken" and counters.steps < counters.again:
             return False  # a form that is kept by request may drift for a while
@@ -146,8 +146,7 @@ class Watch:
         if self.rebuild is not None:
             self.rebuild()
         else:
-            assert self.history is not None
-            state.refactor(self.history())
+            state.refactor(state._given_history())
         state._counters.repairs, state._counters.again = repairs, state.steps + EVERY
         return True
 
@@ -219,6 +218,15 @@ class Guarded:
     def _settle(self) -> None:
         """Make probes that have been put off."""
         raise NotImplementedError
+
+    def _has_history(self) -> bool:
+        """Whether there is something to rebuild the state from."""
+        return self._watch.rebuild is not None or self._watch.history is not None
+
+    def _given_history(self) -> Iterable[tuple[torch.Tensor, float]]:
+        """What the history gives."""
+        assert self._watch.history is not None
+        return self._watch.history()
 
 
 def checked_history(history: _Callable) -> _Callable:
