@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch.distributed.tensor import DTensor, Shard
 
 from rlsedit_kernels.priors import Prior
 from rlsedit_kernels.priors.prior import KINDS
 
-__all__ = ["digest", "digest_of_prior", "digest_of_text"]
+__all__ = ["digest", "digest_of_prior", "digest_of_saved", "digest_of_text"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ODD = (-7046029254386353131, 6364136223846793005)
@@ -43,3 +46,21 @@ def digest_of_prior(prior: Prior) -> float:
 def digest_of_text(text: str) -> float:
     """`digest` of a text."""
     return digest(torch.tensor(list(text.encode()), dtype=torch.uint8))
+
+
+def digest_of_saved(saved: object) -> float:
+    """`digest` of all in a `state_dict` that is the same on all ranks: of what is sharded that is shape and dtype."""
+    return digest_of_text(_text(saved))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return repr(sorted((str(name), _text(entry)) for name, entry in value.items()))
+    if isinstance(value, (list, tuple)):
+        return repr([_text(entry) for entry in value])
+    if isinstance(value, DTensor) and any(isinstance(place, Shard) for place in value.placements):
+        return repr((tuple(value.shape), value.dtype, value.placements))
+    if isinstance(value, torch.Tensor):
+        local = value.to_local() if isinstance(value, DTensor) else value
+        return repr((tuple(value.shape), value.dtype, digest(local)))
+    return repr(value)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from rlsedit_kernels.distributed import held as holds
 from rlsedit_kernels.distributed import restriction as restrictions
-from rlsedit_kernels.distributed.agreement import digest
+from rlsedit_kernels.distributed.agreement import digest, digest_of_saved
 from rlsedit_kernels.distributed.batch import Batch
 from rlsedit_kernels.distributed.batch_keys import batch_keys
 from rlsedit_kernels.distributed.factor import PriorName, sharded_factor
@@ -43,6 +43,7 @@ from rlsedit_kernels.states.keys import shaped_basis
 from rlsedit_kernels.states.modes import normal_mode
 from rlsedit_kernels.states.prepared import Prepared, require_current
 from rlsedit_kernels.states.products import Change, Products
+from rlsedit_kernels.states.saving import as_saved
 from rlsedit_kernels.states.state import checked_start
 
 __all__ = ["ShardedCovarianceState"]
@@ -309,13 +310,13 @@ class ShardedCovarianceState(GuardedByAll, Replaying):
         twin = self.clone()
         with self._session("load_state_dict"):
             with self.ranks.confirmed("load_state_dict") as numbers:
-                super(ShardedCovarianceState, twin).load_state_dict({**saved, "restriction": None})
-                twin._restriction = restrictions.restored(saved, self.d, self.ranks)
-                form, tensors = twin._form, saved["tensors"]
-                twin._form = holds.restored(form, self._factor, tensors)  # type: ignore[arg-type]
-                numbers.update(steps=twin.steps, form=FORMS.index(twin.form) if twin.form in FORMS else -1)
+                with as_saved():
+                    super(ShardedCovarianceState, twin).load_state_dict({**saved, "restriction": None})
+                    twin._restriction = restrictions.restored(saved, self.d, self.ranks)
+                    form, tensors = twin._form, saved["tensors"]
+                    twin._form = holds.restored(form, self._factor, tensors)  # type: ignore[arg-type]
                 old = twin._form is form and form is not None and twin._restriction is not None
-                numbers["whether it is of an earlier version"] = old
+                numbers["a digest of what is loaded"] = digest_of_saved(saved)
             if old:
                 rows: Any = twin._restriction
                 twin._form = holds.holding("load_state_dict", form, self._factor, rows, twin._probes.z)

@@ -254,11 +254,13 @@ class Ranks:
         """
         failed: Exception | None = None
         numbers: dict[str, float] = {}
+        values: list[float] = []
         try:
             yield numbers
+            values = [float(number) for number in numbers.values()]
         except Exception as error:
             failed, numbers = error, {}
-        row = [float(failed is not None), float(_code(what)), *numbers.values()]
+        row = [float(failed is not None), float(_code(what)), *values]
         mine = torch.tensor(row + [0.0] * (_NUMBERS + 2 - len(row)), dtype=torch.float64)
         with _behind(failed):
             every = self._all_gather(mine.to(self.device)).view(self.size, _NUMBERS + 2).cpu()

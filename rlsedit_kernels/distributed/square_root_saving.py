@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlsedit_kernels.distributed import restriction
+from rlsedit_kernels.distributed.agreement import digest_of_saved
 from rlsedit_kernels.distributed.probes import ShardedProbes
 from rlsedit_kernels.distributed.rows import saved_rows
 from rlsedit_kernels.distributed.square_root_batches import ShardedBatches
@@ -43,14 +44,16 @@ def load_state_dict(state: ShardedBatches, saved: Mapping[str, Any]) -> None:
     """Restore into `state`; see `ShardedSquareRootState.load_state_dict`."""
     ranks, d = state.ranks, state.d
     with ranks.confirmed("load_state_dict") as agreed:
-        saving.check_header(state, saved)
-        if saved["form"] != state.form:
-            raise ValueError(f"load_state_dict: form must be {state.form!r}, got {saved['form']!r}")
-        form = _form(state, saved["tensors"])
-        count = min(state._probes.z.shape[1], d)
-        z, image = (saved_rows(saved["probes"], name, (d, count), torch.float64, ranks) for name in ("z", "image"))
-        counters, held = Counters(**saved["counters"]), restriction.restored(saved, d, ranks)
+        with saving.as_saved():
+            saving.check_header(state, saved)
+            if saved["form"] != state.form:
+                raise ValueError(f"load_state_dict: form must be {state.form!r}, got {saved['form']!r}")
+            form = _form(state, saved["tensors"])
+            count = min(state._probes.z.shape[1], d)
+            z, image = (saved_rows(saved["probes"], name, (d, count), torch.float64, ranks) for name in ("z", "image"))
+            counters, held = Counters.restored(saved["counters"]), restriction.restored(saved, d, ranks)
         agreed.update(r=form.L.shape[1], steps=counters.steps, trace=form.trace)
+        agreed["a digest of what is loaded"] = digest_of_saved(saved)
     with ranks.guarded("load_state_dict"):
         form.measure()
     state._resume(form, ShardedProbes(ranks, z, image), counters, held)
@@ -88,4 +91,4 @@ def _form(state: ShardedBatches, saved: Mapping[str, Any]) -> ShardedTriangular:
     held = None
     if saved.get("held") is not None:
         held = saved_tensor(saved, "held", (r, None), torch.float64, ranks.device)
-    return ShardedTriangular(ranks, L, basis, float(saved["trace"]), bool(saved["regular"]), held)
+    return ShardedTriangular(ranks, L, basis, *saving.saved_figures(saved), held)

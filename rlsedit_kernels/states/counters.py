@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 def weighted(largest: float, noise: float) -> float:
@@ -39,6 +42,29 @@ class Counters:
 
     def __post_init__(self) -> None:
         self.largest_weighted = self.largest_weighted or self.largest_key  # saved by an earlier version
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> Counters:
+        """Those of which `asdict` was saved, by this version or an earlier one.
+
+        Raises:
+            ValueError: a name that is not known, or a value that is no such figure.
+        """
+        known = asdict(cls())
+        for name, value in saved.items():
+            if name not in known:
+                raise ValueError(f"load_state_dict: counters have no {name!r}")
+            usual = known[name]
+            if isinstance(usual, bool):
+                fits = isinstance(value, bool)
+            elif isinstance(usual, int):
+                fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            else:
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                fits = not math.isnan(value) if number else value is None and usual is None
+            if not fits:
+                raise ValueError(f"load_state_dict: the counter {name} cannot be {value!r}")
+        return cls(**saved)
 
     def see(self, largest: float, noise: float) -> None:
         """Keys whose longest has this squared norm."""

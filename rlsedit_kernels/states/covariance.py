@@ -306,14 +306,17 @@ class CovarianceState(Moving):
         Raises:
             ValueError: the prior, dtype, version or a tensor does not fit; the state is unchanged.
         """
-        saving.check_header(self, saved, "requested", "reason", "storage")
-        name, form, directions = saved["form"], None, saving.restored_restriction(self, saved)
-        if saved["requested"] not in FORMS or (name is not None and name not in FORM_CLASSES):
-            raise ValueError(f"load_state_dict: unknown form {name!r} (asked for: {saved['requested']!r})")
-        if name is not None:
-            form = self._restored(name, saved["tensors"], saving.restored_storage(saved))
-            form = held.restored(form, self._factor, saved["tensors"], directions, self.device)
-        probes, counters = self._restored_probes(saved["probes"]), Counters(**saved["counters"])
+        with saving.as_saved():
+            saving.check_header(self, saved, "requested", "reason", "storage")
+            name, form, directions = saved["form"], None, saving.restored_restriction(self, saved)
+            if saved["requested"] not in FORMS or (name is not None and name not in FORM_CLASSES):
+                raise ValueError(f"load_state_dict: unknown form {name!r} (asked for: {saved['requested']!r})")
+            if name is not None:
+                form = self._restored(name, saved["tensors"], saving.restored_storage(saved))
+                form = held.restored(form, self._factor, saved["tensors"], directions, self.device)
+            probes, counters = self._restored_probes(saved["probes"]), Counters.restored(saved["counters"])
+            if form is None and counters.steps:
+                raise ValueError(f"load_state_dict: a state of {counters.steps} batches must have a form, got {name!r}")
         self._resume(form, probes, counters, directions)
         self._stale, self._requested, self._reason = None, saved["requested"], saved["reason"]
 

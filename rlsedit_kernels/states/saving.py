@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +26,27 @@ def header(state: State) -> dict[str, object]:
         "counters": asdict(state._counters),
         "restriction": None if state._restriction is None else state._restriction.clone(),
     }
+
+
+@contextlib.contextmanager
+def as_saved() -> Iterator[None]:
+    """ValueError for what is not as `state_dict` gives it, whatever that breaks in the block."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"load_state_dict: the saved state is not as state_dict gives it: {error!r}") from error
+
+
+def saved_figures(saved: Mapping[str, Any]) -> tuple[float, bool]:
+    """|R|^2 and whether R is regular, as a triangular form saves them."""
+    trace, is_regular = saved["trace"], saved["regular"]
+    if not isinstance(is_regular, bool) or isinstance(trace, bool) or not isinstance(trace, (int, float)):
+        raise ValueError(
+            f"load_state_dict: trace and regular must be a number and a bool, got {trace!r}, {is_regular!r}"
+        )
+    if not 0.0 <= trace < math.inf:
+        raise ValueError(f"load_state_dict: trace must be finite and >= 0, got {trace}")
+    return float(trace), is_regular
 
 
 def check_header(state: State, saved: Mapping[str, Any], *more: str) -> None:

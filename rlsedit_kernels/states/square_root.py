@@ -400,12 +400,14 @@ class SquareRootState(State):
         Raises:
             ValueError: the prior, dtype, version or a tensor does not fit; the state is unchanged.
         """
-        saving.check_header(self, saved)
-        if saved["form"] != self.form:
-            raise ValueError(f"load_state_dict: form must be {self.form!r}, got {saved['form']!r}")
-        form = TriangularForm.restore(saved["tensors"], self.d, self.dtype, self.device)
-        probes, counters = saving.restored_probes(self, saved["probes"]), Counters(**saved["counters"])
-        self._resume(form, probes, counters, saving.restored_restriction(self, saved))
+        with saving.as_saved():
+            saving.check_header(self, saved)
+            if saved["form"] != self.form:
+                raise ValueError(f"load_state_dict: form must be {self.form!r}, got {saved['form']!r}")
+            form = TriangularForm.restore(saved["tensors"], self.d, self.dtype, self.device)
+            probes, counters = saving.restored_probes(self, saved["probes"]), Counters.restored(saved["counters"])
+            directions = saving.restored_restriction(self, saved)
+        self._resume(form, probes, counters, directions)
 
     @normal_mode()
     def clone(self) -> SquareRootState:

@@ -13,7 +13,7 @@ from rlsedit_kernels.states import triangular
 from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.pivots import Pivoted
 from rlsedit_kernels.states.reading import squared_norm
-from rlsedit_kernels.states.saving import saved_tensor
+from rlsedit_kernels.states.saving import saved_figures, saved_tensor
 
 
 def over_root(A: torch.Tensor, noise: float) -> torch.Tensor:
@@ -227,8 +227,9 @@ class TriangularForm(Pivoted):
             basis = saved_tensor(saved, "basis", (d, R.shape[0]), dtype, device)
         if R.shape[0] != R.shape[1] or (basis is None and R.shape[0] != d):
             raise ValueError(f"load_state_dict: R must be ({d}, {d}), got {tuple(R.shape)}")
-        form = cls(R, basis, bool(saved["regular"]))
-        form.trace = float(saved["trace"])  # type: ignore[arg-type]
+        trace, regular = saved_figures(saved)
+        form = cls(R, basis, regular)
+        form.trace = trace
         if saved.get("held") is None:
             return form
         held = saved_tensor(saved, "held", (R.shape[0], None), torch.float64, device)
