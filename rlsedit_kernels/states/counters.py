@@ -45,7 +45,7 @@ class Counters:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> Counters:
-        """Those of which `asdict` was saved, by this version or an earlier one.
+        """Those of which `asdict` was saved, by this version or an earlier one, which took back more than was written.
 
         Raises:
             ValueError: a name that is not known, or a value that is no such figure.
@@ -58,7 +58,7 @@ class Counters:
             if isinstance(usual, bool):
                 fits = isinstance(value, bool)
             elif isinstance(usual, int):
-                fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+                fits = isinstance(value, int) and not isinstance(value, bool) and (value >= 0 or name == "steps")
             else:
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 fits = not math.isnan(value) if number else value is None and usual is None
