@@ -138,12 +138,30 @@ def clear_partial(folder: Path) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is done: what is on the disk and what is in memory change together."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+    """Ctrl-C and SIGTERM wait until the block is done: what is on the disk and what is in memory change together.
+
+    Their handlers are put off; blocking the signals is not enough: the system hands one that the main thread blocks to
+    another thread, of which torch has some, and Python runs its handler in the main thread all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    with _put_off(signal.SIGINT), _put_off(signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _put_off(kind: signal.Signals) -> Iterator[None]:
+    """What has come by the end of the block is sent again there."""
+    handler = signal.getsignal(kind)
+    come: list[int] = []
+    if handler is None or handler is signal.SIG_IGN:  # None: it is not one of Python's
+        yield
+        return
     try:
+        signal.signal(kind, lambda *_: come.append(kind))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(kind, handler)
+        if come:
+            signal.raise_signal(kind)
