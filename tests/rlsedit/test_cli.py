@@ -224,23 +224,46 @@ def test_standard_output_that_takes_nothing(
                 full.close()
 
 
-def test_ctrl_c_while_the_command_is_imported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("module", ["rlsedit.cli", "rlsedit.config"])
+def test_ctrl_c_while_the_command_or_what_its_options_need_is_imported(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rlsedit.__main__ import run
 
     class Interrupted:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == "rlsedit.cli":
+            if name == module:
                 raise KeyboardInterrupt
 
+    for name in ("_leave", "_send_again"):  # they are for a process of its own
+        monkeypatch.setattr(f"rlsedit.__main__.{name}", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["rlsedit", "edit", "model", "--set", "steps=2"])
     with monkeypatch.context() as patch:
-        patch.delitem(sys.modules, "rlsedit.cli")
+        patch.delitem(sys.modules, module)
         patch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
         assert run() == 130
     assert capsys.readouterr().err == "rlsedit: interrupted; nothing has begun\n"
     monkeypatch.setattr(sys, "argv", ["rlsedit", "methods"])
     assert run() == 0
+
+
+BLOCKED = "threading.Thread(target=threading.Event().wait).start()\n    raise KeyboardInterrupt"
+DESTROYED = (
+    "type('Slow', (), {'__del__': lambda _: signal.raise_signal(signal.SIGINT)})()\n    time.sleep(5)\n    return 0"
+)
+
+
+@pytest.mark.parametrize("during", [BLOCKED, DESTROYED], ids=["a thread blocks", "an object is destroyed"])
+def test_one_ctrl_c_ends_a_command(during: str) -> None:
+    """An interrupted loader may leave a thread that waits for ever, and a destructor keeps what it raises to itself."""
+    code = (
+        "import signal, sys, threading, time, rlsedit.cli.methods as methods; from rlsedit.__main__ import run\n"
+        f"def work(_):\n    {during}\n"
+        "methods.run = work; sys.argv = ['rlsedit', 'methods']; sys.stdout.write('said'); sys.exit(run())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "said")
+    assert done.stderr == "rlsedit: interrupted; nothing half written is left\n"
 
 
 def test_closed_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, left = build_parser().parse_known_args(argv)
         if left:
             args.parser.error(f"unrecognized arguments: {' '.join(left)}")
+    except KeyboardInterrupt:  # options are checked against what torch is imported for
+        return launch.linger(_complain("interrupted; nothing has begun", INTERRUPTED))
     except SystemExit as stop:
         return launch.linger(stop.code if isinstance(stop.code, int) else BAD_INPUT)
     except OSError as error:  # --version where nothing can be written
