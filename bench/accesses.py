@@ -123,11 +123,12 @@ def main() -> None:
     options = parser.parse_args()
     from support import emulated
 
-    emulated.use_ptx()
-    try:
-        emulated.load()
-    except emulated.CannotEmulate as error:
-        parser.error(str(error))
+    if "cuda" in options.backends:  # for Triton's kernels alone nvcc is not needed
+        emulated.use_ptx()
+        try:
+            emulated.load()
+        except emulated.CannotEmulate as error:
+            parser.error(str(error))
     rows = []
     for backend in options.backends:
         call = kernels_of(backend)

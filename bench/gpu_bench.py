@@ -84,6 +84,11 @@ def floor(bytes_moved: float, flops: float) -> float:
 MOST = 1000
 """Repetitions of an entry that is not said to be slow."""
 
+NOT_RUN = "not run: the time is used up"
+
+SIZES = ("what", "d", "u", "v", "count")
+"""What tells comparisons apart."""
+
 
 @dataclass
 class Entry:
@@ -123,7 +128,7 @@ class Bench:
         alive: list[Entry] = []
         for entry in (entry for entry in entries if entry.name not in known):
             if time.monotonic() - self.begin > self.budget:
-                self.rows.append({**base, "name": entry.name, "failed": "not run: the time is used up"})
+                self.rows.append({**base, "name": entry.name, "failed": NOT_RUN})
                 continue
             self.doing = time.monotonic(), {**base, "name": entry.name}
             if (failure := self._attempt(entry)) is not None:
@@ -158,15 +163,27 @@ class Bench:
         self.doing = time.monotonic(), {"what": f"after {what}", **shape}
         self.keep()
 
-    def section(self, function: Callable[..., None], *arguments: object) -> None:
-        """A part of the run; one that fails between its comparisons is a row too."""
-        self.doing = time.monotonic(), {"what": function.__name__}
+    def section(self, name: str, function: Callable[..., None], *arguments: object) -> None:
+        """A part of the run; one that fails between its comparisons is a row too, and one for which it is too late."""
+        if time.monotonic() - self.begin > self.budget:
+            self.rows.append({"what": name, "failed": NOT_RUN})
+            return
+        self.doing = time.monotonic(), {"what": name}
         try:
             function(self, *arguments)
         except Exception as failure:
-            traceback.print_exc()
-            self.rows.append({"what": function.__name__, "failed": _text(failure)})
+            self.rows.append({"what": name, "failed": _text(failure)})
             self.failed()
+
+    def finished(self) -> bool:
+        """Whether nothing was left out for want of time."""
+        return not any(row.get("failed") == NOT_RUN for row in self.rows)
+
+    def take(self, rows: Sequence[dict[str, object]]) -> None:
+        """Rows of an earlier run, but for comparisons that it did not come to the end of: those take turns anew."""
+        mine = [row for row in rows if row["what"] != "target" and "name" in row]
+        again = [_sizes(row) for row in mine if row.get("failed") == NOT_RUN]
+        self.rows += [row for row in mine if _sizes(row) not in again]
 
     def watch(self, limit: float, give_up: Callable[[], None]) -> None:
         """From a thread of its own: `give_up` once a call takes longer than `limit` seconds."""
@@ -176,6 +193,7 @@ class Bench:
                 time.sleep(min(1.0, limit / 4))
                 if (doing := self.doing) is not None and time.monotonic() - doing[0] > limit:
                     self.rows.append({**doing[1], "failed": f"hangs: no answer in {limit:g} s"})
+                    print(self.rows[-1], file=sys.stderr, flush=True)
                     give_up()
                     return
 
@@ -201,8 +219,21 @@ class Bench:
         return None
 
 
+def _sizes(row: dict[str, object]) -> tuple[object, ...]:
+    return tuple(row.get(key) for key in SIZES)
+
+
 def _text(failure: Exception) -> str:
-    return f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+    """Its first line, and the last one of what Triton says, which begins with a place; all of it is printed."""
+    traceback.print_exception(failure)
+    cause: BaseException = failure
+    while type(cause).__module__.startswith("triton") and cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in f"{type(failure).__name__}: {failure}".splitlines() if line.strip()]
+    if type(failure).__module__.startswith("triton"):
+        last = f"{type(cause).__name__}: {cause}".strip().splitlines()[-1].strip()
+        lines[0] += f" ... {last}" if last not in lines[0] else ""
+    return lines[0][:300]
 
 
 class Problem:

@@ -1,9 +1,8 @@
 // qr_append_(R, K): R'R <- R'R + K'K for an upper triangular R: qr_append_rhs_ without a right-hand side.
 //
-//    R   +---+---+---+    a ticket owns 32 columns of R and of K: for every panel before its own it waits
-//    until
-//        | 0 | . | j |    that is reduced, corrects its tile there and its part of K; then it reduces its own
-//    K   +---+---+---+
+//    R   +---+---+---+    a ticket owns 32 columns of R and of K: for every panel before its own it
+//        | 0 | . | j |    waits until that is reduced, corrects its tile there and its part of K; then
+//    K   +---+---+---+    it reduces its own
 //
 // Bytes: 4 d^2 (float32: the upper half of R, read and written), the rows once, block reflectors from the
 // second-level cache; flops 2 d^2 u.

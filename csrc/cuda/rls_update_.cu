@@ -1,10 +1,9 @@
 // rls_update_(C, K, noise, forget): the whole commit, with L L' = forget noise I + K C K',
 //   Z = C K' L^-T,  gain = Z L^-1,  C <- (C - Z Z') / forget where info == 0
 //
-//    C (d, d) ==> Y (d, u) -> G (u, u) -> V = L^-1 (u, u)      tiles: 128 rows of C; 64 x 64 of G; one
-//    matrix;
-//                     |                       |                64 rows of Y; lower 128 x 128 of C, mirrored
-//                     +---------> Z, gain <---+   ==> C
+//    C (d, d) ==> Y (d, u) -> G (u, u) -> V = L^-1 (u, u)      tiles: 128 rows of C; 64 x 64 of G;
+//                     |                       |                one matrix; 64 rows of Y;
+//                     +---------> Z, gain <---+   ==> C        lower 128 x 128 of C, mirrored
 //
 // Six launches (seven where few blocks share the pass over C), no look at info, workspace from torch's
 // allocator: a captured graph replays it. Bytes: 2.5 d^2 and about 8 d u; flops 3 d^2 u + 3 d u^2.

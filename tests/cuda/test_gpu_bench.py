@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import gpu
 import gpu_cases
 import harness
+import on_gpu
 import pytest
 import torch
 from gpu_bench import Bench, Entry, Problem
@@ -61,9 +63,50 @@ def test_a_section_that_fails_is_a_row_and_what_was_measured_is_kept(tmp_path) -
         bench.compare("something", {}, [Entry("good", lambda: None)])
         raise MemoryError("no room\nfor more")
 
-    bench.section(half)
+    bench.section("half", half)
     assert bench.rows[1:] == [{"what": "half", "failed": "MemoryError: no room"}]
     assert kept == [bench.rows[:1]]
+
+
+def test_what_triton_says_is_a_row_that_says_why(capsys) -> None:
+    """Its first line is a place in a kernel, and what is wrong there the last one, or that of what is inside."""
+    from triton.compiler.errors import CompilationError
+
+    inside = CompilationError("def f():\n    pass", None, "no such dtype")
+    outside = CompilationError("def g():\n    f()", None, None)
+    outside.__cause__ = inside
+    bench = Bench("cpu", 1, 60.0)
+    for failure in (inside, outside):
+
+        def fails(failure: Exception = failure) -> None:
+            raise failure
+
+        bench.compare("something", {}, [Entry(str(id(failure)), fails)])
+    assert all("no such dtype" in str(row["failed"]) for row in bench.rows)
+    assert all(len(str(row["failed"]).splitlines()) == 1 for row in bench.rows)
+    assert "f()" in capsys.readouterr().err  # the whole of it
+
+
+def test_a_section_for_which_it_is_late_is_not_begun() -> None:
+    bench = Bench("cpu", 3, -1.0)
+    bench.section("half", broken)
+    assert bench.rows == [{"what": "half", "failed": "not run: the time is used up"}]
+    assert not bench.finished()
+
+
+def test_a_run_goes_on_behind_another_with_whole_comparisons() -> None:
+    """Entries are compared by taking turns: those of a comparison that did not come to its end are measured anew."""
+    none = "not run: the time is used up"
+    whole = [
+        {"what": "one", "u": 4, "name": "a", "median_ms": 1.0},
+        {"what": "one", "u": 4, "name": "b", "failed": "x"},
+    ]
+    cut = [{"what": "two", "u": 4, "name": "a", "median_ms": 1.0}, {"what": "two", "u": 4, "name": "b", "failed": none}]
+    other = [{"what": "two", "u": 5, "name": "a", "failed": "hangs: no answer in 90 s"}]
+    bench = Bench("cpu", 3, 60.0)
+    bench.take([*whole, *cut, *other, {"what": "parts", "failed": none}, {"what": "target", "name": "t", "met": None}])
+    assert bench.rows == [*whole, *other]
+    assert bench.finished()
 
 
 def test_a_failure_while_it_is_timed_is_a_row() -> None:
@@ -98,46 +141,86 @@ def test_what_has_a_row_is_not_measured_again() -> None:
 
 
 LOSES_ITS_GPU = """
-import sys
+import sys, time
 sys.path.insert(0, {bench!r})
 import checkout
 import gpu_cases, torch
-from support import pretended_cuda
-before, again = gpu_cases.factors, "--begun" in sys.argv
 
-def factors(bench, sizes):  # a kernel that fails: from then on every call does
-    def fails():
+def factors(bench, sizes):
+    def fails():  # from then on every call does
         torch.cuda.synchronize = fails
         raise RuntimeError("an illegal memory access")
+    def hangs():  # for longer than it may
+        bench.doing = bench.doing[0] - 3600.0, bench.doing[1]
+        time.sleep(600.0)
     from gpu_bench import Entry
-    bench.compare("factors", {{}}, [Entry("bad", fails), Entry("good", lambda: None)])
+    bench.compare("factors", {{}}, [Entry("bad", {what}), Entry("good", lambda: None)])
 
 gpu_cases.factors = factors
 import gpu
-gpu.main()
+sys.exit(gpu.main())
 """
 
 
-def test_a_process_that_lost_its_gpu_is_followed_by_one_that_goes_on(tmp_path) -> None:
-    target, program = tmp_path / "gpu.json", tmp_path / "program.py"
-    program.write_text(LOSES_ITS_GPU.format(bench=str(BENCH)), encoding="utf-8")
+def run_of_sections(folder: Path, program: str, *more: str) -> tuple[Any, dict[str, Any]]:
+    """A process that measures the ceilings and what `program` has in the place of factors: how it ended, its file."""
+    target, file = folder / "gpu.json", folder / "program.py"
+    file.write_text(program, encoding="utf-8")
     words = f"--pretend-cuda --d 16 --u 2 --v 4 --only ceilings factors --repetitions 1 --commit abc --json {target}"
-    command = [sys.executable, str(program), *words.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(file), *words.split(), *more]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     if "CannotEmulate" in done.stderr:
         pytest.skip("CUDA kernels on the CPU: there is no C++ compiler")
+    return done, json.loads(target.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("what", "failure"), [("fails", "RuntimeError: an illegal memory access"), ("hangs", "hangs: no answer in 3000 s")]
+)
+def test_a_process_that_lost_its_gpu_is_followed_by_one_that_goes_on(tmp_path, what: str, failure: str) -> None:
+    program = LOSES_ITS_GPU.format(bench=str(BENCH), what=what)
+    done, result = run_of_sections(tmp_path, program, "--hang", "3000")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("a new one goes on") == 1
-    result = json.loads(target.read_text(encoding="utf-8"))
     rows = [(row["name"], row.get("failed")) for row in result["rows"] if row["what"] != "target"]
-    assert rows == [
-        ("copy", None),
-        ("torch.mm", None),
-        ("bad", "RuntimeError: an illegal memory access"),
-        ("good", None),
-    ]
+    assert rows == [("copy", None), ("torch.mm", None), ("bad", failure), ("good", None)]
     assert result["settings"]["finished"] is True
     assert result["machine"]["commit"] == "abc"
+
+
+def test_what_a_run_had_no_time_for_is_measured_by_one_behind_it(tmp_path) -> None:
+    program = LOSES_ITS_GPU.format(bench=str(BENCH), what="lambda: None")
+    done, result = run_of_sections(tmp_path, program, "--budget", "-1")
+    assert done.returncode == on_gpu.UNFINISHED, done.stderr
+    assert result["settings"]["finished"] is False
+    assert [row["what"] for row in result["rows"] if row["what"] != "target"] == ["ceilings", "factors"]
+    first = tmp_path / "first.json"
+    result["rows"].append({"what": "factors", "name": "bad", "failed": "of the first call"})
+    first.write_text(json.dumps(result), encoding="utf-8")
+    done, result = run_of_sections(tmp_path, program, "--resume", str(first))
+    assert done.returncode == 0, done.stderr
+    rows = [(row["name"], row.get("failed")) for row in result["rows"] if row["what"] != "target"]
+    assert rows == [("bad", "of the first call"), ("copy", None), ("torch.mm", None), ("good", None)]
+    assert result["settings"]["finished"] is True
+
+
+def test_what_the_next_process_would_inherit_is_closed(tmp_path) -> None:
+    """A GPU that is held by an open file would go on with the kernel that hangs."""
+    program = tmp_path / "program.py"
+    text = f"""
+        import os, sys
+        sys.path.insert(0, {str(BENCH)!r})
+        if len(sys.argv) > 1:
+            print(os.path.exists(f"/proc/self/fd/{{sys.argv[1]}}"))
+        else:
+            import gpu
+            kept = os.open("/dev/null", os.O_RDONLY)
+            os.set_inheritable(kept, True)
+            gpu.follow([{str(program)!r}, str(kept)])
+    """
+    program.write_text(textwrap.dedent(text), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_call_that_hangs_ends_the_run() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,12 +67,91 @@ def test_behind_blocks_that_hang_the_other_tests_do_without_them(on_gpu: ModuleT
     assert "['-k', '(not triton) and not qr_']" in log.getvalue()
 
 
-def test_nothing_else_is_tested_where_the_build_failed(on_gpu: ModuleType) -> None:
-    steps = {"build": on_gpu.Step(["-c", "raise SystemExit(1)"], 60, 0.1), "tests": on_gpu.Step(["-c", ""], 60, 0.1)}
+def test_what_is_about_the_library_is_left_where_its_build_failed(on_gpu: ModuleType, tmp_path: Path) -> None:
+    steps = {
+        "build": on_gpu.Step(["-c", "raise SystemExit(1)"], 60, 0.1),
+        "tests": on_gpu.Step(["-c", ""], 60, 0.1),
+        "triton": on_gpu.Step(["-c", "print('compiled')"], 60, 0.1, library=False),
+    }
     log = io.StringIO()
     assert on_gpu.execute(steps, 100.0, log) == 1
-    assert "left: --steps tests" in log.getvalue()
+    assert "left: --steps tests\n" in log.getvalue()
     assert "== tests" not in log.getvalue()
+    assert "\ncompiled\n" in log.getvalue()
+    assert {name for name, step in on_gpu.plan(tmp_path).items() if not step.library} == {"triton", "tune"}
+
+
+def test_kernels_run_under_the_sanitizer_where_there_is_one(
+    on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert "memcheck" not in on_gpu.plan(tmp_path)
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "sanitizes with $2"\nexit 9\n', encoding="utf-8")
+    tool.chmod(0o755)
+    steps = on_gpu.plan(tmp_path)
+    assert list(steps)[-2:] == ["memcheck", "tune"]
+    assert "-n" not in steps["memcheck"].arguments  # what a worker does is not looked at
+    assert "memcheck" not in on_gpu.plan(tmp_path, pretended=True)
+    log = io.StringIO()
+    assert on_gpu.execute({"memcheck": steps["memcheck"]}, 100.0, log) == 1
+    assert "sanitizes with memcheck\n" in log.getvalue()
+    assert "failed (9)" in log.getvalue()
+
+
+SAYS = """
+import sys, time
+try:
+    print("begun", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("2 failed before that")
+"""
+
+
+def test_a_step_whose_time_is_over_says_what_it_has_found(on_gpu: ModuleType) -> None:
+    """Tests print their failures in the end: one that were killed at once would leave dots."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    log = io.StringIO()
+    assert on_gpu.execute({"tests": on_gpu.Step(["-c", SAYS], 6.0, 0.1)}, 100.0, log) == 1
+    assert "2 failed before that\n" in log.getvalue()
+    assert "killed: it took too long" in log.getvalue()
+    assert "left" not in log.getvalue()  # a second call would give it no more time
+
+
+def test_what_the_limit_cut_short_is_left(on_gpu: ModuleType) -> None:
+    log, sleeps = io.StringIO(), ["-c", "import time; time.sleep(60)"]
+    steps = {"short": on_gpu.Step(sleeps, 600, 0.1), "used": on_gpu.Step(["-c", "raise SystemExit(75)"], 60, 0.0)}
+    assert on_gpu.execute(steps, 2.0, log) == 1
+    assert "left: --steps short" in log.getvalue()
+    log = io.StringIO()
+    assert on_gpu.execute({"used": steps["used"]}, 100.0, log) == 1
+    assert "not all of it: its time was used up\n" in log.getvalue()
+    assert "left: --steps used\n" in log.getvalue()
+
+
+def test_a_long_output_leaves_its_beginning_and_its_end(on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of more than 16 MiB does not come back from every machine."""
+    monkeypatch.setattr(on_gpu, "LOGGED", 1000)
+    log = io.StringIO()
+    code = "for i in range(1000): print('line', i)"
+    assert on_gpu.execute({"talks": on_gpu.Step(["-c", code], 60, 0.1)}, 100.0, log) == 0
+    said = log.getvalue().splitlines()
+    assert len(log.getvalue()) < 2500
+    assert [line for line in ("line 0", "line 1", "line 998", "line 999") if line not in said] == []
+    (cut,) = (line for line in said if line.endswith("lines are left out here]"))
+    before, after = (int(said[said.index(cut) + step].split()[1]) for step in (-1, 1))
+    assert after - before - 1 == int(cut[1:].split()[0])
+
+
+def test_how_a_step_ended_is_said_before_the_next_one(on_gpu: ModuleType) -> None:
+    """All of it may be killed from outside, and its end never be said."""
+    log = io.StringIO()
+    on_gpu.execute({name: on_gpu.Step(["-c", ""], 60, 0.1) for name in ("one", "two")}, 100.0, log)
+    lines = [line.split()[0] for line in log.getvalue().splitlines()]
+    assert lines == ["==", "one", "==", "two", "==", "one", "two"]
 
 
 def test_a_step_that_keeps_what_it_has_is_told_its_time(on_gpu: ModuleType) -> None:
@@ -83,7 +163,7 @@ def test_a_step_that_keeps_what_it_has_is_told_its_time(on_gpu: ModuleType) -> N
 
 def test_what_outlives_its_kill_is_not_waited_for(on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that sits in the driver behind a kernel which hangs: the other steps are worth the time."""
-    monkeypatch.setattr(on_gpu, "_kill", lambda child: None)
+    monkeypatch.setattr(on_gpu, "_kill", lambda *_: None)
     monkeypatch.setattr(on_gpu, "GRACE", 0.2)
     steps = {"stuck": on_gpu.Step(["-c", "import time; time.sleep(5)"], 0.5, 0.1)}
     log, begin = io.StringIO(), time.monotonic()
@@ -100,6 +180,19 @@ def test_a_second_call_builds_first(on_gpu: ModuleType, tmp_path: Path, monkeypa
         on_gpu.main(["--out", str(tmp_path), "--steps", "bench", "--commit", "abc", *more])
     assert asked == [["build", "bench"], ["bench"]]
     assert on_gpu.plan(tmp_path, commit="abc")["bench"].arguments[-2:] == ["--commit", "abc"]
+
+
+def test_a_second_call_is_told_what_the_first_one_measured(
+    on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(on_gpu, "execute", lambda steps, limit, log: asked.append(list(steps["bench"].arguments)) or 0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        on_gpu.main(["--out", "out", "--steps", "bench", "--resume", "gpu.json"])
+    (tmp_path / "gpu.json").touch()
+    on_gpu.main(["--out", "out", "--steps", "bench", "--resume", "gpu.json"])
+    assert asked[0][-2:] == ["--resume", str(tmp_path / "gpu.json")]
 
 
 LOSES = """
