@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edit_tables import METHODS, compared, demo, edited_stream
 from gpu_tables import comparison, targets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,10 +25,27 @@ def device(result: Result) -> str:
 
 
 HEADLINE = (
-    "rlsedit, ops", "RLSFilter plain", "plain torch Woodbury", "RLSEdit, released sequence", "MEMIT, float64",
-    "AlphaEdit, released",
+    "rlsedit, ops", "RLSFilter plain", "plain torch Woodbury", "RLSEdit, released sequence", "dense Cholesky",
+    "dense Cholesky, float64", "MEMIT, float64", "AlphaEdit, Cholesky", "AlphaEdit, released",
 )  # fmt: skip
 """Contenders of the tables in README.md and docs/evaluation.md; docs/profile.md has all."""
+
+
+def with_dense(*results: Result | None, names: Sequence[str] | None = None) -> str:
+    """`shapes` of the files of `SHAPES` with the rows of those of `DENSE`, each measured in turns with the baseline."""
+    firsts: list[Any] = list(results[: len(SHAPES)])
+    pairs = zip(firsts, results[len(SHAPES) :], strict=True)
+    return shapes(*({**one, "rows": [*one["rows"], *_added(one, other)]} for one, other in pairs), names=names)
+
+
+def _added(result: Result, other: Result | None) -> list[Result]:
+    """Rows of another run of the same problem that `result` has not; none where it has not been run."""
+    if other is None:
+        return []
+    if result["rows"][0]["problem"] != other["rows"][0]["problem"]:
+        raise ValueError("with_dense: the profiles are of different problems")
+    known = {row["name"] for row in result["rows"]}
+    return [row for row in other["rows"] if row["name"] not in known]
 
 
 def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
@@ -40,13 +58,13 @@ def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
         f"One whole batch of {problems[-1]['u']} keys, state and weight, one layer, {problems[-1]['dtype']} "
         f"({machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}): median of {calls} calls (by "
         "column; n: fewer), and in brackets how many times that of the first row. error: |W - W_exact| / "
-        "|W_exact - W_0| against float64 at the largest d.",
+        "|W_exact - W_0| against float64 at the largest d, behind two batches (MEMIT's: one, it keeps none).",
         "",
         *_on_groups(results[-1], names),
         "| | " + " | ".join(f"d = {p['d']}, v = {p['v']}" for p in problems) + " | error |",
         "|---" * (len(problems) + 2) + "|",
     ]
-    for name in names or columns[-1]:
+    for name in (name for name in names or columns[-1] if name in columns[-1]):
         cells = [_median(column.get(name), result) for column, result in zip(columns, results, strict=True)]
         error = columns[-1][name]["error"]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {'' if error is None else f'{error:.0e}'} |")
@@ -124,7 +142,7 @@ def batch_sizes(result: Result) -> str:
         "| | " + " | ".join(f"u = {u} | error" for u in sizes) + " |",
         "|---" * (2 * len(sizes) + 1) + "|",
     ]
-    for name in HEADLINE:
+    for name in (name for name in HEADLINE if (name, sizes[0]) in rows):
         cells = [f"{_median(rows[name, u], result)} | {rows[name, u]['error']:.0e}" for u in sizes]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -274,111 +292,6 @@ def append(result: Result) -> str:
     return "\n".join(lines)
 
 
-def demo(result: Result) -> str:
-    """Scores before and after, and seconds per fact, of the report that `make demo` writes."""
-    where, runs = result["environment"], result["runs"]
-    columns = [("before", result["before"]["summary"]), *((NAMES[run["method"]], run["summary"]) for run in runs)]
-    lines = [
-        f"SmolLM2-135M-Instruct, {result['facts']['written']} real facts in batches of {result['options']['batch']}, "
-        f"layers {result['config']['layers'][0]} to {result['config']['layers'][-1]}, {where['threads']} CPU threads, "
-        f"torch {where['packages']['torch']}; the whole demo took {result['seconds']['total']:.0f} s. Percent, with "
-        "standard errors over facts.",
-        "",
-        "| | " + " | ".join(name for name, _ in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for key in ("efficacy_success", "paraphrase_success", "neighbourhood_success", "score"):
-        cells = [f"{100 * s[key]['mean']:.1f} ± {100 * s[key]['stderr']:.1f}" for _, s in columns]
-        lines.append(f"| {key.replace('_', ', ')} | " + " | ".join(cells) + " |")
-    for stage, label in (("targets", "z*, s per fact"), ("keys", "keys, s per fact"), ("solve", "update, s per fact")):
-        cells = ["", *(f"{_per_fact(run, stage):.3f}" for run in runs)]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    updates = [statistics.median(batch["seconds"]["solve"] for batch in run["batches"]) for run in runs]
-    lines.append("| update of a batch, all layers, median s | | " + " | ".join(f"{t:.3f}" for t in updates) + " |")
-    return "\n".join(lines)
-
-
-NAMES = {"rlsedit": "RLSEdit", "alphaedit_dense": "AlphaEdit as published"}
-
-
-def _per_fact(run: Result, stage: str) -> float:
-    facts = sum(len(batch["ids"]) for batch in run["batches"])
-    return float(sum(batch["seconds"][stage] for batch in run["batches"])) / facts
-
-
-METHODS = {
-    "rlsedit": "RLSEdit", "alphaedit": "AlphaEdit", "memit_seq": "MEMIT, sequential", "memit": "MEMIT",
-    "ft": "FT", "rome": "ROME",
-}  # fmt: skip
-
-
-def edited_stream(*results: Result) -> str:
-    """Scores behind a stream of edits by method, those of its first facts, and the perplexity of other text."""
-    runs = [result["run"] for result in results]
-    ends = [run["checkpoints"][-1] for run in runs]
-    first, oldest = runs[0]["checkpoints"][0], ends[0]["groups"]["first"]["count"]
-    lines = [
-        "Percent, with standard errors over facts, of the perplexity over windows of its text.",
-        "",
-        f"| behind {ends[0]['facts']:,} edits | efficacy | generalisation | specificity | score "
-        f"| first {oldest}: score | first {oldest}: accuracy | perplexity |",
-        "|---" * 8 + "|",
-        _stream_row("before", first["groups"]["all"], None, runs[0]["ability"]["before"]),
-    ]
-    for run, end in zip(runs, ends, strict=True):
-        name, groups = METHODS[run["spec"]["method"]], end["groups"]
-        lines.append(_stream_row(name, groups["all"], groups["first"], run["ability"]["after"]))
-    return "\n".join(lines)
-
-
-def _stream_row(name: str, scores: Result, first: Result | None, ability: Result) -> str:
-    def percent(value: Result) -> str:
-        return f"{100 * value['mean']:.1f} ± {100 * value['stderr']:.1f}"
-
-    kinds = ("efficacy_success", "paraphrase_success", "neighbourhood_success", "score")
-    cells = [percent(scores["counterfact"][kind]) for kind in kinds]
-    cells += ["" if first is None else percent(first["counterfact"][kind]) for kind in ("score", "efficacy_accuracy")]
-    text = ability["perplexity"]["perplexity"]
-    form = ".1f" if text["mean"] < 1000 else ",.0f"
-    cells.append(f"{text['mean']:{form}} ± {text['stderr']:{form}}")
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def compared(*results: Result) -> str:
-    """Every method on the same facts: scores, each solve as published beside the one here, and their difference."""
-    from rlsedit.methods import list_methods
-
-    about = ("model", "facts", "batch", "text", "before")
-    if any(result[name] != results[0][name] for result in results for name in about):
-        raise ValueError("the comparisons are of other facts or another model")
-    first = results[0]
-    count = first["before"]["efficacy_success"]["count"]
-    lines = [
-        f"{first['model']}, the first {count} facts of `{first['facts']}` in batches of {first['batch']} (batches of "
-        "one for ROME and r-ROME), presets; second moments from "
-        f"`{first['text']}`. Percent, with standard errors over facts; seconds of all solves on all layers; "
-        "difference: |change of W - that of the published solve|, relative, the largest of the layers.",
-        "",
-        "| method | efficacy | paraphrase | neighbourhood | solve as published, s | here, s | ratio | difference |",
-        "|---" * 8 + "|",
-        _compared_row("before", first["before"]),
-    ]
-    rows = {row["method"]: row for result in results for row in result["methods"]}
-    lines += [_compared_row(f"`{name}`", rows[name]["scores"], rows[name]) for name in list_methods()]
-    return "\n".join(lines)
-
-
-def _compared_row(name: str, scores: Result, row: Result | None = None) -> str:
-    kinds = ("efficacy_success", "paraphrase_success", "neighbourhood_success")
-    cells = [f"{100 * scores[kind]['mean']:.1f} ± {100 * scores[kind]['stderr']:.1f}" for kind in kinds]
-    if row is None or row["published"] is None:
-        cells += [""] * 4
-    else:
-        published, here = row["published"], row["here"]
-        cells += [f"{published:.2f}", f"{here:.2f}", f"{published / here:.1f}", f"{row['difference']:.0e}"]
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
 def pipeline(result: Result) -> str:
     """z* and keys of many facts, beside one fact at a time through the whole model."""
     about = result["settings"]
@@ -407,13 +320,15 @@ STREAMS = _runs("smollm2_counterfact")
 SMALL_STREAMS = _runs("gemma3_counterfact")
 COMPARISONS = ("compare_1.json", "compare_2.json", "compare_3.json")
 SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.json")
+DENSE = tuple(name.replace("profile_", "profile_dense_") for name in SHAPES)
+"""What dense solves can be at their best, on the same layers, measured in turns with the first row."""
 
 Part = tuple[tuple[str, ...], Callable[..., str]]
 
 ACCESSES = ("accesses.json", "accesses_triton36.json")
 
 SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
-    ("README.md", "update"): ((SHAPES, partial(shapes, names=HEADLINE)),),
+    ("README.md", "update"): ((SHAPES + DENSE, partial(with_dense, names=HEADLINE)),),
     ("README.md", "numerics"): ((("long_stream.json",), partial(long_stream, forms=FORMS)),),
     ("README.md", "demo"): ((("demo.json",), demo),),
     ("README.md", "stream"): ((STREAMS, edited_stream),),
@@ -422,7 +337,11 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("docs/evaluation.md", "gemma stream"): ((SMALL_STREAMS, edited_stream),),
     ("docs/evaluation.md", "pipeline"): ((("pipeline.json",), pipeline),),
     ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
-    ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
+    ("docs/profile.md", "update"): (
+        (SHAPES + DENSE, with_dense),
+        (("profile_history.json",), history),
+        (("stream.json",), stream),
+    ),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
     ("docs/profile.md", "engines"): ((("engines.json",), engines),),
     ("docs/cuda.md", "accesses"): ((("accesses.json",), partial(accesses, backend="cuda")),),
@@ -433,8 +352,8 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
 }
 """By page and marker: files under bench/results/ and what makes text of them."""
 
-AWAITED = frozenset({"gpu.json"})
-"""Results that need a machine which is not always at hand: None where they are not there yet."""
+AWAITED = frozenset({"gpu.json", *DENSE})
+"""Results that need a machine, or a quiet one, which is not always at hand: None where they are not there yet."""
 
 
 def _result(file: str) -> Any:
@@ -450,6 +369,10 @@ def draw() -> None:
     folder = ROOT / "docs" / "profile"
     folder.mkdir(exist_ok=True)
     largest = load(RESULTS / SHAPES[-1])
+    if (RESULTS / DENSE[-1]).exists():
+        known = {row.name for row in largest.rows}
+        more = load(RESULTS / DENSE[-1]).rows
+        largest = replace(largest, rows=(*largest.rows, *(row for row in more if row.name not in known)))
     plot_bars(largest, folder / "cost.svg")
     plot_roofline(largest, folder / "roofline.svg")
     plot_axis(load(RESULTS / "profile_history.json"), folder / "history.svg")

@@ -68,13 +68,24 @@ def patch(name: str, *, verify: bool = False) -> Iterator[tuple[ModuleType, ...]
     if name not in _TARGETS:
         raise ValueError(f"patch: name must be one of {sorted(_TARGETS)}, got {name!r}")
     targets = _TARGETS[name]
-    modules = tuple(import_module(target.module) for target in targets)
+    modules = tuple(_imported(name, target.module) for target in targets)
     for target, module in zip(targets, modules, strict=True):
         _check(target, module)
     with ExitStack() as stack:
         for target, module in zip(targets, modules, strict=True):
             target.install(module, stack, verify)
         yield modules
+
+
+def _imported(name: str, module: str) -> ModuleType:
+    """A module of the code base; one that is not there is named with what to do about it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports what is not
+        told = f"patch: {name!r} needs the module {module}, and there is no {error.name!r}: run in the folder of the"
+        raise ModuleNotFoundError(f"{told} checkout, or put it on sys.path", name=error.name) from None
 
 
 def _check(target: _Target, module: ModuleType) -> None:

@@ -79,22 +79,59 @@ class FilterStep:
         return self.filter.health()
 
 
-class WoodburyStep:
-    """C <- C - C K'(noise I + K C K')^-1 K C by LU in float32, C not kept symmetric; W by the new C.
+class ReleasedStep:
+    """RLSEdit's released code (arXiv 2601.15686) as a step: S_0 is made symmetric, factored and inverted in float32, a
+    jitter is added where that factor fails, and each batch takes a Cholesky factor: F = C K', L L' = noise I + K F,
+    C <- C - F (L L')^-1 F', W by the new C.
+
+    That code has no noise and no forgetting: here they are those of the recursion.
 
     Args:
-        jitter: None inverts the prior in float64 and rounds; a number adds it to S_0 in float32 and inverts there,
-            which is what released code does (arXiv 2601.15686).
         dtype: of everything.
     """
 
-    def __init__(self, stream: Stream, jitter: float | None, dtype: torch.dtype = torch.float32) -> None:
-        S, device = stream.prior.information(), stream.W_0.device
-        if jitter is None:
-            self.C = torch.linalg.inv(S).to(device, dtype)
-        else:
-            S = S.to(device, dtype)
-            self.C = torch.linalg.inv(S + jitter * S.diagonal().mean() * torch.eye(len(S), dtype=dtype, device=device))
+    def __init__(self, stream: Stream, dtype: torch.dtype = torch.float32) -> None:
+        self.C = _inverse_with_jitter(stream.prior.information().to(stream.W_0.device, dtype))
+        self.weight = stream.W_0.to(dtype, copy=True)
+
+    def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> None:
+        K, V = K.to(self.C.dtype), V.to(self.C.dtype)
+        F = self.C @ K.mT
+        system = K @ F
+        system.diagonal().add_(forget * noise)
+        upper = torch.linalg.cholesky(system, upper=True)
+        G = torch.linalg.solve_triangular(upper, F, upper=True, left=False)
+        self.C = (self.C - G @ G.mT) / forget
+        self.weight = self.weight + self.C @ K.mT @ (V - K @ self.weight) / noise
+
+    def covariance(self) -> torch.Tensor:
+        return self.C
+
+
+def _inverse_with_jitter(S: torch.Tensor, tries: int = 5) -> torch.Tensor:
+    """S^-1 by Cholesky; where that fails with a jitter of 1e-6 mean(diagonal of S), ten times as much at each try, and
+    behind the last one by singular values."""
+    S = 0.5 * (S + S.mT)
+    jitter = 1e-6 * max(float(S.diagonal().abs().mean()), 1.0)
+    for _ in range(tries):
+        factor, info = torch.linalg.cholesky_ex(S)
+        if int(info) == 0:
+            return torch.cholesky_inverse(factor)
+        S = S + jitter * torch.eye(len(S), dtype=S.dtype, device=S.device)
+        jitter *= 10.0
+    return torch.linalg.pinv(S)
+
+
+class WoodburyStep:
+    """C <- C - C K'(noise I + K C K')^-1 K C as one writes it first, by LU and not kept symmetric; W by the new C. The
+    prior is inverted in float64 and rounded.
+
+    Args:
+        dtype: of everything.
+    """
+
+    def __init__(self, stream: Stream, dtype: torch.dtype = torch.float32) -> None:
+        self.C = torch.linalg.inv(stream.prior.information()).to(stream.W_0.device, dtype)
         self.weight = stream.W_0.to(dtype, copy=True)
 
     def update(self, K: torch.Tensor, V: torch.Tensor, noise: float, forget: float) -> None:
@@ -138,14 +175,8 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
 """Ours by name: (what is kept, arguments of `RLSFilter`)."""
 
 PUBLISHED: dict[str, tuple[str, MakeStep]] = {
-    "woodbury": (
-        "Woodbury by LU, C not symmetrised, prior inverted in float64",
-        lambda stream: WoodburyStep(stream, None),
-    ),
-    "woodbury-jitter": (
-        "the same, prior inverted in float32 with a jitter of 1e-6",
-        lambda stream: WoodburyStep(stream, 1e-6),
-    ),
+    "released": ("RLSEdit's released code: prior inverted in float32, with a jitter where that fails", ReleasedStep),
+    "woodbury": ("Woodbury by LU, C not symmetrised, prior inverted in float64", WoodburyStep),
     "normal-equations": ("Cholesky of a float32 S with every batch", NormalEquationsStep),
 }
 """Sequences of other people's code, written in plain torch, float32: (what it is, maker)."""
@@ -171,12 +202,19 @@ def make_steps(
 ) -> dict[str, MakeStep]:
     """Makers by name: "plain", "plain float64", ..., and the published ones.
 
+    Args:
+        forms: of `FORMS`; names of `PUBLISHED` as well, which have one dtype.
+        dtypes: of `DTYPES`.
+        published: whether all of `PUBLISHED` come along.
+
     Raises:
         ValueError: no such form or dtype.
     """
-    steps = {
-        form if dtype == "float32" else f"{form} {dtype}": filter_step(form, dtype)
-        for dtype in dtypes
-        for form in forms
-    }
+    steps: dict[str, MakeStep] = {}
+    for dtype in dtypes:
+        for form in forms:
+            if form in PUBLISHED:
+                steps[form] = PUBLISHED[form][1]
+            else:
+                steps[form if dtype == "float32" else f"{form} {dtype}"] = filter_step(form, dtype)
     return steps | {name: make for name, (_, make) in PUBLISHED.items() if published}

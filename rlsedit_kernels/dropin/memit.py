@@ -36,6 +36,7 @@ def memit(get_cov: Callable[..., Tensor], *, verify: bool = False) -> Callable[.
     with the same elements keeps its state. `inv=True` is passed on. A model is known by `config._name_or_path`, as in
     the cache of that code, and by itself where it has no such name.
     """
+    stand.require_function("memit: get_cov", get_cov)
     known: dict[Hashable, tuple[list[Hashable] | None, Moment]] = {}
     signature = inspect.signature(get_cov)
 

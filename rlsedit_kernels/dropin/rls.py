@@ -37,7 +37,7 @@ def rls(inverse: Callable[..., Tensor], *, verify: bool = False) -> Callable[...
     A matrix that was given before is not factored again: the evaluation script of that code passes no C on, so that
     every batch begins with the same one.
     """
-
+    stand.require_function("rls: inverse", inverse)
     known: list[tuple[Tensor, Prior]] = []
 
     @wraps(inverse)

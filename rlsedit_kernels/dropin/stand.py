@@ -26,6 +26,14 @@ class VerificationError(ValueError):
     """The first batch differs from what the original solve gives."""
 
 
+def require_function(name: str, given: object) -> None:
+    """Raises:
+    TypeError: what is to be replaced cannot be called.
+    """
+    if not callable(given):
+        raise TypeError(f"dropin.{name} must be the function that is replaced, got {type(given).__name__}")
+
+
 class Stand:
     """Base of the stand-ins.
 

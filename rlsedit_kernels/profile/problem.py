@@ -174,6 +174,10 @@ class Problem:
         """P (d, d), dtype of the problem, rounded once."""
         return self._own(self._conjugated(self._mask()))
 
+    def null_basis(self) -> torch.Tensor:
+        """N (d, r), dtype of the problem, orthonormal: P = N N', r = `free`."""
+        return self._own(self._orthogonal()[:, : self.free].contiguous())
+
     @property
     def l2(self) -> float:
         """AlphaEdit's ridge; C_0 = P / l2."""

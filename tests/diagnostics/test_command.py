@@ -172,7 +172,8 @@ def test_names(capsys) -> None:
     ("arguments", "message"),
     [
         (["--streams", "nothing"], "name must be"),
-        (["--condition", "0"], "name must be"),
+        (["--condition", "0"], "--condition: needs a number of at least 1, got '0'"),
+        (["--condition", "x"], "--condition: needs a number of at least 1, got 'x'"),
         (["--forms", "cubic"], "form must be one of"),
         (["--dtypes", "float16"], "dtype must be one of"),
         (["--step", "nothing"], "needs MODULE:NAME"),
@@ -181,7 +182,7 @@ def test_names(capsys) -> None:
         (["--step", "no_such_module:x"], "--step: no module 'no_such_module' beside or on the path"),
         (["--forms", ""], "--forms: needs at least one name, got ''"),
         (["--dtypes", ","], "--dtypes: needs at least one name, got ','"),
-        (["--condition", "1e400"], "name must be condition-X with X >= 1"),
+        (["--condition", "1e400"], "--condition: needs a number of at least 1, got '1e400'"),
         (["--backend", "cuda"], "back end 'cuda' is not available"),
         (["--batches", "0"], "at least 1"),
         (["--streams", ","], "at least one name"),
@@ -228,6 +229,23 @@ def test_the_full_run_takes_the_streams_of_the_page() -> None:
     assert set(_full_names(None)) == committed
     assert _full_names("all") == list(STREAMS)
     assert _full_names("tiny, easy") == ["tiny", "easy"]
+
+
+def test_the_full_run_keeps_its_order_and_leaves_out_steps_that_are_no_more(tmp_path, monkeypatch) -> None:
+    """Columns of the page are in one order, whichever was measured last; a step that was renamed does not stay."""
+    from rlsedit.cli import stability as command
+    from rlsedit_kernels.diagnostics import Point, Trial, save
+
+    results = tmp_path / "results.json"
+    monkeypatch.setattr(stability, "RESULTS", results)
+    monkeypatch.setattr(command, "FULL", {"d": 8, "u": 2, "v": 2, "batches": 12, "each_decade": 3})
+    point = (Point(1, 0.5, 0.5, 0.5),)
+    kept = ("guarded float64", "normal-equations", "a step of once", "auto", "plain")
+    save(results, {}, [Trial("weak-1", name, point, 0.0, None, None) for name in kept])
+    assert run("--full", "--again", "--streams", "weak-1", "--forms", "plain", "--no-published") == 0
+    trials = load(results)[1]
+    assert [trial.step for trial in trials] == ["plain", "auto", "normal-equations", "guarded float64"]
+    assert [trial.worst == 0.5 for trial in trials] == [False, True, True, True]
 
 
 def test_the_full_run_resumes_and_the_page_is_written(tmp_path, monkeypatch, capsys) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.tolerances import relative_error
 
 import rlsedit_kernels as rk
 from rlsedit_kernels.diagnostics import (
@@ -27,7 +28,7 @@ from rlsedit_kernels.diagnostics import (
     run_trials,
     save,
 )
-from rlsedit_kernels.diagnostics.steps import WoodburyStep
+from rlsedit_kernels.diagnostics.steps import ReleasedStep, WoodburyStep
 
 D, U = 24, 4
 
@@ -90,18 +91,43 @@ def test_published_sequences_are_worse_than_ours() -> None:
     found = {t.step: t for t in run_trials(make_stream("condition-1e8", D, U), make_steps(("guarded",)), 40)}
     assert set(found) == {"guarded", *PUBLISHED}
     assert found["guarded"].worst < 1e-2
-    assert found["woodbury-jitter"].worst > 10 * found["guarded"].worst
+    assert found["released"].worst > 3 * found["guarded"].worst
     assert found["normal-equations"].worst > 10 * found["guarded"].worst
 
 
-def test_a_published_sequence_is_the_recursion() -> None:
-    stream, step = make_stream("forgetting", D, U), None
-    step, truth = WoodburyStep(stream, None, torch.float64), Truth(stream)
+@pytest.mark.parametrize("kind", [ReleasedStep, WoodburyStep])
+def test_a_published_sequence_is_the_recursion(kind) -> None:
+    stream = make_stream("forgetting", D, U)
+    step, truth = kind(stream, torch.float64), Truth(stream)
     for batch in islice(stream.batches(), 20):
         step.update(batch.K, batch.V, batch.noise, batch.forget)
         truth.add(batch)
     assert measures.weight_errors(step.weight, truth.now())[0] < 1e-12
     assert measures.covariance_error(step.covariance(), truth.now()).relative < 1e-12
+
+
+def test_the_released_sequence_adds_a_jitter_only_where_the_factor_of_its_prior_fails() -> None:
+    """As `_robust_spd_inverse` does: 1e-6 of the mean of the diagonal, ten times as much at each further try."""
+
+    class Given:
+        def __init__(self, S: torch.Tensor) -> None:
+            self.W_0, self.prior = torch.zeros(len(S), 2), self
+            self.information = lambda: S
+
+    root = torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mild = root @ root.mT + D * torch.eye(D, dtype=torch.float64)
+    assert relative_error(ReleasedStep(Given(mild), torch.float64).C, torch.linalg.inv(mild)) < 1e-13
+    singular = root[:, 1:] @ root[:, 1:].mT - 1e-9 * torch.eye(D, dtype=torch.float64)
+    jitter = 1e-6 * float(singular.diagonal().mean())
+    eye = torch.eye(D, dtype=torch.float64)
+    assert (
+        relative_error(ReleasedStep(Given(singular), torch.float64).C, torch.linalg.inv(singular + jitter * eye)) < 1e-6
+    )
+    indefinite = singular - 3.0 * jitter * eye  # one jitter and the next are 11
+    found = ReleasedStep(Given(indefinite), torch.float64).C
+    assert relative_error(found, torch.linalg.inv(indefinite + 11.0 * jitter * eye)) < 1e-3
+    hopeless = -mild
+    assert torch.isfinite(ReleasedStep(Given(hopeless), torch.float64).C).all()
 
 
 def test_measures_see_what_was_done_to_a_covariance() -> None:
@@ -161,8 +187,7 @@ def test_checkpoints() -> None:
 
 
 class Right(WoodburyStep):
-    def __init__(self, stream) -> None:
-        super().__init__(stream, None)
+    """A right step, to be spoilt in one way."""
 
 
 class SpoilsKeys(Right):

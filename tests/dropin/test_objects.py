@@ -334,3 +334,11 @@ def test_rows_of_a_handed_over_cache() -> None:
     state = CovarianceState(Prior.null_space(projectors()[0], L2), device=K.device)
     state.commit(keys)
     torch.testing.assert_close(found, state.gain(K.T) @ R.T, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("make", "name"), [(dropin.memit, "memit: get_cov"), (dropin.rls, "rls: inverse")])
+@pytest.mark.parametrize("given", [None, 3, torch.eye(2)])
+def test_what_is_no_function_is_refused_at_once(make, name, given) -> None:
+    """Not in the middle of the first batch."""
+    with pytest.raises(TypeError, match=f"dropin.{name} must be the function that is replaced, got"):
+        make(given)

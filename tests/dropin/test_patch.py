@@ -349,3 +349,21 @@ def test_verification_notices_another_solve(monkeypatch: pytest.MonkeyPatch) -> 
     for place in ("alphaedit", "memit", "rlsedit"):
         with rlsedit.patch(place, verify=True), pytest.raises(dropin.VerificationError, match=r"differs .* by 1\.0"):
             run(place, 1)
+
+
+def test_a_code_base_that_is_not_there_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another module that the code base imports, and that is not installed, stays the error it is."""
+
+    def missing(name: str) -> Callable[[str], Any]:
+        def load(_: str) -> Any:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return load
+
+    monkeypatch.setattr("rlsedit.patching.import_module", missing("AlphaEdit"))
+    told = "'alphaedit' needs the module AlphaEdit.AlphaEdit_main, and there is no 'AlphaEdit': run in the folder"
+    with pytest.raises(ModuleNotFoundError, match=told), rlsedit.patch("alphaedit"):
+        pass
+    monkeypatch.setattr("rlsedit.patching.import_module", missing("einops"))
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'einops'$"), rlsedit.patch("alphaedit"):
+        pass

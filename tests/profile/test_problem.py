@@ -31,6 +31,14 @@ def test_the_projector(problem) -> None:
     assert torch.equal(P, P.mT)
 
 
+def test_the_basis_of_the_null_space(problem) -> None:
+    N = problem.null_basis()
+    assert N.shape == (60, problem.free)
+    assert N.dtype == problem.dtype
+    assert torch.allclose(N.mT @ N, torch.eye(problem.free), atol=1e-6)
+    assert torch.allclose(N @ N.mT, problem.projector(), atol=1e-6)
+
+
 def test_a_batch_tells_about_as_much_as_was_known() -> None:
     problem = Problem(400, 3, 100)
     K = problem.batch(0)[0].double()

@@ -311,8 +311,10 @@ def test_wrong_input(models: Path, files: Path, capsys: pytest.CaptureFixture[st
     fails(capsys, edit(llama, files, "--set", "steps=2.5"), "steps", "whole number")
     fails(capsys, edit(llama, files, "--set", "lr=1e400"), "lr must be finite, got inf")
     fails(capsys, edit(llama, files, "--set", "steps"), "NAME=NUMBER")
+    fails(capsys, edit(files / "none", files, "--set", "lam=-1"), "--set: lam must not be negative, got -1")
+    fails(capsys, edit(files / "none", files, "--set", "relative_to=mlp"), "--set: relative_to")  # before the model too
     fails(capsys, edit(llama, files, "--set", "relative_to=mlp"), "relative_to", "'hidden', 'module'")
-    fails(capsys, edit(llama, files, "--device", "abacus"), "--device", "abacus")
+    fails(capsys, edit(llama, files, "--device", "abacus"), "--device", "'abacus' is not there: needs cpu, cuda")
     fails(capsys, edit(llama, files, "--text", str(files / "no.txt")), "no.txt")
     fails(capsys, edit(llama, files, "--out", str(files / "text.txt")), "is a file")
     fails(capsys, edit(llama, files, "--out", str(llama)), "is the model itself")

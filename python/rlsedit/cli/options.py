@@ -44,6 +44,7 @@ __all__ = [
     "read_facts",
     "refuse_unused",
     "setting",
+    "whole",
 ]
 
 _DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
@@ -136,11 +137,15 @@ def setting(text: str) -> tuple[str, Any]:
         parsed = ast.literal_eval(value.strip())
     except (ValueError, SyntaxError):
         parsed = None
-    if sign and name.strip() in _WORDS:
-        return name.strip(), value.strip()
-    if not sign or isinstance(parsed, bool) or not isinstance(parsed, (int, float)):
+    word = name.strip() in _WORDS
+    if not sign or (not word and (isinstance(parsed, bool) or not isinstance(parsed, (int, float)))):
         raise argparse.ArgumentTypeError(f"needs NAME=NUMBER such as steps=10, got {text!r}")
-    return name.strip(), parsed
+    given: Any = value.strip() if word else parsed
+    try:
+        EditConfig((), **{name.strip(): given})  # each is checked by itself: before a model is loaded for it
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("EditConfig: ")) from None
+    return name.strip(), given
 
 
 def add_device(
@@ -216,16 +221,9 @@ def config_for(model: Any, args: argparse.Namespace) -> EditConfig:
     Raises:
         ValueError: for a value that `EditConfig` refuses.
     """
-    from dataclasses import fields
-
     from rlsedit.config import EditConfig
 
-    known = {field.name: field for field in fields(EditConfig)}
-    changes: dict[str, Any] = {}
-    for name, value in args.settings:
-        if isinstance(known[name].default, int) and not isinstance(value, int):
-            raise ValueError(f"--set: {name} needs a whole number, got {value}")
-        changes[name] = value
+    changes: dict[str, Any] = dict(args.settings)
     if args.layers is not None:
         changes["layers"] = args.layers
     if args.seed is not None:
@@ -249,6 +247,7 @@ def device_of(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "needs cpu, cuda, cuda:1, ..." if reason.startswith("Expected one of") else reason
         raise ValueError(f"--device: {name!r} is not there: {reason}") from None
     if device.type == "meta":
         raise ValueError("--device: 'meta' holds no weights; needs cpu or cuda")

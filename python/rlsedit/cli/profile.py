@@ -20,6 +20,7 @@ from rlsedit.cli.options import (
     place,
     positive,
     refuse_unused,
+    whole,
 )  # fmt: skip
 from rlsedit.cli.profile_output import show
 
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shape", metavar="NAME", help="of a model's edited layer; --list shows them (default smollm2-135m)"
     )
-    group.add_argument("--dk", type=positive, metavar="D", help="dimension of a key, in the place of --shape")
+    group.add_argument("--dk", type=whole(8), metavar="D", help="dimension of a key, in the place of --shape")
     group.add_argument("--dv", type=positive, metavar="V", help="dimension of a value, in the place of --shape")
     group.add_argument(
         "--batch", type=positive, metavar="N", help=f"keys, or facts of a --model, of one batch (default {_KEYS})"

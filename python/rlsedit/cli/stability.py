@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import islice
@@ -40,14 +41,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is followed, by whom, and where the result goes."""
     parser.add_argument("--streams", metavar="LIST", help=f"names, or all (default {','.join(QUICK)}); see --list")
     parser.add_argument(
-        "--condition", action="append", default=[], metavar="X", help="a prior of condition X as well; may be repeated"
+        "--condition",
+        action="append",
+        default=[],
+        type=_condition,
+        metavar="X",
+        help="a prior of condition X as well; may be repeated",
     )
     parser.add_argument("--stream", type=Path, metavar="FILE", help="streams recorded by `rlsedit edit --record FILE`")
-    parser.add_argument("--forms", metavar="LIST", default=",".join(FORMS), help="of ours (default %(default)s)")
+    parser.add_argument(
+        "--forms", metavar="LIST", default=",".join(FORMS),
+        help="of ours, see --list (default %(default)s); the sequences in plain torch come along",
+    )  # fmt: skip
     parser.add_argument(
         "--dtypes", metavar="LIST", default="float32", help="float32, float64 or both (default float32)"
     )
-    parser.add_argument("--no-published", action="store_true", help="leave published sequences out")
+    parser.add_argument(
+        "--no-published", action="store_true",
+        help="leave those sequences out (released, woodbury, normal-equations) but for what --forms names",
+    )  # fmt: skip
     parser.add_argument(
         "--step",
         action="append",
@@ -126,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_full(console: Console, args: argparse.Namespace) -> int:
     """The committed run: streams that the file has already are not run again."""
     from rlsedit.report.stability import PAGE, RESULTS
-    from rlsedit_kernels.diagnostics import STREAMS, load, make_steps, make_stream, save
+    from rlsedit_kernels.diagnostics import load, make_steps, make_stream, save
 
     if device_of(args.device).type != "cpu":
         raise ValueError(f"--full: is a run on the CPU, got --device {args.device}; use --out DIR")
@@ -144,11 +156,20 @@ def _run_full(console: Console, args: argparse.Namespace) -> int:
         stream = make_stream(name, FULL["d"], FULL["u"], FULL["v"])
         fresh, _ = _follow(console, stream, steps, FULL["batches"], FULL["each_decade"], args)
         kept = load(RESULTS)[1] if RESULTS.exists() else []  # another part may have been written meanwhile
-        every = {(t.stream, t.step): t for t in [*kept, *fresh]}
-        save(RESULTS, settings, sorted(every.values(), key=lambda t: list(STREAMS).index(t.stream)))
+        save(RESULTS, settings, _merged(kept, fresh))
     if args.page:
         _write_page(console)
     return 0
+
+
+def _merged(kept: list[Trial], fresh: list[Trial]) -> list[Trial]:
+    """Trials of the committed run by stream and step, new for old; steps that are there no more are left out."""
+    from rlsedit_kernels.diagnostics import FORMS as OURS
+    from rlsedit_kernels.diagnostics import STREAMS, make_steps
+
+    streams, steps = list(STREAMS), [*make_steps((*FORMS, *OURS)), "guarded float64"]
+    every = {(t.stream, t.step): t for t in [*kept, *fresh] if t.step in steps}
+    return sorted(every.values(), key=lambda t: (streams.index(t.stream), steps.index(t.step)))
 
 
 def _full_names(text: str | None) -> list[str]:
@@ -294,8 +315,19 @@ def _show_names(console: Console) -> None:
     console.line(table(("stream", "what is hard about it"), [(n, s) for n, (s, _) in STREAMS.items()], align="ll"))
     console.line()
     rows = [(name, text) for name, (text, _) in OURS.items()]
-    rows += [(name, f"published: {text}") for name, (text, _) in PUBLISHED.items()]
+    rows += [(name, f"in plain torch: {text}") for name, (text, _) in PUBLISHED.items()]
     console.line(table(("form", "what is kept"), rows, align="ll"))
+
+
+def _condition(text: str) -> str:
+    """A condition as it stands in the name of a stream."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"needs a number of at least 1, got {text[:40]!r}")
+    return text
 
 
 def _names(option: str, text: str) -> list[str]:

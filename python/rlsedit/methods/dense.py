@@ -1,7 +1,8 @@
 """The solves as their authors publish them, a dense factorisation a batch: what the recursion is compared with.
 
 `published(name, start)` gives a function of (keys, residual, bare keys) that keeps what the method keeps between
-batches. Precision is that of the released code: float64 where it casts, else that of the state.
+batches. Precision is that of the released code: float64 where it casts, else that of the state. RLSEdit's released code
+is a recursion itself (`rlsedit_kernels.profile` has it): of "rlsedit" this is its objective, solved densely.
 """
 
 from __future__ import annotations

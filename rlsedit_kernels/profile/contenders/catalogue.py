@@ -8,9 +8,16 @@ import torch
 
 from rlsedit_kernels.backends import backends
 from rlsedit_kernels.profile.contenders.contender import Contender
-from rlsedit_kernels.profile.contenders.published import AlphaEdit, Memit, ReferenceRLSEdit, Woodbury
+from rlsedit_kernels.profile.contenders.published import (
+    AlphaEdit,
+    AlphaEditCholesky,
+    DenseCholesky,
+    Memit,
+    ReferenceRLSEdit,
+    Woodbury,
+)
 from rlsedit_kernels.profile.contenders.recursion import Ahead, Filter, Fused, Together, Unfused
-from rlsedit_kernels.profile.problem import Problem
+from rlsedit_kernels.profile.problem import NULL, Problem
 
 __all__ = ["BASELINE", "catalogue", "named"]
 
@@ -28,7 +35,8 @@ _FORMS = (
 
 
 def catalogue(device: torch.device | str = "cpu", layers: int = 1) -> tuple[Contender, ...]:
-    """This package first, in each back end that serves the device and each form; then the published sequences."""
+    """This package first, in each back end that serves the device and each form; then the published sequences, and what
+    a dense solve can be at its best."""
     kind = torch.device(device).type
     served = [row.name for row in backends() if row.available and (kind in row.devices or "*" in row.devices)]
     return (*_ours(served, layers), *_theirs(kind))
@@ -144,6 +152,25 @@ def _theirs(kind: str) -> Iterable[Contender]:
         bytes=lambda p: 4 * 8.0 * p.d**2 + _weights(p, 4),
         flops=lambda p: 2.0 * p.d**2 * (2.0 / 3.0 * p.d + 6.0 * p.u),
         age=lambda p: 0.0,
+    )
+    for dtype, name in ((None, "dense Cholesky"), (torch.float64, "dense Cholesky, float64")):
+        width = 8.0 if dtype is not None else 4.0
+        yield Contender(
+            name,
+            lambda p, dtype=dtype: DenseCholesky(p, dtype or p.dtype),  # type: ignore[misc]
+            "the best that a dense solve can be: S grown in place, a Cholesky factor, u columns"
+            + (", the dtype of the recursion" if dtype is None else ", float64"),
+            "anchor",
+            bytes=lambda p, width=width: (2.0 * width + 8.0) * p.d**2 + _weights(p, 3),  # type: ignore[misc]
+            flops=lambda p, width=width: width / 4.0 * p.d**2 * (p.d / 3.0 + 4.0 * p.u),  # type: ignore[misc]
+        )
+    yield Contender(
+        "AlphaEdit, Cholesky",
+        AlphaEditCholesky,
+        "the same for AlphaEdit: a Cholesky factor in its null space, the dtype of the recursion",
+        "null_space",
+        bytes=lambda p: _matrices(p, 3) + 8.0 * p.d**2 + _weights(p, 3),
+        flops=lambda p: (NULL * p.d) ** 2 * (NULL * p.d / 3.0 + 4.0 * p.u) + 4.0 * NULL * p.d**2 * p.u,
     )
 
 
