@@ -206,7 +206,7 @@ def _in_the_way(cell: _Cell, problem: Problem, settings: Settings, found: Ceilin
         needs[" for the float64 solution"] = solution_bytes(problem.d, problem.v)
     for what, need in needs.items():
         if need > budget:
-            return f"needs {need / 1e9:.1f} GB{what}, {budget / 1e9:.1f} GB may be used"
+            return f"needs {need / 1e9:.3g} GB{what}, {budget / 1e9:.3g} GB may be used"
     batch = _expected(one, problem, found)
     start = 0.0 if one.start is None else _times(one, problem) * one.start(problem) / rate
     older = batch if one.age is None else _times(one, problem) * one.age(problem) / rate

@@ -329,7 +329,7 @@ def test_a_float64_solution_that_does_not_fit_is_told_of_and_not_tried(problem, 
     need = 16.0 * problem.d**2
     assert _in_the_way(_Cell(one, 0), problem, Settings(), found, need) == ""
     reason = _in_the_way(_Cell(one, 0), problem, Settings(), found, need - 1.0)
-    assert reason == "needs 0.0 GB for the float64 solution, 0.0 GB may be used"
+    assert reason == "needs 0.000147 GB for the float64 solution, 0.000147 GB may be used"
 
 
 def test_a_problem_that_does_not_fit_is_refused_before_it_is_made(found, monkeypatch) -> None:
