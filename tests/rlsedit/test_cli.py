@@ -428,12 +428,24 @@ def test_interrupt_and_bugs(models: Path, monkeypatch: pytest.MonkeyPatch, capsy
         main(["methods", "--debug"])
 
 
+def _without_transformers(*args: str) -> subprocess.CompletedProcess[str]:
+    """As in an environment of the kernels alone."""
+    code = "import sys; sys.modules['transformers'] = None\nfrom rlsedit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+
+
 def test_a_package_that_is_missing() -> None:
-    """As in an environment of the kernels alone: the extra that has it."""
-    code = "import sys; sys.modules['transformers'] = None\nfrom rlsedit.cli import main\nsys.exit(main(['methods']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    """The extra that has it is named."""
+    done = _without_transformers("stats", "model", "--text", "text.txt")
     assert done.returncode == 2
     assert done.stderr == "rlsedit: transformers is not installed: pip install 'rlsedit-kernels[editor]'\n"
+
+
+def test_methods_are_listed_without_a_library_of_models() -> None:
+    """Presets stood beside the hyper-parameters that methods take, and brought one along."""
+    done = _without_transformers("methods")
+    assert done.returncode == 0, done.stderr
+    assert "alphaedit" in done.stdout
 
 
 def test_as_a_module_without_heavy_imports() -> None:
