@@ -34,7 +34,7 @@ FACT = '{"prompt": "The capital of {} is", "subject": "France", "target_new": "R
         ("profile --model none --facts facts", "--model: none is no folder"),
         ("profile --model none --facts facts --methods x", "--methods: method must be one of"),
         ("stability --stream none", "--stream: no file none"),
-        ("stability --condition 0", "--condition: name must be condition-X with X >= 1"),
+        ("stability --condition 0", "--condition: needs a number of at least 1, got '0'"),
         ("stability --streams x", "--streams: name must be condition-X with X >= 1"),
         ("facts --out o --relations x", "--relations: relations must be among"),
     ],

@@ -109,7 +109,8 @@ def test_list(capsys) -> None:
     ("flags", "message"),
     [
         (["--shape", "gpt-9"], "--shape: must be one of"),
-        (["--shape", "gpt2-xl", "--dk", "5", "--dv", "5"], "give a shape, or --dk and --dv"),
+        (["--shape", "gpt2-xl", "--dk", "8", "--dv", "5"], "give a shape, or --dk and --dv"),
+        (["--dk", "5", "--dv", "5"], "--dk: needs a whole number of at least 8, got 5"),
         (["--dk", "16"], "--dk and --dv: give both"),
         (["--dk", "16", "--dv", "4", "--only", "nobody"], "none is called 'nobody'"),
         (["--dk", "16", "--dv", "4", "--only", ""], "--only: needs a part of a name, got ''"),
