@@ -1,7 +1,8 @@
-"""Triton's interpreter, made twice as fast: it patches `triton.language` anew at every call of a device function.
+"""Triton's interpreter, made twice as fast, and that of Triton 3.6 fit for NumPy 2.5.
 
-Within one launch the patches stay in place, so a module that has been patched need not be patched again. Where the
-inside of Triton is not what this knows, nothing is changed.
+It patches `triton.language` anew at every call of a device function. Within one launch the patches stay in place, so a
+module that has been patched need not be patched again. Where the inside of Triton is not what this knows, nothing is
+changed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def patch_once() -> None:
         if modules <= done:
             return interpreter._LangPatchScope()
         done.update(modules)
-        return patch(fn)
+        scope = patch(fn)
+        # Triton 3.6 takes an array of one element for a number, which NumPy refuses from 2.5 on.
+        scope.set_attr(tl.core.tensor, "__index__", lambda tensor: int(tensor.handle.data.item()))
+        return scope
 
     def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
         done.clear()
