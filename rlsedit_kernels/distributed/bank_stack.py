@@ -200,7 +200,7 @@ def unchanged(entries: Sequence[Entry], prepared: dict[Hashable, Prepared]) -> N
     ValueError: a state has changed since its batch was prepared.
     """
     for entry in entries:
-        if prepared[entry.key].writes != entry.state._writes:
+        if not entry.state._is_at(prepared[entry.key].moment):
             raise ValueError(f"write: state {entry.key!r} has changed since its batch was prepared; prepare it again")
 
 
@@ -284,7 +284,7 @@ def _run(
                 state._bound.check_covariance("update", state._form, state._factor, state.dtype, forget)
         factored = BatchFactor(gain[i, :, :u], Change(Z[i, :, :u]), G[i, :u, :u], root[i, :u, :u], pivot / noise, u)
         prepared[entry.key] = Prepared(
-            back[i, :, :u].contiguous(), size, factored, key, entry.K, entry.noise, forget, entry.state._writes
+            back[i, :, :u].contiguous(), size, factored, key, entry.K, entry.noise, forget, entry.state._moment
         )
         good.append(i)
     while good:

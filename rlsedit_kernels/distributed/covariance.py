@@ -142,7 +142,7 @@ class ShardedCovarianceState(GuardedByAll, Replaying):
                     self._bound.check_covariance(op, form, self._factor, self.dtype, forget)
             whole = self.ranks.dtensor(gain.contiguous(), self.d)
             keys: Any = batch
-            found = Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._writes)
+            found = Prepared(whole, math.nan, factored, inner, keys, float(noise), float(forget), self._moment)
             if noise > 0.0:
                 return found
             held = holds.told(op, form, self._factor, scaled, factored.root, self._most(form, batch))
@@ -154,7 +154,7 @@ class ShardedCovarianceState(GuardedByAll, Replaying):
         Raises:
             ValueError: the state has changed since `prepare`; nothing was written here, and the ranks can go on.
         """
-        require_current(prepared.writes, self._writes)
+        require_current(prepared, self)
         with self.ranks.guarded("write"):
             super().write(prepared)
 

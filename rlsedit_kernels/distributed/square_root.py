@@ -125,7 +125,7 @@ class ShardedSquareRootState(ShardedBatches):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        require_current(prepared.writes, self._writes)
+        require_current(prepared, self)
         self._become(prepared.form, prepared.probes, prepared.largest, prepared.batch)
 
     @session

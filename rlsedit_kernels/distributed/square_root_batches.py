@@ -19,6 +19,7 @@ from rlsedit_kernels.distributed.session import GuardedByAll
 from rlsedit_kernels.distributed.triangular import ShardedTriangular
 from rlsedit_kernels.ops import _checks
 from rlsedit_kernels.states import removal, triangular
+from rlsedit_kernels.states.guard import Moment
 from rlsedit_kernels.states.modes import writing
 from rlsedit_kernels.states.square_root import SquareRootState
 from rlsedit_kernels.states.triangular_form import over_root
@@ -46,7 +47,7 @@ class ShardedRows:
         hat: (u, u) = K g, float64, for such a state only.
         largest: the largest squared norm of a key.
         batch: the batch.
-        writes: the moment of the state at which it was prepared.
+        moment: the state, and the changes it had seen, when it was prepared.
     """
 
     gain: DTensor
@@ -56,7 +57,7 @@ class ShardedRows:
     hat: torch.Tensor | None
     largest: float
     batch: Arrived
-    writes: int
+    moment: Moment
 
     def after(self, innovation: torch.Tensor) -> torch.Tensor:
         """What these columns (u, m) of E = V - K W add to the objective, and |E_after| of them; nothing is sent.
@@ -153,7 +154,7 @@ class ShardedBatches(GuardedByAll, SquareRootState):
                 form = form.appended(over_root(keys, batch.noise), batch.forget, trace)
                 probes = probes.moved(batch.keys, 1.0 / batch.noise, batch.forget)
         return self._last(
-            op, ShardedRows(self.ranks.dtensor(local, self.d), form, probes, system, None, largest, batch, self._writes)
+            op, ShardedRows(self.ranks.dtensor(local, self.d), form, probes, system, None, largest, batch, self._moment)
         )
 
     def _determined_by(self, op: str, batch: Arrived) -> ShardedRows:
@@ -175,7 +176,7 @@ class ShardedBatches(GuardedByAll, SquareRootState):
         wide = H.to(torch.float64)
         hat = wide.mT @ wide
         return self._last(
-            op, ShardedRows(self.ranks.dtensor(local, self.d), form, probes, None, hat, largest, batch, self._writes)
+            op, ShardedRows(self.ranks.dtensor(local, self.d), form, probes, None, hat, largest, batch, self._moment)
         )
 
     def _last(self, op: str, prepared: ShardedRows) -> ShardedRows:

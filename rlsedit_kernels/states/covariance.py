@@ -78,7 +78,7 @@ class CovarianceState(Moving):
         self.device = located(device)
         self._requested = form
         self._counters = Counters()
-        self._writes = 0
+        self._writes, self._own = 0, object()
         self._stale: int | None = None  # seed of the probes that a hard write has put off
         self._watch = Watch(guard, history)
         self._bound = Bound()
@@ -156,7 +156,7 @@ class CovarianceState(Moving):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        require_current(prepared.writes, self._writes)
+        require_current(prepared, self)
         assert self._form is not None
         with normal_mode():
             if prepared.noise > 0.0:
@@ -417,7 +417,7 @@ class CovarianceState(Moving):
         longest = keys.largest if inner is batch.rows else tried[-1] * tried[-1]
         if batch.scales is not None:
             factored = replace(factored, batch=batch)
-        return Prepared(gain, size, factored, longest, keys, noise, forget, self._writes)
+        return Prepared(gain, size, factored, longest, keys, noise, forget, self._moment)
 
     def _removal(self, K: Keys, noise: float) -> tuple[Form, torch.Tensor, Change, float]:
         """The form, the gain (d, u), the change that takes a batch out, and its leverage."""

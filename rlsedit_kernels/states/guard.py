@@ -8,6 +8,7 @@ harm. What it costs, spread over the batches between two checks, is in bench/res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -172,8 +173,16 @@ class Watch:
         return early or steps % every == 0 or counters.careful_steps > self._careful
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Which state it was, and how many changes it had seen; a copy is another state."""
+
+    state: object
+    writes: int
+
+
 class Guarded:
-    """A state with a guard, and what the guard asks of it."""
+    """A state with a guard, what the guard asks of it, and the moments that batches are prepared at."""
 
     device: torch.device
     _watch: Watch
@@ -182,7 +191,17 @@ class Guarded:
     _form: Any
     _probes: Any
     _writes: int
+    _own: object = None  # told apart from those of all other states, copies among them
+    _origin: Moment | None = None  # of a copy: when it was one with another state
     _restriction: torch.Tensor | None = None  # basis (d, q) of what is forbidden
+
+    @property
+    def _moment(self) -> Moment:
+        return Moment(self._own, self._writes)
+
+    def _is_at(self, moment: Moment) -> bool:
+        """Whether nothing has changed since; a copy that has not changed is still what it is a copy of."""
+        return moment == self._moment or (moment == self._origin and moment.writes == self._writes)
 
     @property
     def form(self) -> str:

@@ -54,9 +54,18 @@ class Values:
 
 
 def located(device: torch.device | str | None) -> torch.device:
-    """A device as its tensors name it, None for the CPU: "cuda" is the current GPU, such as "cuda:0"."""
-    asked = torch.device("cpu" if device is None else device)
-    return asked if asked.type == "cpu" or asked.index is not None else torch.empty(0, device=asked).device
+    """A device as its tensors name it, None for the CPU: "cuda" is the current GPU, such as "cuda:0".
+
+    Raises:
+        TypeError, ValueError: it is no device, or none that is here.
+    """
+    if not isinstance(device, (torch.device, str, type(None))):
+        raise TypeError(f"device must be a torch.device, a name or None, got {type(device).__name__}")
+    try:
+        asked = torch.device("cpu" if device is None else device)
+        return asked if asked.type == "cpu" else torch.empty(0, device=asked).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device must be cpu, cuda, cuda:1, ..., one that is here, got {str(device)!r}") from error
 
 
 def checked_keys(op: str, K: object, d: int, dtype: torch.dtype, device: torch.device) -> Keys:

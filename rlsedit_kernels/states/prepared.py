@@ -8,14 +8,23 @@ import torch
 
 from rlsedit_kernels.states import triangular
 from rlsedit_kernels.states.batch import BatchFactor
+from rlsedit_kernels.states.guard import Guarded, Moment
 from rlsedit_kernels.states.keys import Keys
 from rlsedit_kernels.states.triangular_form import TriangularForm
 
 
-def require_current(prepared: int, writes: int) -> None:
-    """ValueError where a state that now counts so many changes is not the one that a batch was prepared for."""
-    if prepared != writes:
-        raise ValueError("write: the state has changed since this batch was prepared; prepare it again")
+def require_current(prepared: object, state: Guarded) -> None:
+    """Raises:
+    TypeError: what is to be written is no prepared batch.
+    ValueError: another state prepared it, or this one has changed since.
+    """
+    moment = getattr(prepared, "moment", None)
+    if not isinstance(moment, Moment):
+        raise TypeError(f"write: needs what prepare() gave, got {type(prepared).__name__}")
+    if not state._is_at(moment):
+        raise ValueError(
+            "write: the state has changed since this batch was prepared, or another state prepared it; prepare it again"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Prepared:
         factored: the u x u system, from which residuals and costs follow.
         inner: largest squared norm of a key in the coordinates of the form.
         keys, noise, forget: the batch.
-        writes: the moment of the state at which it was prepared.
+        moment: the state, and the changes it had seen, when it was prepared.
     """
 
     gain: torch.Tensor
@@ -38,7 +47,7 @@ class Prepared:
     keys: Keys
     noise: float
     forget: float
-    writes: int
+    moment: Moment
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class PreparedRows:
         system: (u, u) Cholesky factor of forget noise I + K C K', float64; None for a state that this batch determines.
         form: the form that holds the batch already, for such a state only.
         keys, noise, forget: the batch.
-        writes: the moment of the state at which it was prepared.
+        moment: the state, and the changes it had seen, when it was prepared.
     """
 
     gain: torch.Tensor
@@ -65,7 +74,7 @@ class PreparedRows:
     keys: Keys
     noise: float
     forget: float
-    writes: int
+    moment: Moment
 
     def after(self, innovation: torch.Tensor) -> torch.Tensor:
         """What E = V - K W adds to the objective, <E, E_after> / noise, and |E_after|, E_after = (I - K g) E.

@@ -75,7 +75,7 @@ class SquareRootState(State):
         self.prior = checked_start("SquareRootState", prior, dtype)
         self.dtype = dtype
         self.device = located(device)
-        self._writes = 0
+        self._writes, self._own = 0, object()
         self._watch = Watch(guard, history)
         self._start()
 
@@ -218,7 +218,7 @@ class SquareRootState(State):
             if not math.isfinite(size) and not bool(torch.isfinite(gain).all()):
                 Bound().require_pivots("update", self._form, forget)
                 raise ValueError(f"update: the gain overflows {self.dtype}: keys of size {reach(keys)}")
-            return PreparedRows(gain, size, rows, trace, system, form, keys, noise, forget, self._writes)
+            return PreparedRows(gain, size, rows, trace, system, form, keys, noise, forget, self._moment)
 
     @normal_mode()
     def write(self, prepared: PreparedRows) -> None:
@@ -227,7 +227,7 @@ class SquareRootState(State):
         Raises:
             ValueError: the state has changed since `prepare`.
         """
-        require_current(prepared.writes, self._writes)
+        require_current(prepared, self)
         if prepared.form is not None:
             self._form = prepared.form
         else:

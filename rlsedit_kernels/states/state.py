@@ -66,6 +66,7 @@ class State(Guarded):
         twin = copy.copy(self)
         twin._counters = copy.copy(self._counters)
         twin._watch, twin._bound = self._watch.copy(), Bound()
+        twin._own, twin._origin = object(), self._moment
         return twin
 
     def __setstate__(self, found: dict[str, Any]) -> None:

@@ -288,6 +288,9 @@ class TestGuarantees:
             ({"form": "qr"}, ValueError, "form must be one of"),
             ({"dtype": torch.float16}, TypeError, "dtype must be torch.float32 or torch.float64"),
             ({"prior": torch.eye(3)}, TypeError, "prior must be a Prior, got Tensor"),
+            ({"device": "abacus"}, ValueError, "device must be cpu, cuda, .* got 'abacus'"),
+            ({"device": "cuda:99"}, ValueError, "device must be cpu, cuda, .* got 'cuda:99'"),
+            ({"device": 3.0}, TypeError, "device must be a torch.device, a name or None, got float"),
         ],
     )
     def test_wrong_construction(self, kwargs, error, message) -> None:

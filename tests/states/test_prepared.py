@@ -68,3 +68,42 @@ def test_after_what_changes_nothing_it_is_written(form: str) -> None:
     state.write(prepared)
     twin.commit(keys(1))
     assert torch.equal(state.covariance(), twin.covariance())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_another_state_does_not_take_it(form: str) -> None:
+    """Not one of the same age, and not a copy that has gone another way; nothing is written."""
+    state, other = made(form), made(form)
+    state.commit(keys(0))
+    other.commit(keys(5))
+    twin = state.clone()
+    for one in (state, twin):
+        one.commit(keys(6) if one is twin else keys(7))
+    prepared = state.prepare(keys(1))
+    for one in (other, twin, made(form)):
+        before = one.state_dict()
+        with pytest.raises(ValueError, match="another state prepared it"):
+            one.write(prepared)
+        assert same(one.state_dict(), before)
+    state.write(prepared)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_copy_takes_what_was_prepared_for_both(form: str) -> None:
+    """As long as neither it nor what it is a copy of has changed since they were one."""
+    state = made(form)
+    state.commit(keys(0))
+    prepared = state.prepare(keys(1))
+    twin = state.clone()
+    state.write(prepared)
+    twin.write(prepared)
+    assert torch.equal(state.covariance(), twin.covariance())
+    with pytest.raises(ValueError, match="prepare it again"):
+        twin.write(prepared)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("given", [None, 3, "a batch"])
+def test_what_nobody_prepared_is_refused(form: str, given: Any) -> None:
+    with pytest.raises(TypeError, match=f"write: needs what prepare\\(\\) gave, got {type(given).__name__}"):
+        made(form).write(given)
