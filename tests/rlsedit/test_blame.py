@@ -22,6 +22,9 @@ FACT = '{"prompt": "The capital of {} is", "subject": "France", "target_new": "R
         ("evaluate --plan none --out o", "--plan: none: No such file or directory"),
         ("evaluate --plan bad --out o", "--plan: bad: not valid TOML"),
         ("evaluate --from empty", "--from: empty: no evaluation in this folder"),
+        ("evaluate --from full", "--from: full is not empty and holds no evaluation"),
+        ("evaluate none --facts facts --methods rlsedit --out full", "--out: full is not empty and holds no evaluation"),
+        ("evaluate none --facts facts --methods rlsedit --out facts", "--out: facts is a file, needs a folder"),
         ("evaluate none --facts facts --methods rlsedit --text none --out o", "--text: no file none"),
         ("evaluate none --facts facts --methods rlsedit --ability sst=none --out o", "--ability: no file none for sst"),
         ("evaluate none --facts facts --methods , --out o", "--methods: needs names with commas between them, got ','"),
@@ -44,6 +47,8 @@ def test_a_message_names_the_option(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").touch()
     (tmp_path / "facts").write_text(FACT)
     (tmp_path / "bad").write_text('{"a": 1}\n')
     assert main(line.split()) == 2

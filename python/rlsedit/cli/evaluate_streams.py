@@ -27,8 +27,9 @@ def add_plan(group: argparse._ArgumentGroup) -> None:
         help="run these methods of the plan now; another process may run others into the same folder (default: all)",
     )  # fmt: skip
     group.add_argument(
-        "--checkpoints", type=_numbers, metavar="LIST", help="facts written at which is measured (default: all)"
-    )
+        "--checkpoints", type=_numbers, metavar="LIST",
+        help="numbers of facts written behind which is measured, such as 100,500 (the end always is, and by default alone)",
+    )  # fmt: skip
     group.add_argument("--first", type=_number, metavar="N", help="facts whose retention is measured (default 100)")
     group.add_argument(
         "--sample", type=_number, metavar="N", help="facts of a group to measure, 0 for all (default 200)"
@@ -70,7 +71,8 @@ def run_streams(args: argparse.Namespace) -> int:
         raise ValueError("--out: needs a folder for the results")
     if unknown := set(args.only) - set(plan.methods):
         raise ValueError(f"--only: methods must be of the plan, {', '.join(plan.methods)}; got {sorted(unknown)[0]!r}")
-    folder = Folder(args.out)
+    with blamed("--out"):
+        folder = Folder(args.out)
     _run(console, plan, folder, args)
     return _report(console, folder)
 
@@ -119,7 +121,8 @@ def _run(console: Any, plan: Any, folder: Any, args: argparse.Namespace) -> None
     args.device, args.dtype = plan.device, plan.dtype
     facts = read_facts(args, "--facts" if args.plan is None else "facts")
     ability = _ability(plan, "--ability" if args.ability else "ability")
-    folder.check(plan)
+    with blamed("--out"):
+        folder.check(plan)
     with console.bar(f"loading {plan.model}", None):
         model, tokenizer = load_any(args)
     adapter = Adapter.for_model(model)

@@ -67,9 +67,9 @@ class Folder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--out: {self.path} is a file, needs a folder")
+            raise ValueError(f"{self.path} is a file, needs a folder")
         if self.path.is_dir() and any(self.path.iterdir()) and not self._plan.is_file():
-            raise ValueError(f"--out: {self.path} is not empty and holds no evaluation; needs another folder")
+            raise ValueError(f"{self.path} is not empty and holds no evaluation; needs another folder")
 
     @property
     def _plan(self) -> Path:
@@ -123,7 +123,7 @@ class Folder:
                 same = mine == theirs
             if not same:
                 raise ValueError(
-                    f"--out: {self.path} holds an evaluation with {name} = {theirs!r}, this one has {mine!r}; give "
+                    f"{self.path} holds an evaluation with {name} = {theirs!r}, this one has {mine!r}; give "
                     "another folder"
                 )
         return content, known
