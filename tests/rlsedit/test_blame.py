@@ -23,7 +23,7 @@ FACT = '{"prompt": "The capital of {} is", "subject": "France", "target_new": "R
         ("evaluate --plan bad --out o", "--plan: bad: not valid TOML"),
         ("evaluate --from empty", "--from: empty: no evaluation in this folder"),
         ("evaluate --from full", "--from: full is not empty and holds no evaluation"),
-        ("evaluate none --facts facts --methods rlsedit --out full", "--out: full is not empty and holds no evaluation"),
+        ("evaluate none --facts facts --methods rlsedit --out full", "--out: full is not empty and holds no eval"),
         ("evaluate none --facts facts --methods rlsedit --out facts", "--out: facts is a file, needs a folder"),
         ("evaluate none --facts facts --methods rlsedit --text none --out o", "--text: no file none"),
         ("evaluate none --facts facts --methods rlsedit --ability sst=none --out o", "--ability: no file none for sst"),

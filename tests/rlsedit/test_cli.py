@@ -253,6 +253,26 @@ DESTROYED = (
 )
 
 
+def test_ctrl_c_while_torch_is_imported() -> None:
+    """torch keeps to itself what is raised while it imports NumPy, and goes on without it."""
+    code = """
+import sys
+from rlsedit.__main__ import run
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "numpy":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["rlsedit", "log", "none"]
+sys.exit(run())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "rlsedit: interrupted; nothing half written is left\n")
+
+
 @pytest.mark.parametrize("during", [BLOCKED, DESTROYED], ids=["a thread blocks", "an object is destroyed"])
 def test_one_ctrl_c_ends_a_command(during: str) -> None:
     """An interrupted loader may leave a thread that waits for ever, and a destructor keeps what it raises to itself."""

@@ -28,7 +28,7 @@ def add_plan(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--checkpoints", type=_numbers, metavar="LIST",
-        help="numbers of facts written behind which is measured, such as 100,500 (the end always is, and by default alone)",
+        help="numbers of facts written at which is measured, such as 100,500; the end always is (default: it alone)",
     )  # fmt: skip
     group.add_argument("--first", type=_number, metavar="N", help="facts whose retention is measured (default 100)")
     group.add_argument(

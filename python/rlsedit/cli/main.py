@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        import numpy  # noqa: F401 - before torch, which imports it too and keeps a Ctrl-C of that moment to itself
+
         status: int = args.run(args)
         return status
     except KeyboardInterrupt:
