@@ -9,7 +9,7 @@ for trial in run_trials(make_stream("weak-0.1", d=128, u=8), steps, 2000):
 
 from rlsedit_kernels.diagnostics.steps import FORMS, PUBLISHED, FilterStep, Step, filter_step, make_steps
 from rlsedit_kernels.diagnostics.streams import STREAMS, Batch, Stream, make_stream
-from rlsedit_kernels.diagnostics.trial import BROKEN, HEALTHY, Point, Trial, load, run_trials, save
+from rlsedit_kernels.diagnostics.trial import BROKEN, HEALTHY, Point, Trial, least_bytes, load, run_trials, save
 from rlsedit_kernels.diagnostics.truth import Exact, Truth, checkpoints, in_digits
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "checkpoints",
     "filter_step",
     "in_digits",
+    "least_bytes",
     "load",
     "make_steps",
     "make_stream",

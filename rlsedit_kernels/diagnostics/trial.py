@@ -204,6 +204,15 @@ class _Runner:
         return Trial(stream, self.name, tuple(self.points), self.seconds, self.refused_at, self.reason, self.failed_at)
 
 
+def least_bytes(d: int, u: int, v: int, steps: int) -> float:
+    """Bytes of host memory that `run_trials` takes at the least, on streams of (u, d) keys and (u, v) targets.
+
+    The factor of the batch solution stacked with a batch, put into order, and what comes of it, in float64; for each of
+    the steps a d x d matrix and a weight in float32.
+    """
+    return 8.0 * (3 * d + 2 * u) * (d + v) + 4.0 * steps * d * (d + v)
+
+
 def run_trials(
     stream: Stream,
     steps: Mapping[str, MakeStep],

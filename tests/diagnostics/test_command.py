@@ -13,7 +13,8 @@ from rlsedit.cli.main import main
 from rlsedit.recorded import save_streams
 from rlsedit.report import Console, stability
 from rlsedit_kernels import Prior
-from rlsedit_kernels.diagnostics import STREAMS, Batch, load
+from rlsedit_kernels.diagnostics import STREAMS, Batch, least_bytes, load, make_steps, make_stream, run_trials
+from rlsedit_kernels.profile.machine import Peak
 
 SMALL = ["--dk", "16", "--batch", "4", "--batches", "30"]
 
@@ -220,6 +221,28 @@ def test_an_option_that_would_be_passed_over_is_refused(arguments, message, caps
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("sizes", [["--dk", "1000000"], ["--dv", "1000000000000"], ["--batch", "1000000000000"]])
+def test_sizes_that_cannot_fit_are_refused_before_a_stream_is_made(sizes, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("rlsedit.cli.stability._streams", lambda *_: pytest.fail("nothing may be made"))
+    assert run(*sizes) == 2
+    shown = capsys.readouterr().err
+    assert " ".join(sizes) in shown
+    assert "take at least" in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_least_memory_is_no_more_than_is_taken() -> None:
+    """Above what a run takes it would refuse sizes that fit."""
+    d, u, v = 1200, 40, 600
+    steps = make_steps(("plain", "inverse-root"), published=False)
+    run_trials(make_stream("easy", 8, 2, 2), steps, 2)  # what is loaded once is no part of it
+    with Peak(torch.device("cpu")) as peak:
+        run_trials(make_stream("easy", d, u, v), steps, 2, covariances=False)
+    if peak.bytes is None:
+        pytest.skip("the system does not tell the memory of a process")
+    assert 0.2 * peak.bytes <= least_bytes(d, u, v, len(steps)) <= peak.bytes
 
 
 def test_the_full_run_takes_the_streams_of_the_page() -> None:

@@ -120,8 +120,10 @@ def run(args: argparse.Namespace) -> int:
         refuse_unused(args, ("stream", *_COMMON), "with --stream")
     if args.again:
         raise ValueError("--again: goes with --full")
-    streams = _streams(args)
     steps = _steps(args)
+    if args.stream is None:
+        _require_room(args, len(steps))
+    streams = _streams(args)
     trials: list[Trial] = []
     sizes: dict[str, Any] = {}
     for stream in streams:
@@ -182,6 +184,22 @@ def _full_names(text: str | None) -> list[str]:
     if unknown := [name for name in names if name not in STREAMS]:
         raise ValueError(f"--streams: must be among {', '.join(STREAMS)} with --full, got {unknown[0]!r}")
     return names
+
+
+def _require_room(args: argparse.Namespace, steps: int) -> None:
+    """Refuse sizes that cannot fit before a stream is made: the system would end the process without a word."""
+    import torch
+
+    from rlsedit_kernels.diagnostics import least_bytes
+    from rlsedit_kernels.profile.machine import free_bytes
+
+    device, host = device_of(args.device), torch.device("cpu")
+    need, free = least_bytes(args.d, args.u, args.v, steps if device == host else 0), free_bytes(host)
+    if need > free:
+        raise ValueError(
+            f"--dk {args.d}, --batch {args.u}, --dv {args.v}: the batch solution in float64 and the steps beside it "
+            f"take at least {need / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+        )
 
 
 def _streams(args: argparse.Namespace) -> list[Stream]:
