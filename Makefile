@@ -98,9 +98,6 @@ bench: env
 	$(BIN)/rlsedit profile --shape smollm2-135m --sweep u=100,200,500 --repeat 5 --seconds 1 --out bench/results/profile_sweep_u.json
 	$(BIN)/rlsedit profile --dk 4096 --dv 4096 --out bench/results/profile_4096.json
 	$(BIN)/rlsedit profile --shape llama3-8b --repeat 3 --seconds 6 --out bench/results/profile_llama3-8b.json
-	$(BIN)/rlsedit profile --shape smollm2-135m --only Cholesky --out bench/results/profile_dense_smollm2-135m.json
-	$(BIN)/rlsedit profile --dk 4096 --dv 4096 --only Cholesky --out bench/results/profile_dense_4096.json
-	$(BIN)/rlsedit profile --shape llama3-8b --repeat 3 --only Cholesky --out bench/results/profile_dense_llama3-8b.json
 	$(BIN)/rlsedit profile --history 0,50,300 --repeat 7 --only "rlsedit, ops" --only RLSFilter --only Woodbury --only released \
 	  --out bench/results/profile_history.json
 	$(BIN)/python bench/rank_kills.py --kills 103 --json bench/results/rank_kills.json

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,23 +28,6 @@ HEADLINE = (
     "dense Cholesky, float64", "MEMIT, float64", "AlphaEdit, Cholesky", "AlphaEdit, released",
 )  # fmt: skip
 """Contenders of the tables in README.md and docs/evaluation.md; docs/profile.md has all."""
-
-
-def with_dense(*results: Result | None, names: Sequence[str] | None = None) -> str:
-    """`shapes` of the files of `SHAPES` with the rows of those of `DENSE`, each measured in turns with the baseline."""
-    firsts: list[Any] = list(results[: len(SHAPES)])
-    pairs = zip(firsts, results[len(SHAPES) :], strict=True)
-    return shapes(*({**one, "rows": [*one["rows"], *_added(one, other)]} for one, other in pairs), names=names)
-
-
-def _added(result: Result, other: Result | None) -> list[Result]:
-    """Rows of another run of the same problem that `result` has not; none where it has not been run."""
-    if other is None:
-        return []
-    if result["rows"][0]["problem"] != other["rows"][0]["problem"]:
-        raise ValueError("with_dense: the profiles are of different problems")
-    known = {row["name"] for row in result["rows"]}
-    return [row for row in other["rows"] if row["name"] not in known]
 
 
 def shapes(*results: Result, names: Sequence[str] | None = None) -> str:
@@ -320,15 +302,13 @@ STREAMS = _runs("smollm2_counterfact")
 SMALL_STREAMS = _runs("gemma3_counterfact")
 COMPARISONS = ("compare_1.json", "compare_2.json", "compare_3.json")
 SHAPES = ("profile_smollm2-135m.json", "profile_4096.json", "profile_llama3-8b.json")
-DENSE = tuple(name.replace("profile_", "profile_dense_") for name in SHAPES)
-"""What dense solves can be at their best, on the same layers, measured in turns with the first row."""
 
 Part = tuple[tuple[str, ...], Callable[..., str]]
 
 ACCESSES = ("accesses.json", "accesses_triton36.json")
 
 SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
-    ("README.md", "update"): ((SHAPES + DENSE, partial(with_dense, names=HEADLINE)),),
+    ("README.md", "update"): ((SHAPES, partial(shapes, names=HEADLINE)),),
     ("README.md", "numerics"): ((("long_stream.json",), partial(long_stream, forms=FORMS)),),
     ("README.md", "demo"): ((("demo.json",), demo),),
     ("README.md", "stream"): ((STREAMS, edited_stream),),
@@ -338,7 +318,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("docs/evaluation.md", "pipeline"): ((("pipeline.json",), pipeline),),
     ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
     ("docs/profile.md", "update"): (
-        (SHAPES + DENSE, with_dense),
+        (SHAPES, shapes),
         (("profile_history.json",), history),
         (("stream.json",), stream),
     ),
@@ -352,8 +332,8 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
 }
 """By page and marker: files under bench/results/ and what makes text of them."""
 
-AWAITED = frozenset({"gpu.json", *DENSE})
-"""Results that need a machine, or a quiet one, which is not always at hand: None where they are not there yet."""
+AWAITED = frozenset({"gpu.json"})
+"""Results that need a machine which is not always at hand: None where they are not there yet."""
 
 
 def _result(file: str) -> Any:
@@ -369,10 +349,6 @@ def draw() -> None:
     folder = ROOT / "docs" / "profile"
     folder.mkdir(exist_ok=True)
     largest = load(RESULTS / SHAPES[-1])
-    if (RESULTS / DENSE[-1]).exists():
-        known = {row.name for row in largest.rows}
-        more = load(RESULTS / DENSE[-1]).rows
-        largest = replace(largest, rows=(*largest.rows, *(row for row in more if row.name not in known)))
     plot_bars(largest, folder / "cost.svg")
     plot_roofline(largest, folder / "roofline.svg")
     plot_axis(load(RESULTS / "profile_history.json"), folder / "history.svg")

@@ -159,8 +159,15 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    """Name of the processor, with family and model where they are told: a virtual machine may have the make alone for a
+    name, whatever its generation is."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    told: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        told.setdefault(name.strip(), value.strip())  # of the first processor
+    kind = [f"{word} {told[name]}" for word, name in (("family", "cpu family"), ("model", "model")) if name in told]
+    return " ".join(filter(None, (told.get("model name", "unknown"), f"({', '.join(kind)})" if kind else "")))

@@ -93,31 +93,3 @@ def test_a_ratio_stands_with_what_it_is_to(monkeypatch: pytest.MonkeyPatch) -> N
 def _seconds(text: str) -> float:
     number, unit = text.split()
     return float(number) / {"ms": 1000.0, "s": 1.0}[unit]
-
-
-def test_rows_of_another_run_of_the_same_layer_stand_with_its_own_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What dense solves can be at their best is measured apart; a row that both runs have is that of the first."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    readme = importlib.import_module("readme")
-    firsts = [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in readme.SHAPES]
-    assert readme.with_dense(*firsts, None, None, None) == readme.shapes(*firsts)
-    others = json.loads(json.dumps(firsts))
-    for other in others:
-        base, row = (
-            next(r for r in other["rows"] if r["name"] == name) for name in (readme.HEADLINE[0], "MEMIT, float64")
-        )
-        base["times"]["median"] *= 2.0
-        row |= {"name": "dense Cholesky", "ratio": 50.0, "baseline": base["times"]["median"], "error": 3e-5}
-        row["times"]["median"] = 100.0 * base["times"]["median"]
-        other["rows"] = [base, row]
-    text = readme.with_dense(*firsts, *others, names=readme.HEADLINE)
-    (table,) = tables(text)
-    found = {row[0]: row for row in table}
-    assert found[readme.HEADLINE[0]] == tables(readme.shapes(*firsts))[0][1]
-    for cell, other in zip(found["dense Cholesky"][1:], others, strict=False):
-        assert f"(50 × {readme._time(other['rows'][0]['times']['median'])}" in cell
-    assert found["dense Cholesky"][-1] == "3e-05"
-    assert "AlphaEdit, Cholesky" not in found  # not measured
-    others[0]["rows"][0]["problem"] = {**others[0]["rows"][0]["problem"], "u": 3}
-    with pytest.raises(ValueError, match="different problems"):
-        readme.with_dense(*firsts, *others)
