@@ -317,11 +317,7 @@ SECTIONS: dict[tuple[str, str], tuple[Part, ...]] = {
     ("docs/evaluation.md", "gemma stream"): ((SMALL_STREAMS, edited_stream),),
     ("docs/evaluation.md", "pipeline"): ((("pipeline.json",), pipeline),),
     ("docs/evaluation.md", "batch sizes"): ((("profile_sweep_u.json",), batch_sizes),),
-    ("docs/profile.md", "update"): (
-        (SHAPES, shapes),
-        (("profile_history.json",), history),
-        (("stream.json",), stream),
-    ),
+    ("docs/profile.md", "update"): ((SHAPES, shapes), (("profile_history.json",), history), (("stream.json",), stream)),
     ("docs/profile.md", "append"): ((("qr.json",), append),),
     ("docs/profile.md", "engines"): ((("engines.json",), engines),),
     ("docs/cuda.md", "accesses"): ((("accesses.json",), partial(accesses, backend="cuda")),),
